@@ -1,0 +1,130 @@
+"""What is settled before the command line is parsed: which checkpoint, and in which order settings overrule each other."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from project.errors import UserError
+from project.runs import ALIASES, find_checkpoint
+
+CONFIG_FLAGS = ("--config", "-c")
+GROUPS = ("--data", "--model", "--trainer")  # --trainer configs/trainer/ddp.yaml: a config for one part
+FROM_MODEL = {"class_names": "class_names", "image_size": "image_size", "in_channels": "channels", "resize": "resize"}
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Divide the command line into config files and single options, so that options overrule files wherever they stand."""
+    files: list[str] = []
+    options: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag = argument.split("=", 1)[0]
+        if flag not in CONFIG_FLAGS + GROUPS:
+            options.append(argument)
+        elif "=" in argument:
+            files.append(argument)
+        else:
+            files += [argument, *([value] if (value := next(rest, None)) is not None else [])]
+    return files, options
+
+
+def option(name: str, files: list[str], options: list[str]) -> str | None:
+    """The value of a top-level option, from the command line or else from the config files."""
+    for position in range(len(options) - 1, -1, -1):
+        flag, _, value = options[position].partition("=")
+        if flag == f"--{name}":
+            return value or (options[position + 1] if position + 1 < len(options) else None)
+    for path in reversed(config_files(files)):
+        value: Any = read_config(path)
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            return str(value)
+    return None
+
+
+def config_files(files: list[str]) -> list[Path]:
+    """The paths given with --config."""
+    joined = [file for file in files if file.startswith(tuple(f"{flag}=" for flag in CONFIG_FLAGS))]
+    separate = [value for flag, value in zip(files, files[1:], strict=False) if flag in CONFIG_FLAGS]
+    return [Path(path).expanduser() for path in [*(file.split("=", 1)[1] for file in joined), *separate]]
+
+
+def read_config(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: when it is missing or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        raise UserError(f"--config: {path} is no valid YAML at {where}: {getattr(error, 'problem', error)}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, its tensors left on disk until they are used.
+
+    Raises:
+        UserError: when it is none.
+    """
+    try:
+        checkpoint = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except Exception as error:  # torch has a different one for each kind of damage
+        raise UserError(f"ckpt_path: {path} is no checkpoint, or a damaged one") from error
+    if not isinstance(checkpoint, dict) or not {"config", "hyper_parameters"} <= set(checkpoint):
+        raise UserError(f"ckpt_path: {path} was not written by python -m project fit, so it does not say what model it holds")
+    return checkpoint
+
+
+def checkpoint_config(checkpoint: dict[str, Any], command: str) -> dict[str, Any]:
+    """The settings that a command takes from a checkpoint: all of them to go on training, else the model and its data.
+
+    The model's classes, image size, channels and resizing come from the checkpoint, never from the images at hand.
+    """
+    config = yaml.safe_load(checkpoint["config"])
+    hyper = checkpoint["hyper_parameters"]
+    config["data"] |= {data: hyper[model] for model, data in FROM_MODEL.items()}
+    if command == "fit":
+        return config
+    if command == "predict":  # other images than the ones it was trained on
+        config["data"] |= {"root": None}
+    return {"data": config["data"], "model": config["model"]}
+
+
+def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None, dict[str, Any]]:
+    """Order the arguments of a command: checkpoint < config files < command line, with the checkpoint's alias resolved.
+
+    Args:
+        command: fit, validate, test or predict.
+        arguments: The command line after the command.
+
+    Returns:
+        The new arguments, the checkpoint's path, and the checkpoint; None and {} without one.
+
+    Raises:
+        UserError: when a checkpoint is needed and not given, or not to be had.
+    """
+    files, options = split_arguments(arguments)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return arguments, None, {}
+    name = option("ckpt_path", files, options)
+    if name is None or name in ("null", "None"):
+        if command != "fit":
+            raise UserError(f"{command} needs a trained model: --ckpt_path best, --ckpt_path last, or the path of a checkpoint")
+        return [*files, *options], None, {}
+    root = option("trainer.default_root_dir", files, options) or "runs"
+    path = find_checkpoint(name, Path(root).expanduser())
+    checkpoint = load_checkpoint(path)
+    config = checkpoint_config(checkpoint, command)
+    inline = yaml.safe_dump(config, default_flow_style=True, width=1_000_000_000)
+    return ["--config", inline, *files, *options, f"--ckpt_path={path}"], path, checkpoint
+
+
+__all__ = ["ALIASES", "arrange", "read_config"]

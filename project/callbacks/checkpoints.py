@@ -1,0 +1,74 @@
+"""best.ckpt and last.ckpt of a run."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from project.errors import UserError
+
+
+class BestAndLast(Checkpoint):
+    """Saves last.ckpt after every epoch and on any interruption, and best.ckpt when the monitored metric improves.
+
+    Lightning calls a `Checkpoint` after all other callbacks of the epoch's end, when its metrics are complete.
+    """
+
+    def __init__(self, monitor: str = "val/acc", mode: Literal["max", "min"] = "max") -> None:
+        """
+        Args:
+            monitor: The metric by which the best epoch is chosen, as it is logged; without validation there is no best.
+            mode: Whether more (max) or less (min) of it is better.
+        """
+        self.monitor, self.mode = monitor, mode
+        self.folder: Path | None = None  # set by the run folder; None saves nothing
+        self.best_score: float | None = None
+        self.best_metrics: dict[str, float] = {}
+        self._saved_step = -1
+
+    @property
+    def best_path(self) -> Path | None:
+        return self.folder / "best.ckpt" if self.folder and self.best_score is not None else None
+
+    @property
+    def last_path(self) -> Path | None:
+        return self.folder / "last.ckpt" if self.folder and (self.folder / "last.ckpt").is_file() else None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.folder is None:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        validated = any(name.startswith("val/") for name in metrics)
+        if validated and self.monitor not in metrics:
+            raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} is logged; there are {', '.join(sorted(metrics))}")
+        if validated and self._improves(metrics[self.monitor]):
+            self.best_score = metrics[self.monitor]
+            self.best_metrics = {"epoch": float(trainer.current_epoch), **metrics}
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        self._save_last(trainer)
+
+    def _improves(self, score: float) -> bool:
+        if math.isnan(score):
+            return self.best_score is None
+        if self.best_score is None or math.isnan(self.best_score):
+            return True
+        return score > self.best_score if self.mode == "max" else score < self.best_score
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ctrl-C, SIGTERM or an error: keep what has been learnt since the last save."""
+        new = trainer.global_step > max(0, self._saved_step)
+        if self.folder is not None and trainer.training and new and trainer.world_size == 1:
+            self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_metrics": self.best_metrics, "monitor": self.monitor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["monitor"] == self.monitor:  # with another metric the comparison starts anew
+            self.best_score, self.best_metrics = state["best_score"], state["best_metrics"]

@@ -1,0 +1,192 @@
+"""The folder of a run: configuration, split, versions, checkpoints, TensorBoard events and metrics.json in one place."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from project.callbacks.checkpoints import BestAndLast
+from project.callbacks.outcome import fit_words, stop_words, test_words
+from project.data.split import save_split
+from project.runs import CHECKPOINTS, mark_latest, new_run, run_of
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy", "pillow")
+FINAL = ("val/acc", "val/loss")  # of the best epoch, shown in TensorBoard's hparams tab as final/...
+
+
+class RunFolder(L.Callback):
+    """Makes runs/<name>/version_N when a fit starts, and records there what ran and what came out."""
+
+    def __init__(self, root: str, name: str, config: str, checkpoint: Path | None, tensorboard: bool) -> None:
+        """
+        Args:
+            root: Folder of all runs.
+            name: Of the configuration.
+            config: The full configuration, as YAML.
+            checkpoint: The one that is loaded: a fit goes on in its run, a test adds its result there.
+            tensorboard: Whether to write TensorBoard events into the run.
+        """
+        self.root, self.name, self.config = Path(root), name, config
+        self.checkpoint, self.tensorboard = checkpoint, tensorboard
+        self.run = run_of(checkpoint) if checkpoint else None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        if trainer.is_global_zero and self.run is None:
+            self.run = new_run(self.root, self.name)
+        self.run = trainer.strategy.broadcast(self.run)
+        for callback in trainer.callbacks:
+            if isinstance(callback, BestAndLast):
+                callback.folder = self.run / CHECKPOINTS
+        if trainer.is_global_zero:
+            (self.run / CHECKPOINTS).mkdir(exist_ok=True)
+            (self.run / "config.yaml").write_text(self.config)
+            data = trainer.datamodule
+            save_split(self.run / "split.csv", data.source.samples, data.splits)
+            (self.run / "run.json").write_text(json.dumps(self._record(trainer), indent=2) + "\n")
+        if self.tensorboard:
+            trainer.logger = TensorBoardLogger(
+                self.run.parent, name="", version=self.run.name, default_hp_metric=False, **self._purge(trainer)
+            )
+
+    def _purge(self, trainer: L.Trainer) -> dict[str, int]:
+        """A resumed run repeats the steps after its checkpoint: TensorBoard is to forget what it saw of them."""
+        return {"purge_step": trainer.resumed_step + 1} if trainer.resumed_step is not None else {}
+
+    def _record(self, trainer: L.Trainer) -> dict[str, Any]:
+        data = trainer.datamodule
+        return {
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "seed": data.seed,
+            "split": {"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
+            "images_left_out": dict(data.bad),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "git": _git(),
+        }
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        mark_latest(self.run, self.root)
+        flat = flatten(yaml.safe_load(self.config))
+        for logger in trainer.loggers:
+            if self.tensorboard and isinstance(logger, TensorBoardLogger):
+                self._write_hparams(logger.experiment, flat)
+            else:
+                logger.log_hyperparams(flat)
+            if bad := trainer.datamodule.bad:
+                logger.log_metrics({"data/images_left_out": len(bad)}, step=trainer.global_step)
+
+    def _write_hparams(self, writer: SummaryWriter, flat: dict[str, Any]) -> None:
+        """Announce the hyperparameters and the names of the results; the results come later, as ordinary scalars."""
+        names = [*(f"final/{name}" for name in FINAL), "test/acc", "test/loss"]
+        for summary in hparams(flat, dict.fromkeys(names, 0.0)):
+            writer.file_writer.add_summary(summary)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        metrics, _ = self._outcome(trainer)
+        self._save_metrics(metrics)
+        if self.tensorboard and trainer.logger is not None:
+            final = {f"final/{name}": metrics[name] for name in FINAL if name in metrics}
+            trainer.logger.log_metrics(final, step=trainer.global_step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.run is not None and not trainer.fast_dev_run and trainer.is_global_zero:
+            print(fit_words(*self._outcome(trainer), self.run, self.root), flush=True)
+
+    def _outcome(self, trainer: L.Trainer) -> tuple[dict[str, float], BestAndLast | None]:
+        """The metrics of the best epoch (of the last, without validation), and what saved the checkpoints."""
+        saved = next((callback for callback in trainer.callbacks if isinstance(callback, BestAndLast)), None)
+        if saved and saved.best_metrics:
+            return saved.best_metrics, saved
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {"epoch": float(trainer.current_epoch - 1), **metrics}, saved
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.run is not None and trainer.is_global_zero and trainer.state.fn == "fit":
+            _, saved = self._outcome(trainer)
+            print(stop_words(exception, saved.last_path if saved else None), flush=True)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        chosen = self._validated()
+        print(test_words(metrics, chosen, pl_module.class_names, self.checkpoint), flush=True)
+        if self.run is None or trainer.fast_dev_run:
+            return
+        self._save_metrics(metrics)
+        if any(self.run.glob("events.out.tfevents.*")):
+            with SummaryWriter(self.run) as writer:
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, int(chosen.get("epoch", 0)))
+        print(f"Added to {self.run / 'metrics.json'}.")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            print(test_words({}, metrics, pl_module.class_names, self.checkpoint), flush=True)
+
+    def _validated(self) -> dict[str, float]:
+        """What validation said of the run's best epoch, when the best checkpoint is the one at hand."""
+        if self.run is None or not (self.run / "metrics.json").is_file():
+            return {}
+        known = json.loads((self.run / "metrics.json").read_text())
+        return {name: value for name, value in known.items() if not name.startswith("test/")}
+
+    def _save_metrics(self, metrics: dict[str, float]) -> None:
+        """Merge into metrics.json."""
+        path = self.run / "metrics.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(known | metrics, indent=2) + "\n")
+        draft.replace(path)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> {"model.lr": 0.1, ...}: plain values, without what is null."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and whether files differ from it; None outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(dirty.stdout.strip())}

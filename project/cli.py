@@ -1,0 +1,157 @@
+"""The command line: LightningCLI with our order of precedence, one-line errors and a quiet start (card C5)."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from project.arguments import arrange, config_files, split_arguments
+from project.callbacks import BestAndLast, EpochLine, RunFolder, StartTable, StepSeed, TerminalBar
+from project.classifier import ImageClassifier
+from project.data import ImageDataModule
+from project.errors import UserError
+from project.trainer import Trainer
+
+LINKS = {  # the data says these, the model follows; a key of the model that is linked cannot be given
+    "data.class_names": "model.class_names",
+    "data.image_size": "model.image_size",
+    "data.channels": "model.in_channels",
+    "data.resize": "model.resize",
+}
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one line instead of sixty."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(one_line(message, self)) from ex
+
+
+def one_line(message: str, parser: LightningArgumentParser) -> str:
+    """jsonargparse's message, shortened to the key, what is wrong, and the nearest key when it is misspelt."""
+    text = " ".join(message.split())
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    text = re.sub(r"Type typing\.Callable\[.*?\] expects a function or a callable class: ", "", text)
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    text = re.sub(r" Got value: Namespace\(.*", "", text)
+    return text
+
+
+class CLI(LightningCLI):
+    """`python -m project fit|validate|test|predict`."""
+
+    def __init__(self, command: str | None, arguments: list[str]) -> None:
+        self.checkpoint_path: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        self.run_name = run_name(arguments)
+        if command is not None:
+            arguments, self.checkpoint_path, self.checkpoint = arrange(command, arguments)
+            arguments = [command, *arguments]
+        super().__init__(
+            model_class=ImageClassifier,
+            datamodule_class=ImageDataModule,
+            trainer_class=Trainer,
+            parser_class=OneLineParser,
+            parser_kwargs={"allow_abbrev": False},
+            save_config_callback=None,  # the run folder saves it
+            seed_everything_default=0,
+            trainer_defaults={
+                "default_root_dir": "runs",
+                "use_distributed_sampler": False,  # our batches are shared out already, each image once
+                "num_sanity_val_steps": 0,  # the images have been checked
+                "enable_model_summary": False,  # the table at the start says it shorter
+                "log_every_n_steps": 10,  # small data sets have few steps
+            },
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for source, target in LINKS.items():
+            parser.link_arguments(source, target, apply_on="instantiate")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.set_defaults({"verbose": False} if "verbose" in parser.get_defaults() else {})
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: `arrange` has put the checkpoint's settings below the config's and the command line's, not above."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the callbacks that every command has."""
+        config = self.config_init[self.subcommand]["trainer"]
+        own_logger = config["logger"] in (None, True)
+        callbacks = [
+            RunFolder(config["default_root_dir"], self.run_name, self._full_config(), self.checkpoint_path, own_logger),
+            StartTable(),
+            EpochLine(),
+            StepSeed(self.datamodule.seed),
+        ]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(TerminalBar())
+        trainer_config = {**config, **kwargs, "logger": False if own_logger else config["logger"]}
+        if self.subcommand == "fit" and config["enable_checkpointing"] is not False:
+            callbacks.append(self.config_init[self.subcommand]["checkpoint"])
+        else:
+            trainer_config["enable_checkpointing"] = False
+        trainer = self._instantiate_trainer(trainer_config, callbacks)
+        trainer.resumed_step = self.checkpoint.get("global_step")
+        return trainer
+
+    def _full_config(self) -> str:
+        """Every setting in force, as YAML that fit can read again; paths made absolute, so that it works from anywhere."""
+        config = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
+        config.pop("ckpt_path", None)
+        if config["data"]["root"] is not None:
+            config["data"]["root"] = os.path.abspath(os.path.expanduser(config["data"]["root"]))
+        return yaml.safe_dump(config, sort_keys=False)
+
+
+def run_name(arguments: list[str]) -> str:
+    """The name of the first config file without its ending; `fit` when there is none."""
+    paths = config_files(split_arguments(arguments)[0])
+    return paths[0].stem if paths else "fit"
+
+
+def quiet() -> None:
+    """Silence what the user cannot act on; warnings of the user's own code still show."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, or 2 after a mistake that the user can mend. PROJECT_TRACEBACK=1 shows where such a mistake was noticed.
+    """
+    quiet()
+    command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
+    try:
+        CLI(command, arguments[1:] if command else arguments)
+    except UserError as error:
+        if os.environ.get("PROJECT_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,123 @@
+"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from project.data.memory import FileImages, ImageFormat, Images, MemoryImages, fits_in_memory
+from project.data.sources import Sample, Source
+from project.data.transforms import resize_to, to_tensor
+from project.data.verify import Verdicts, survey
+from project.errors import UserError
+
+SHOWN = 20  # names in a message; a thousand of them would hide the sentence
+
+
+@dataclass
+class Loaded:
+    """The images of one split.
+
+    Attributes:
+        images: The data set.
+        digests: Position among all samples -> identity of the image's content.
+        bad: (key, why) of the images that cannot be read; they are left out.
+    """
+
+    images: Images
+    digests: dict[int, int]
+    bad: list[tuple[str, str]]
+
+    @property
+    def index(self) -> list[int]:
+        return list(self.digests)
+
+    def identities(self) -> Tensor:
+        """The identities of all images, int64, sorted, each once."""
+        return torch.tensor(sorted(set(self.digests.values())), dtype=torch.int64)
+
+
+def load(
+    source: Source,
+    rows: Sequence[int],
+    labels: Sequence[int],
+    image_format: ImageFormat,
+    in_memory: bool | None,
+    seed: int = 0,
+    area: tuple[float, float] | None = None,
+) -> Loaded:
+    """Survey the images, decode them into memory where wanted.
+
+    Args:
+        source: Where the images come from.
+        rows: Positions in `source.samples`.
+        labels: Class of each; -1 where it is not known.
+        image_format: What the images are brought to.
+        in_memory: Keep them decoded; None when they fit.
+        seed: Of the random crops.
+        area: Of random resized crops; they need the files, so nothing is kept in memory.
+
+    Raises:
+        UserError: when not one of the images can be read.
+    """
+    samples = [source.samples[i] for i in rows]
+    if area is not None:
+        in_memory = False
+    elif in_memory is None:
+        in_memory = fits_in_memory(len(rows), image_format)
+    image_size, channels, resize = image_format
+    pixels = torch.empty(len(rows) if in_memory else 0, channels, image_size, image_size, dtype=torch.uint8)
+
+    def keep(position: int, image: Image.Image) -> None:
+        pixels[position] = to_tensor(resize_to(image, image_size, resize))
+
+    verdicts = survey(source, samples, channels, Verdicts(_folder(source, samples)), keep if in_memory else None, image_size)
+    bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
+    good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
+    if not good:
+        raise UserError(describe_bad(bad))
+    index, kept_labels = [rows[i] for i in good], [labels[i] for i in good]
+    images: Images
+    if in_memory:
+        images = MemoryImages(pixels if not bad else pixels[good], index, kept_labels)
+    else:
+        images = FileImages(source, [samples[i] for i in good], index, kept_labels, image_format, seed, area)
+    return Loaded(images, {rows[i]: verdicts[i].digest for i in good}, bad)
+
+
+def _folder(source: Source, samples: Sequence[Sample]) -> str:
+    """What the remembered verdicts are filed under: the root of the files."""
+    path = source.path(samples[0]) if samples else None
+    return str(path)[: -len(samples[0].key)] if path else type(source).__name__
+
+
+def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
+    """The list of unreadable images, with the mend."""
+    listed = "".join(f"\n  {key}: {why}" for key, why in bad[:SHOWN])
+    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+    return f"{count} cannot be read: remove them, or leave them out with --data.on_bad_image skip{listed}{more}"
+
+
+def common_size(source: Source, samples: Sequence[Sample]) -> int:
+    """A size for the images: the median of the shorter sides of up to 500 of them, in steps of 32 above 64, at most 224.
+
+    224 is what the classic ImageNet networks were made for; larger sizes are a decision about memory and time (advice A8).
+    """
+    sides = []
+    for sample in samples[:: max(1, len(samples) // 500)]:
+        path = source.path(sample)
+        if path is None:
+            sides.append(min(source.content(sample).shape[:2]))  # pixels of a source in memory: (H, W, ...)
+            continue
+        try:
+            with Image.open(path) as image:  # reads the header only
+                sides.append(min(image.size))
+        except Exception:  # noqa: S112  damaged: the survey will name it
+            continue
+    if not sides:
+        return 224
+    median = sorted(sides)[len(sides) // 2]
+    return median if median <= 64 else min(224, round(median / 32) * 32)

@@ -1,0 +1,118 @@
+"""Batches in an order that is a function of (seed, epoch) alone, so that a run can be resumed in the middle of an epoch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from project.data.memory import INDEX_LIMIT, Batch, Images, Request
+
+
+class EpochBatches:
+    """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
+
+    In training every rank gets equally many images (the last few of the order are drawn twice where it does not come out even,
+    as DDP needs); in evaluation each image comes exactly once, on one rank.
+    """
+
+    def __init__(
+        self,
+        index: Sequence[int],
+        batch_size: int,
+        train: bool,
+        seed: int = 0,
+        weights: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            index: The images, by their position among all samples.
+            batch_size: Images in a batch, on one device.
+            train: Shuffle each epoch, and leave out a last batch of a single image, which batch norm cannot take.
+            seed: Of the order.
+            weights: Draw with replacement, in proportion to these (one for each of `index`).
+            rank: This process.
+            world_size: Number of processes.
+        """
+        self.index = torch.tensor(index, dtype=torch.int64)
+        self.batch_size, self.train, self.seed, self.weights = batch_size, train, seed, weights
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.start = 0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
+        self.sampler = self  # Lightning looks here for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _mine(self) -> int:
+        """Images of this rank."""
+        if self.train:
+            return -(-len(self.index) // self.world_size)
+        return len(range(self.rank, len(self.index), self.world_size))
+
+    def __len__(self) -> int:
+        full, rest = divmod(self._mine(), self.batch_size)
+        return full + (rest > (1 if self.train and full else 0))
+
+    def _order(self) -> list[int]:
+        if not self.train:
+            return self.index[self.rank :: self.world_size].tolist()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.weights is None:
+            keys = self.index[torch.randperm(len(self.index), generator=generator)].tolist()
+        else:
+            drawn = torch.multinomial(self.weights, len(self.index), replacement=True, generator=generator)
+            keys = self.index[drawn].tolist()
+        keys += keys[: -len(keys) % self.world_size]
+        return _count_repeats(keys)[self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        order, first, self.start = self._order(), self.start, 0
+        for batch in range(first, len(self)):
+            yield [(self.epoch, key) for key in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+def _count_repeats(keys: list[int]) -> list[int]:
+    """Mark the second, third... time an image comes in an epoch, so that it is augmented differently each time."""
+    seen: dict[int, int] = {}
+    marked = []
+    for key in keys:
+        seen[key] = times = seen.get(key, -1) + 1
+        marked.append(key + times * INDEX_LIMIT)
+    return marked
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader that knows how many batches of the epoch it has given, which Lightning stores in the checkpoint."""
+
+    def __init__(self, images: Images, batches: EpochBatches, num_workers: int, pin_memory: bool = False) -> None:
+        super().__init__(
+            dataset=images,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+        self.batches = batches
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._given = self.batches.start
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self._given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.
+        self.batches.start = state["given"] % len(self.batches)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
