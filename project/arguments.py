@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from project.errors import UserError
-from project.runs import ALIASES, find_checkpoint
+from project.runs import find_checkpoint
 
 CONFIG_FLAGS = ("--config", "-c")
 GROUPS = ("--data", "--model", "--trainer")  # --trainer configs/trainer/ddp.yaml: a config for one part
@@ -37,12 +37,25 @@ def option(name: str, files: list[str], options: list[str]) -> str | None:
         if flag == f"--{name}":
             return value or (options[position + 1] if position + 1 < len(options) else None)
     for path in reversed(config_files(files)):
-        value: Any = read_config(path)
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
+        if (value := _look_up(path, name)) is not None:
             return str(value)
     return None
+
+
+def given(name: str, arguments: list[str]) -> Path | None:
+    """The config file that sets a key, if one does."""
+    files, _ = split_arguments(arguments)
+    return next((path for path in config_files(files) if _look_up(path, name) is not None), None)
+
+
+def _look_up(path: Path, name: str) -> Any:
+    """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/digits.yaml)."""
+    value = read_config(path)
+    for key in name.split("."):
+        if isinstance(value, str) and (part := path.parent / value).is_file():
+            value = read_config(part)
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def config_files(files: list[str]) -> list[Path]:
@@ -125,6 +138,3 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
     config = checkpoint_config(checkpoint, command)
     inline = yaml.safe_dump(config, default_flow_style=True, width=1_000_000_000)
     return ["--config", inline, *files, *options, f"--ckpt_path={path}"], path, checkpoint
-
-
-__all__ = ["ALIASES", "arrange", "read_config"]

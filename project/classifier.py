@@ -105,7 +105,9 @@ class ImageClassifier(L.LightningModule):
         }
         if self.num_classes > 5:  # with five classes or fewer it would always be 1
             metrics["acc_top5"] = self._accuracy(top_k=5)
-        return MetricCollection(metrics, prefix=prefix)
+        # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5 often do.
+        groups = [["f1_macro", "acc_class"], *([name] for name in metrics if name in ("acc", "acc_top5"))]
+        return MetricCollection(metrics, prefix=prefix, compute_groups=groups)
 
     def setup(self, stage: str) -> None:
         """Take the class counts from the data module, where the loss is to be balanced."""

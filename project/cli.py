@@ -2,21 +2,20 @@
 
 import logging
 import os
-import re
 import sys
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from project.arguments import arrange, config_files, split_arguments
+from project.arguments import arrange, config_files, given, split_arguments
 from project.callbacks import BestAndLast, EpochLine, RunFolder, StartTable, StepSeed, TerminalBar
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
+from project.messages import one_line
 from project.trainer import Trainer
 
 LINKS = {  # the data says these, the model follows; a key of the model that is linked cannot be given
@@ -31,17 +30,15 @@ class OneLineParser(LightningArgumentParser):
     """A parser whose errors are one line instead of sixty."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message, self)) from ex
+        raise UserError(one_line(message, self._keys())) from ex
 
-
-def one_line(message: str, parser: LightningArgumentParser) -> str:
-    """jsonargparse's message, shortened to the key, what is wrong, and the nearest key when it is misspelt."""
-    text = " ".join(message.split())
-    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    text = re.sub(r"Type typing\.Callable\[.*?\] expects a function or a callable class: ", "", text)
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
-    text = re.sub(r" Got value: Namespace\(.*", "", text)
-    return text
+    def _keys(self) -> list[str]:
+        """All keys of this parser and its commands'."""
+        keys = [action.dest for action in self._actions]
+        for action in self._actions:
+            for command in action.choices.values() if isinstance(action.choices, dict) else ():
+                keys += [other.dest for other in command._actions]
+        return keys
 
 
 class CLI(LightningCLI):
@@ -51,6 +48,9 @@ class CLI(LightningCLI):
         self.checkpoint_path: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         self.run_name = run_name(arguments)
+        for source, target in LINKS.items():
+            if path := given(target, arguments):
+                raise UserError(f"{target} follows the data: set {source} instead (in {path})")
         if command is not None:
             arguments, self.checkpoint_path, self.checkpoint = arrange(command, arguments)
             arguments = [command, *arguments]
@@ -77,7 +77,6 @@ class CLI(LightningCLI):
         for source, target in LINKS.items():
             parser.link_arguments(source, target, apply_on="instantiate")
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
-        parser.set_defaults({"verbose": False} if "verbose" in parser.get_defaults() else {})
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: `arrange` has put the checkpoint's settings below the config's and the command line's, not above."""
@@ -93,7 +92,14 @@ class CLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         own_logger = config["logger"] in (None, True)
         callbacks = [
-            RunFolder(config["default_root_dir"], self.run_name, self._full_config(), self.checkpoint_path, own_logger),
+            RunFolder(
+                config["default_root_dir"],
+                self.run_name,
+                self._full_config(),
+                own_logger,
+                self.checkpoint_path,
+                self.checkpoint.get("callbacks", {}).get("BestAndLast", {}).get("metrics"),
+            ),
             StartTable(),
             EpochLine(),
             StepSeed(self.datamodule.seed),
@@ -130,10 +136,9 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
         ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
         ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
         ".*LightningCLI's args parameter is intended.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -26,8 +26,10 @@ def new_run(root: Path, name: str) -> Path:
 
 def mark_latest(run: Path, root: Path) -> None:
     """Make `best` and `last` mean this run's."""
+    root.mkdir(parents=True, exist_ok=True)
     draft = root / f".{LATEST}"
-    draft.write_text(run.relative_to(root).as_posix() + "\n" if run.is_relative_to(root) else f"{run.resolve()}\n")
+    run, top = run.resolve(), root.resolve()
+    draft.write_text(f"{run.relative_to(top).as_posix() if run.is_relative_to(top) else run}\n")  # relative: runs may be moved
     draft.replace(root / LATEST)
 
 
@@ -68,5 +70,8 @@ def find_checkpoint(name: str, root: Path) -> Path:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run that a checkpoint lies in, or None when it has been moved out of one."""
-    run = checkpoint.resolve().parent.parent
-    return run if checkpoint.resolve().parent.name == CHECKPOINTS and (run / "config.yaml").is_file() else None
+    folder = checkpoint.absolute().parent
+    run = folder.parent
+    if folder.name != CHECKPOINTS or not (run / "config.yaml").is_file():
+        return None
+    return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run

@@ -25,7 +25,8 @@ class BestAndLast(Checkpoint):
         self.monitor, self.mode = monitor, mode
         self.folder: Path | None = None  # set by the run folder; None saves nothing
         self.best_score: float | None = None
-        self.best_metrics: dict[str, float] = {}
+        self.best_metrics: dict[str, float] = {}  # of the best epoch
+        self.metrics: dict[str, float] = {}  # of the weights being saved, when they have been validated
         self._saved_step = -1
 
     @property
@@ -40,12 +41,13 @@ class BestAndLast(Checkpoint):
         if self.folder is None:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = self.metrics = {"epoch": float(trainer.current_epoch), **metrics}
         validated = any(name.startswith("val/") for name in metrics)
         if validated and self.monitor not in metrics:
             raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} is logged; there are {', '.join(sorted(metrics))}")
         if validated and self._improves(metrics[self.monitor]):
             self.best_score = metrics[self.monitor]
-            self.best_metrics = {"epoch": float(trainer.current_epoch), **metrics}
+            self.best_metrics = metrics
             trainer.save_checkpoint(self.folder / "best.ckpt")
         self._save_last(trainer)
 
@@ -64,11 +66,13 @@ class BestAndLast(Checkpoint):
         """Ctrl-C, SIGTERM or an error: keep what has been learnt since the last save."""
         new = trainer.global_step > max(0, self._saved_step)
         if self.folder is not None and trainer.training and new and trainer.world_size == 1:
+            self.metrics = {}  # they are an earlier epoch's
             self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_metrics": self.best_metrics, "monitor": self.monitor}
+        names = ("monitor", "mode", "best_score", "best_metrics", "metrics")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["monitor"] == self.monitor:  # with another metric the comparison starts anew
+        if (state["monitor"], state["mode"]) == (self.monitor, self.mode):  # with another metric the comparison starts anew
             self.best_score, self.best_metrics = state["best_score"], state["best_metrics"]

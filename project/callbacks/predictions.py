@@ -2,13 +2,11 @@
 
 import csv
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from project.errors import UserError
@@ -16,11 +14,10 @@ from project.errors import UserError
 TOP = 5  # predictions named for each image
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(L.Callback):
     """path, class, probability, then the second to fifth guess; in the order of the paths, whatever the number of devices."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(write_interval="batch")
         self.path = Path(path).expanduser()
         if self.path.is_dir():
             raise UserError(f"out: {self.path} is a folder; give a file, for example --out predictions.csv")
@@ -30,12 +27,11 @@ class PredictionWriter(BasePredictionWriter):
         self._probability: list[Tensor] = []
         self._class: list[Tensor] = []
 
-    def write_on_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, batch_indices: Sequence[int] | None,
-        batch: Any, batch_idx: int, dataloader_idx: int,
-    ) -> None:  # fmt: skip
-        best = prediction["probabilities"].topk(min(TOP, prediction["probabilities"].shape[1]), dim=1)
-        self._index.append(prediction["index"].cpu())
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        best = outputs["probabilities"].topk(min(TOP, outputs["probabilities"].shape[1]), dim=1)
+        self._index.append(outputs["index"].cpu())
         self._probability.append(best.values.cpu())
         self._class.append(best.indices.cpu())
 

@@ -27,17 +27,26 @@ FINAL = ("val/acc", "val/loss")  # of the best epoch, shown in TensorBoard's hpa
 class RunFolder(L.Callback):
     """Makes runs/<name>/version_N when a fit starts, and records there what ran and what came out."""
 
-    def __init__(self, root: str, name: str, config: str, checkpoint: Path | None, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        root: str,
+        name: str,
+        config: str,
+        tensorboard: bool,
+        checkpoint: Path | None = None,
+        validated: dict[str, float] | None = None,
+    ) -> None:
         """
         Args:
             root: Folder of all runs.
             name: Of the configuration.
             config: The full configuration, as YAML.
-            checkpoint: The one that is loaded: a fit goes on in its run, a test adds its result there.
             tensorboard: Whether to write TensorBoard events into the run.
+            checkpoint: The one that is loaded: a fit goes on in its run, a test adds its result there.
+            validated: The metrics that the checkpoint was saved with.
         """
         self.root, self.name, self.config = Path(root), name, config
-        self.checkpoint, self.tensorboard = checkpoint, tensorboard
+        self.checkpoint, self.tensorboard, self.validated = checkpoint, tensorboard, validated or {}
         self.run = run_of(checkpoint) if checkpoint else None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -56,7 +65,7 @@ class RunFolder(L.Callback):
             save_split(self.run / "split.csv", data.source.samples, data.splits)
             (self.run / "run.json").write_text(json.dumps(self._record(trainer), indent=2) + "\n")
         if self.tensorboard:
-            trainer.logger = TensorBoardLogger(
+            trainer.logger = _EventsOnly(
                 self.run.parent, name="", version=self.run.name, default_hp_metric=False, **self._purge(trainer)
             )
 
@@ -128,28 +137,21 @@ class RunFolder(L.Callback):
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        chosen = self._validated()
-        print(test_words(metrics, chosen, pl_module.class_names, self.checkpoint), flush=True)
+        print(test_words(metrics, self.validated, pl_module.class_names, self.checkpoint), flush=True)
         if self.run is None or trainer.fast_dev_run:
             return
-        self._save_metrics(metrics)
+        epoch = {"test/epoch": self.validated["epoch"]} if self.validated else {}
+        self._save_metrics(epoch | metrics)
         if any(self.run.glob("events.out.tfevents.*")):
             with SummaryWriter(self.run) as writer:
                 for name, value in metrics.items():
-                    writer.add_scalar(name, value, int(chosen.get("epoch", 0)))
+                    writer.add_scalar(name, value, trainer.resumed_step)
         print(f"Added to {self.run / 'metrics.json'}.")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             print(test_words({}, metrics, pl_module.class_names, self.checkpoint), flush=True)
-
-    def _validated(self) -> dict[str, float]:
-        """What validation said of the run's best epoch, when the best checkpoint is the one at hand."""
-        if self.run is None or not (self.run / "metrics.json").is_file():
-            return {}
-        known = json.loads((self.run / "metrics.json").read_text())
-        return {name: value for name, value in known.items() if not name.startswith("test/")}
 
     def _save_metrics(self, metrics: dict[str, float]) -> None:
         """Merge into metrics.json."""
@@ -158,6 +160,13 @@ class RunFolder(L.Callback):
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(known | metrics, indent=2) + "\n")
         draft.replace(path)
+
+
+class _EventsOnly(TensorBoardLogger):
+    """Without Lightning's hparams.yaml, which would be an empty file beside our config.yaml."""
+
+    def save(self) -> None:
+        return
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,7 +42,6 @@ class EpochBatches:
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
-        self.sampler = self  # Lightning looks here for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -85,11 +84,14 @@ def _count_repeats(keys: list[int]) -> list[int]:
     return marked
 
 
-class ResumableLoader(DataLoader):
-    """A DataLoader that knows how many batches of the epoch it has given, which Lightning stores in the checkpoint."""
+class ResumableLoader:
+    """A DataLoader that knows how many batches of the epoch it has given, which Lightning stores in the checkpoint.
+
+    It holds a DataLoader instead of being one, because Lightning takes those apart to put in samplers of its own.
+    """
 
     def __init__(self, images: Images, batches: EpochBatches, num_workers: int, pin_memory: bool = False) -> None:
-        super().__init__(
+        self._loader = DataLoader(
             dataset=images,
             batch_sampler=batches,
             num_workers=num_workers,
@@ -98,11 +100,15 @@ class ResumableLoader(DataLoader):
             persistent_workers=num_workers > 0,
         )
         self.batches = batches
+        self.dataset, self.sampler, self.batch_sampler = images, batches, batches  # where Lightning looks, for set_epoch too
         self._given = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         self._given = self.batches.start
-        for batch in super().__iter__():
+        for batch in self._loader:
             self._given += 1
             yield batch
 

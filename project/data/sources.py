@@ -80,7 +80,7 @@ def existing(root: str | None, what: str) -> Path:
         UserError: when no root is given or nothing is there.
     """
     if root is None:
-        raise UserError(f"data.root is missing: say which {what} to use, for example --data.root ~/flowers")
+        raise UserError(f"data.root is missing: it has to be {what}, for example --data.root ~/flowers")
     path = Path(root).expanduser()
     if not path.exists():
         raise UserError(f"data.root: there is no {path}; it has to be {what}")

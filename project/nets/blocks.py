@@ -1,0 +1,150 @@
+"""What the networks share: the conv-BN-ReLU block, weight initialisation, pooling and the checks of arguments."""
+
+import math
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+InitScheme = Literal["default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform"]
+Pooling = Literal["avg", "max"]
+
+_INIT = {
+    "xavier_normal": nn.init.xavier_normal_,
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "kaiming_normal": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "kaiming_uniform": partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="relu"),
+}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+_HEAD_STD = 0.01
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU: the norm's shift does the work of a bias.
+
+    The zero padding `dilation * (kernel_size - 1) // 2` keeps height and width at stride 1 (so a 3x3 kernel pads by its
+    dilation), and stride s gives `ceil(size / s)`. Submodules: `conv`, `norm`, `act`.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        kernel_size: Side of the kernel in pixels; odd.
+        stride: Step of the kernel in pixels.
+        dilation: Distance between neighbouring taps of the kernel in pixels.
+        groups: Number of independent convolutions side by side; divides both channel counts.
+        act: False leaves the ReLU off, as before a residual sum.
+
+    Raises:
+        ValueError: kernel_size is even, a number is not positive, or groups does not divide the channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
+        super().__init__()
+        check_positive(
+            in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups
+        )
+        check_odd("kernel_size", kernel_size)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups: {groups} does not divide {in_channels} input and {out_channels} output channels;"
+                f" use {math.gcd(in_channels, out_channels)} or a divisor of it"
+            )
+        padding = dilation * (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        if act:
+            self.act = nn.ReLU()
+
+
+def initialize(net: nn.Module, scheme: InitScheme) -> None:
+    """Draw the weights of a freshly built network anew, in place, from torch's global random state.
+
+    - `default`: PyTorch's own initialisation stays untouched.
+    - `xavier_*`: variance `2 / (fan_in + fan_out)` (Glorot and Bengio 2010, equations 12 and 16).
+    - `kaiming_*`: variance `2 / fan_out` (He et al. 2015, arXiv:1502.01852, equation 14: mode fan_out, ReLU).
+
+    Convolutions and linear layers get the scheme, fans counted within each group of a grouped convolution. The last
+    linear layer, the head, gets a normal distribution with standard deviation 0.01 under every scheme but `default`
+    (Goyal et al. 2017, arXiv:1706.02677, section 5.1): no ReLU follows it, its fan_out is the number of classes, and
+    small first logits start the loss near log(num_classes). Biases become 0, norms scale by 1 and shift by 0, except
+    that a norm which `zero_init` marked keeps scale 0. Any other parameter (class tokens, attention's packed
+    projections) stays as built.
+
+    Raises:
+        ValueError: the scheme has no such name.
+    """
+    check_choice("init", scheme, get_args(InitScheme))
+    if scheme == "default":
+        return
+    linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                if linears and module is linears[-1]:
+                    nn.init.normal_(module.weight, std=_HEAD_STD)
+                else:
+                    for group in module.weight.chunk(getattr(module, "groups", 1)):  # nn.init knows nothing of groups
+                        _INIT[scheme](group)
+            elif isinstance(module, _NORMS):
+                if module.weight is not None:
+                    nn.init.constant_(module.weight, 0.0 if getattr(module, "zero_initialized", False) else 1.0)
+            else:
+                continue
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def zero_init(norm: nn.BatchNorm2d) -> None:
+    """Set a norm's scale to 0, and mark the norm so that `initialize` keeps it there."""
+    nn.init.zeros_(norm.weight)
+    norm.zero_initialized = True
+
+
+def global_pool(pooling: Pooling) -> nn.Module:
+    """(N, C, H, W) -> (N, C, 1, 1) by mean or maximum."""
+    check_choice("pooling", pooling, get_args(Pooling))
+    return nn.AdaptiveAvgPool2d(1) if pooling == "avg" else nn.AdaptiveMaxPool2d(1)
+
+
+def check_positive(**named: int) -> None:
+    """Raise ValueError unless every number is a whole number of at least 1."""
+    for name, value in named.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: {value!r} is not a positive whole number; use 1 or more")
+
+
+def check_odd(name: str, value: int) -> None:
+    """Raise ValueError unless the kernel size is odd, so that its padding is the same on both sides."""
+    check_positive(**{name: value})
+    if value % 2 == 0:
+        raise ValueError(f"{name}: {value} is even, which no symmetric padding centres; use {value - 1} or {value + 1}")
+
+
+def check_widths(name: str, values: list[int], at_least: int = 1) -> None:
+    """Raise ValueError unless the list has `at_least` entries, all positive whole numbers."""
+    if len(values) < at_least:
+        raise ValueError(f"{name}: {list(values)} has {len(values)} entries; give at least {at_least}")
+    if any(not isinstance(value, int) or value < 1 for value in values):
+        raise ValueError(f"{name}: {list(values)} must hold positive whole numbers only; use 1 or more for each")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise ValueError unless the probability is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: {dropout} is not a probability below 1; use 0 (off) up to 0.9")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the choices; jsonargparse checks YAML, this checks Python callers."""
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(choices)}")
