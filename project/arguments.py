@@ -1,5 +1,6 @@
 """What is settled before the command line is parsed: which checkpoint, and in which order settings overrule each other."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _look_up(path: Path, name: str) -> Any:
 def config_files(files: list[str]) -> list[Path]:
     """The paths given with --config."""
     joined = [file for file in files if file.startswith(tuple(f"{flag}=" for flag in CONFIG_FLAGS))]
-    separate = [value for flag, value in zip(files, files[1:], strict=False) if flag in CONFIG_FLAGS]
+    separate = [value for flag, value in pairwise(files) if flag in CONFIG_FLAGS]
     return [Path(path).expanduser() for path in [*(file.split("=", 1)[1] for file in joined), *separate]]
 
 

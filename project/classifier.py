@@ -55,7 +55,7 @@ class ImageClassifier(L.LightningModule):
             resize: How images were brought to that size; kept for whoever uses the model. The data module gives it.
             mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes ImageNet's.
             std: Standard deviation of each channel, likewise.
-            init: First weights (advice A7): default (PyTorch's own), xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform.
+            init: First weights (A7): default (PyTorch's own), xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform.
             lr: The learning rate, for every optimizer. It is the rate at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, the rate excepted; null takes torch.optim.AdamW.
             schedule: How the rate changes: one of project.optim (stepped every step) or of torch.optim.lr_scheduler.
@@ -136,14 +136,12 @@ class ImageClassifier(L.LightningModule):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy; with class weights, the weighted mean."""
-        return nn.functional.cross_entropy(
-            logits.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
+        return nn.functional.cross_entropy(logits.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch["image"])
         loss = self.loss(logits, batch["label"])
-        # Metrics are updated here and logged once an epoch: a call of self.log in every step costs more than a small network's step.
+        # Metrics are updated here and logged once an epoch: self.log in every step would cost more than a small network's step.
         self.train_loss.update(loss.detach(), len(logits))
         self.train_acc.update(logits.detach(), batch["label"])
         if self.global_step % self.trainer.log_every_n_steps == 0:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from project.arguments import arrange, config_files, given, split_arguments
 from project.callbacks import BestAndLast, EpochLine, RunFolder, StartTable, StepSeed, TerminalBar
@@ -148,7 +149,8 @@ def main(arguments: list[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, or 2 after a mistake that the user can mend. PROJECT_TRACEBACK=1 shows where such a mistake was noticed.
+        The exit code: 0; 2 after a mistake that the user can mend (PROJECT_TRACEBACK=1 shows where it was noticed); 130 after
+        Ctrl-C and 143 after SIGTERM, as shells have it.
     """
     quiet()
     command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
@@ -159,4 +161,10 @@ def main(arguments: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except SIGTERMException:
+        return 143
+    except SystemExit as error:  # Lightning's, after it has ended a run in good order
+        return 130 if isinstance(error.__context__, KeyboardInterrupt) else int(error.code or 0)
     return 0

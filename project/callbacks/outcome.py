@@ -12,7 +12,9 @@ def fit_words(metrics: dict[str, float], saved: BestAndLast | None, run: Path, r
     best, last = (saved.best_path, saved.last_path) if saved else (None, None)
     lines = [""]
     if "val/acc" in metrics:
-        lines.append(f"Validation accuracy {metrics['val/acc']:.2%} (epoch {metrics['epoch'] + 1:.0f}, the best by {_monitor(saved)})")
+        lines.append(
+            f"Validation accuracy {metrics['val/acc']:.2%} (epoch {metrics['epoch'] + 1:.0f}, the best by {_monitor(saved)})"
+        )
     elif "train/loss" in metrics:
         lines.append(f"Training loss {metrics['train/loss']:.4f}; there was no validation, so the last epoch counts")
     if best or last:
@@ -39,7 +41,10 @@ def stop_words(exception: BaseException, last: Path | None) -> str:
 
 def test_words(test: dict[str, float], val: dict[str, float], class_names: list[str], checkpoint: Path | None) -> str:
     """After test or validate: validation beside test, and the classes that are hardest."""
-    lines = [f"{checkpoint or ''}", f"{'':15s}" + "".join(f"{name:>12s}" for name, part in (("validation", val), ("test", test)) if part)]
+    lines = [
+        f"{checkpoint or ''}",
+        f"{'':15s}" + "".join(f"{name:>12s}" for name, part in (("validation", val), ("test", test)) if part),
+    ]
     for key, title in TITLES.items():
         cells = [part[f"{name}/{key}"] for name, part in (("val", val), ("test", test)) if f"{name}/{key}" in part]
         if cells:

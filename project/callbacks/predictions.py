@@ -40,7 +40,7 @@ class PredictionWriter(L.Callback):
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(gathered, found)
-            found = [sum((part[i] for part in gathered), []) for i in range(3)]
+            found = [[value for part in gathered for value in part[i]] for i in range(3)]
         if trainer.is_global_zero:
             self._write(trainer.datamodule.source.samples, pl_module.class_names, *found)
             self._report(len(found[0]), trainer.datamodule.bad)

@@ -73,7 +73,9 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
             count = sum(p.numel() for p in group["params"])
             rate = group.get("initial_lr", group["lr"])  # a scheduler has already moved lr to its first step's
             title = f"{type(optimizer).__name__:10s}" if i == 0 else " " * 10
-            lines.append(f"{title} group {group['name']}: {count:,} parameters, rate {rate:g}, weight decay {group.get('weight_decay', 0):g}")
+            lines.append(
+                f"{title} group {group['name']}: {count:,} parameters, rate {rate:g}, weight decay {group.get('weight_decay', 0):g}"
+            )
     device = trainer.strategy.root_device.type
     lines.append(f"device     {trainer.world_size} x {device}, precision {trainer.precision}, {trainer.max_epochs} epochs")
     return lines

@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from project.callbacks.checkpoints import BestAndLast
 from project.callbacks.outcome import fit_words, stop_words, test_words
 from project.data.split import save_split
+from project.errors import UserError
 from project.runs import CHECKPOINTS, mark_latest, new_run, run_of
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy", "pillow")
@@ -129,7 +130,7 @@ class RunFolder(L.Callback):
         return {"epoch": float(trainer.current_epoch - 1), **metrics}, saved
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self.run is not None and trainer.is_global_zero and trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and trainer.is_global_zero and not isinstance(exception, UserError):
             _, saved = self._outcome(trainer)
             print(stop_words(exception, saved.last_path if saved else None), flush=True)
 

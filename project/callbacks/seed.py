@@ -13,9 +13,7 @@ class StepSeed(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         name = f"{self.seed}/{trainer.global_rank}/{trainer.current_epoch}/{batch_idx}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(seed)  # a tenth of the cost of torch.manual_seed, which visits every backend

@@ -50,11 +50,13 @@ class _Torchvision(Source):
         for split in ("train", "test"):
             try:
                 part = dataset(root, train=split == "train", download=download)
-            except RuntimeError as error:  # torchvision's word for files that are missing or damaged
+            except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:  # missing, damaged, or no network
                 place = f"{root}/{self.name}/raw" if "MNIST" in self.name else root
+                tried = " and could not be fetched" if download else ""
+                fetch = "" if download else ", or let it be fetched with --data.source.init_args.download true"
                 raise UserError(
-                    f"data.root: the files of {self.name} are missing or damaged: put the original archive, unpacked, into "
-                    f"{place}, or let it be fetched with --data.source.init_args.download true"
+                    f"data.root: the files of {self.name} are missing or damaged{tried}: put the original archive, unpacked, into "
+                    f"{place}{fetch}"
                 ) from error
             images = np.asarray(part.data)  # (N, H, W) or (N, H, W, 3), uint8
             self.class_names = [name.replace("/", "-") for name in part.classes]

@@ -1,5 +1,6 @@
 """Batches in an order that is a function of (seed, epoch) alone, so that a run can be resumed in the middle of an epoch."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class EpochBatches:
         else:
             drawn = torch.multinomial(self.weights, len(self.index), replacement=True, generator=generator)
             keys = self.index[drawn].tolist()
-        keys += keys[: -len(keys) % self.world_size]
+        missing = self._mine() * self.world_size - len(keys)
+        keys += itertools.islice(itertools.cycle(keys), missing)  # around more than once where ranks outnumber images
         return _count_repeats(keys)[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[list[Request]]:
@@ -117,7 +119,7 @@ class ResumableLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.
-        self.batches.start = state["given"] % len(self.batches)
+        self.batches.start = self._given = state["given"] % len(self.batches)
 
 
 def _as_it_is(batch: Batch) -> Batch:

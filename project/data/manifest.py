@@ -1,6 +1,7 @@
 """A table of images: for labels that live in a CSV file, and for groups that must not cross splits."""
 
 import csv
+from pathlib import Path
 
 from project.data.sources import SPLIT_FOLDERS, Sample, _Files, existing
 from project.errors import UserError
@@ -19,6 +20,15 @@ class Manifest(_Files):
         if table.is_dir():
             raise UserError(f"data.root: {table} is a folder; the source Manifest reads a CSV file path,label[,split][,group]")
         self.samples = []
+        try:
+            self._read(table)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{table} is no CSV file in UTF-8 ({error}); save the table as one") from error
+        if not self.samples:
+            raise UserError(f"{table}: no image is listed below the first line")
+        self.samples.sort(key=lambda sample: sample.key)
+
+    def _read(self, table: Path) -> None:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             columns = rows.fieldnames or []
@@ -28,12 +38,11 @@ class Manifest(_Files):
                 raise UserError(f"{table}: unknown column {sorted(unknown)[0]!r}; the columns are path,label[,split][,group]")
             for row in rows:
                 self._add(table, rows.line_num, row)
-        if not self.samples:
-            raise UserError(f"{table}: no image is listed below the first line")
-        self.samples.sort(key=lambda sample: sample.key)
 
-    def _add(self, table, line: int, row: dict[str, str | None]) -> None:
+    def _add(self, table: Path, line: int, row: dict[str, str | None]) -> None:
         where = f"{table}, line {line}"
+        if None in row:  # the csv module's name for what stands beyond the last column
+            raise UserError(f"{where}: more cells than columns; a name with a comma has to stand in quotes")
         name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
         split, group = (row.get("split") or "").strip(), (row.get("group") or "").strip()
         if not name or not label:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from project.data.augment import Augment, Augmentation
-from project.data.loader import EpochBatches, ResumableLoader
 from project.data.load import Loaded, common_size, describe_bad, load
+from project.data.loader import EpochBatches, ResumableLoader
 from project.data.memory import Batch, ImageFormat, MemoryImages
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
@@ -160,9 +160,7 @@ class ImageDataModule(L.LightningDataModule):
                 continue
             area = self.random_resized_crop if name == "train" else None
             rows = self.splits[name]
-            self.loaded[name] = load(
-                self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area
-            )
+            self.loaded[name] = load(self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area)
         if self.bad and self.on_bad_image == "error":
             raise UserError(describe_bad(self.bad))
 
@@ -214,7 +212,9 @@ class ImageDataModule(L.LightningDataModule):
                     f"{count} of the {len(part.index)} {name} images were used to train this model, for example {known}: a score on them "
                     "would flatter it; give images it has not seen (--data.root), or leave these out with --data.on_seen_image skip"
                 )
-            self._say(f"Left out {count} of the {len(part.index)} {name} images that the model was trained on, for example {known}.")
+            self._say(
+                f"Left out {count} of the {len(part.index)} {name} images that the model was trained on, for example {known}."
+            )
         return self._loader(name, fresh if not self.trainer.training else part.index)
 
     def _say(self, line: str) -> None:

@@ -13,7 +13,9 @@ from project.errors import UserError
 
 # Formats that Pillow decodes without further packages. Anything else in a folder (notes, labels, thumbs.db) is no image.
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .tga .jp2 .avif .ico".split()
+    f".{ending}"
+    for ending in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "gif", "tif", "tiff", "webp")
+    + ("ppm", "pgm", "pbm", "pnm", "tga", "jp2", "avif", "ico")
 )
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -88,8 +90,15 @@ def existing(root: str | None, what: str) -> Path:
 
 
 def key_of(path: Path, root: Path) -> str:
-    """Path relative to the root, in one spelling: macOS stores accents decomposed, the others composed."""
-    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+    """Path relative to the root, in one spelling: macOS stores accents decomposed, the others composed.
+
+    Raises:
+        UserError: for a name that is not UTF-8; it could be neither hashed nor written down the same everywhere.
+    """
+    name = path.relative_to(root).as_posix()
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # Python's stand-ins for bytes that are not UTF-8
+        raise UserError(f"data.root: the file name {os.fsencode(path)!r} is not UTF-8; rename the file")
+    return unicodedata.normalize("NFC", name)
 
 
 class _Files(Source):
@@ -97,6 +106,11 @@ class _Files(Source):
 
     def __init__(self) -> None:
         self._paths: dict[str, Path] = {}
+
+    def _put(self, key: str, path: Path) -> None:
+        if key in self._paths:
+            raise UserError(f"data.root: {key} is there twice, once with composed and once with decomposed accents; remove one")
+        self._paths[key] = path
 
     def path(self, sample: Sample) -> Path:
         return self._paths[sample.key]
@@ -117,7 +131,7 @@ class ImageFolder(_Files):
         folder = existing(root, "a folder with one sub-folder per class")
         if not folder.is_dir():
             raise UserError(f"data.root: {folder} is a file; it has to be a folder with one sub-folder per class")
-        names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))}
+        names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))}
         split_given = "train" in names and names <= set(SPLIT_FOLDERS)
         self.samples = []
         loose = 0
@@ -128,7 +142,7 @@ class ImageFolder(_Files):
                 loose += 1
                 continue
             split, label = (SPLIT_FOLDERS[parts[0]], parts[1]) if split_given else (None, parts[0])
-            self._paths[key] = path
+            self._put(key, path)
             self.samples.append(Sample(key, label, split))
         self.samples.sort(key=lambda sample: sample.key)
         if not self.samples:
@@ -148,7 +162,7 @@ class ImageFiles(_Files):
         folder = existing(root, "the folder, or the image, to predict")
         base = folder if folder.is_dir() else folder.parent
         for path in find_images(folder):
-            self._paths[key_of(path, base)] = path
+            self._put(key_of(path, base), path)
         self.samples = [Sample(key) for key in sorted(self._paths)]
         if not self.samples:
             raise UserError(f"data.root: no image found in {folder}; the known endings are {' '.join(sorted(EXTENSIONS))}")

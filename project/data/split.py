@@ -54,7 +54,9 @@ def split_samples(
     else:
         chosen = _held_out(samples, pool, order, val_size, "val_size") if not val and val_size > 0 and pool else set()
     val = sorted([*val, *chosen])
-    return {"train": [i for i in pool if i not in chosen], "val": val, "test": test}
+    splits = {"train": [i for i in pool if i not in chosen], "val": val, "test": test}
+    _check_groups(samples, splits)
+    return splits
 
 
 def _check(test_size: float, val_size: float, folds: int | None, fold: int) -> None:
@@ -66,6 +68,15 @@ def _check(test_size: float, val_size: float, folds: int | None, fold: int) -> N
         raise UserError(f"data.folds must be 2 or more, not {folds}")
     if not 0 <= fold < (folds or 1):
         raise UserError(f"data.fold must lie between 0 and {(folds or 1) - 1}, not {fold}; data.folds says how many there are")
+
+
+def _check_groups(samples: Sequence[Sample], splits: Splits) -> None:
+    """A group can only cross splits where the source gives a split to some of its images."""
+    home: dict[str, str] = {}
+    for name, rows in splits.items():
+        for group in filter(None, (samples[i].group for i in rows)):
+            if home.setdefault(group, name) != name:
+                raise UserError(f"group {group!r} is in {home[group]} and in {name}: give all of its images the same split")
 
 
 def _order(samples: Sequence[Sample], seed: int) -> Callable[[str], str]:
@@ -82,9 +93,7 @@ def _units(samples: Sequence[Sample], pool: list[int], order: Callable[[str], st
     return [units[name] for name in sorted(units, key=lambda name: order("/".join(name)))]
 
 
-def _held_out(
-    samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], size: float, key: str
-) -> set[int]:
+def _held_out(samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], size: float, key: str) -> set[int]:
     """The positions held out: per class the nearest whole number of images to `size`, at least one on either side."""
     counts = Counter(samples[i].label for i in pool)
     target = {label: _share(count, size) for label, count in counts.items()}
@@ -107,7 +116,7 @@ def _held_out(
     for label in counts:
         if not taken[label] or not left[label]:
             raise UserError(
-                f"class {label!r} cannot be split: its {counts[label]} images form too few groups; add groups, or set data.{key} to 0"
+                f"class {label!r} cannot be split: its {counts[label]} images form too few groups; add some, or set data.{key} to 0"
             )
     return chosen
 
@@ -116,9 +125,7 @@ def _share(count: int, size: float) -> int:
     return min(max(round(count * size), 1), count - 1)
 
 
-def _fold_of(
-    samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], folds: int, fold: int
-) -> set[int]:
+def _fold_of(samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], folds: int, fold: int) -> set[int]:
     """The positions of one fold. Every unit goes to the fold that has the fewest images of its classes so far."""
     counts = Counter(samples[i].label for i in pool)
     for label, count in counts.items():

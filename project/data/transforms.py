@@ -28,7 +28,7 @@ def check_format(image_size: int | None, channels: int, resize: str) -> None:
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
     """Decode to 8 bits with `channels` channels, upright.
 
-    Transparency is laid on white; 16-bit grey and floating point keep their brightness order; the first frame of an animation counts.
+    Transparency is laid on white; 16-bit grey and floating point keep their order of brightness. Of an animation the first frame counts.
 
     Args:
         content: Bytes of a file, or a uint8 array (H, W) or (H, W, C).
@@ -39,7 +39,7 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
         Exception: of any kind, when the content is damaged; Pillow's decoders have no common one.
     """
     if isinstance(content, np.ndarray):
-        return to_mode(Image.fromarray(content), channels)
+        return to_mode(Image.fromarray(content[..., 0] if content.shape[2:] == (1,) else content), channels)
     with Image.open(io.BytesIO(content)) as image:
         if hint is not None:
             image.draft(None, (2 * hint, 2 * hint))
@@ -52,18 +52,19 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     mode = MODES[channels]
-    if image.mode == mode:
+    if image.mode == mode == "RGBA":
         return image
-    if channels != 4 and (image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info):
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if channels != 4:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, palette: not all of them convert to grey or RGBA directly
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits by its high byte; 32-bit and floats by their range: up to 1, 255, 65535, or else their maximum."""
+    """16-bit grey to 8 bits by 255 / 65535; 32-bit and floats by their range: up to 1, 255, 65535, or else their maximum."""
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError("the image has values that are not numbers")

@@ -80,7 +80,7 @@ def test_shape_range_and_input_are_kept(operation, channels, floating):
     geometric = not isinstance(operation, Brightness | Contrast | Saturation | Blur | GaussianNoise)
     assert result.dtype == (images.dtype if geometric else torch.float32)
     if result.dtype == torch.float32:
-        assert 0 <= result.min() and result.max() <= 1
+        assert result.min() >= 0 and result.max() <= 1
     assert not torch.equal(result.float(), before.float() / (255 if result.dtype != before.dtype else 1))
 
 

@@ -89,7 +89,7 @@ def test_uniform_stays_in_its_range(a, b):
 def test_integers_stay_in_their_range(high):
     values = draws(256).integers(high)
     assert values.dtype == torch.int64
-    assert 0 <= values.min() and values.max() < high
+    assert values.min() >= 0 and values.max() < high
 
 
 def test_bernoulli_ends_are_never_and_always():

@@ -1,0 +1,159 @@
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+from project.data.memory import INDEX_LIMIT, FileImages, ImageFormat, MemoryImages, fits_in_memory
+from project.data.sources import ImageFiles, Sample, Source
+
+AREA = (0.2, 0.6)
+
+
+class Ramp(Source):
+    """Images whose red is the column and whose green is the row: a crop of them shows where it was taken."""
+
+    def __init__(self, count: int, width: int = 256, height: int = 256) -> None:
+        self.samples = [Sample(f"{i:04d}") for i in range(count)]
+        columns, rows = np.arange(width, dtype=np.uint8), np.arange(height, dtype=np.uint8)
+        self.pixels = np.stack([*np.meshgrid(columns, rows), np.zeros((height, width), np.uint8)], axis=2)
+
+    def content(self, sample: Sample) -> np.ndarray:
+        return self.pixels
+
+
+def cropped(count: int, seed: int = 0, area: tuple[float, float] | None = AREA, **options) -> FileImages:
+    source = Ramp(count, **options)
+    return FileImages(source, source.samples, range(count), [0] * count, ImageFormat(32, 3, "squash"), seed, area)
+
+
+def boxes(images: torch.Tensor) -> list[tuple[float, float, float, float]]:
+    """left, top, width, height of crops of a ramp, from the means of their columns and rows away from the rim."""
+    found = []
+    for image in images.double():
+        columns, rows = image[0].mean(0), image[1].mean(1)  # (32,), (32,)
+        width, height = ((line[28] - line[3]).item() / 25 * 32 for line in (columns, rows))
+        left, top = ((line[3:29].mean().item() + 0.5 - side / 2) for line, side in ((columns, width), (rows, height)))
+        found.append((left, top, width, height))
+    return found
+
+
+def test_memory_images_are_the_rows_that_are_asked_for():
+    pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    images = MemoryImages(pixels, index=[10, 40, 20, 99, 0], labels=[1, 2, 3, 4, 5])
+    assert len(images) == 5
+    batch = images.__getitems__([(0, 99), (0, 10), (7, 99), (0, 20)])
+    assert torch.equal(batch["image"], torch.stack([pixels[3], pixels[0], pixels[3], pixels[2]]))
+    assert batch["label"].tolist() == [4, 1, 4, 3] and batch["label"].dtype == torch.int64
+    assert batch["index"].tolist() == [99, 10, 99, 20] and batch["index"].dtype == torch.int64
+
+
+def test_a_batch_of_one_can_be_asked_for_alone():
+    images = MemoryImages(torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1), [5, 6, 7], [0, 1, 2])
+    batch = images[(3, 6)]
+    assert batch["image"].tolist() == [[[[1]]]] and batch["label"].tolist() == [1] and batch["index"].tolist() == [6]
+
+
+def test_a_repeated_key_is_the_same_image_under_another_index():
+    images = MemoryImages(torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1), [3, 8], [0, 1])
+    keys = [8, 8 + INDEX_LIMIT, 8 + 5 * INDEX_LIMIT, 3 + INDEX_LIMIT]
+    batch = images.__getitems__([(0, key) for key in keys])
+    assert batch["image"].flatten().tolist() == [1, 1, 1, 0]
+    assert batch["index"].tolist() == keys
+
+
+def test_an_unknown_image_is_no_other_image():
+    with pytest.raises(KeyError):
+        MemoryImages(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), [3, 8], [0, 1]).__getitems__([(0, 4)])
+
+
+def test_files_are_read_when_they_are_asked_for(tmp_path: Path):
+    for i in range(3):
+        Image.new("L", (8, 8), 50 * i).save(tmp_path / f"{i}.png")
+    source = ImageFiles(str(tmp_path))
+    images = FileImages(source, source.samples, [7, 8, 9], [0, 1, 2], ImageFormat(8, 1, "crop"))
+    assert images.__getitems__([(0, 9), (0, 7)])["image"].flatten(1).float().mean(1).tolist() == [100, 0]
+    Image.new("L", (8, 8), 33).save(tmp_path / "2.png")
+    assert images[(1, 9)]["image"].unique().tolist() == [33]
+
+
+def test_random_crops_have_the_stated_areas_and_ratios():
+    found = boxes(cropped(300).__getitems__([(0, i) for i in range(300)])["image"])
+    areas = [w * h / 256**2 for _, _, w, h in found]
+    ratios = [w / h for _, _, w, h in found]
+    assert min(areas) > AREA[0] - 0.01 and max(areas) < AREA[1] + 0.01
+    assert min(areas) < AREA[0] + 0.03 and max(areas) > AREA[1] - 0.03
+    assert np.mean(areas) == pytest.approx(0.4, abs=4 * 0.4 / math.sqrt(12 * 300))
+    assert 0.75 - 0.01 < min(ratios) < 0.77 and 1.30 < max(ratios) < 4 / 3 + 0.01
+    assert np.mean(np.log(ratios)) == pytest.approx(0, abs=4 * 0.576 / math.sqrt(12 * 300))
+    for start, side in ((0, 2), (1, 3)):
+        assert all(box[start] > -1 and box[start] + box[side] < 257 for box in found)
+        where = [box[start] / (256 - box[side]) for box in found]
+        assert np.mean(where) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 300))
+        assert min(where) < 0.05 and max(where) > 0.95
+
+
+def test_a_crop_is_a_cut_and_resized_image():
+    """Against torchvision's resized_crop, at the whole pixels nearest to the box."""
+    images = cropped(20)
+    batch = images.__getitems__([(3, i) for i in range(20)])["image"]
+    whole = torch.from_numpy(images.source.pixels).permute(2, 0, 1)
+    for image, (left, top, width, height) in zip(batch, boxes(batch), strict=True):
+        cut = F.resized_crop(whole, round(top), round(left), round(height), round(width), [32, 32], antialias=True)
+        assert (image.float() - cut.float()).abs().max() <= 3
+
+
+def test_the_whole_area_leaves_a_square_almost_whole():
+    for _, _, width, height in boxes(cropped(50, area=(1.0, 1.0)).__getitems__([(0, i) for i in range(50)])["image"]):
+        assert max(width, height) == pytest.approx(256, abs=3)  # what would stick out is shortened
+        assert min(width, height) > 256 * math.sqrt(3 / 4) - 3
+
+
+@pytest.mark.parametrize(("width", "height"), [(256, 16), (16, 256), (1, 1), (3, 200)])
+def test_long_and_tiny_images_can_be_cropped(width, height):
+    batch = cropped(30, area=(0.05, 1.0), width=width, height=height).__getitems__([(0, i) for i in range(30)])
+    assert batch["image"].shape == (30, 3, 32, 32)
+    columns, rows = batch["image"][:, 0].int(), batch["image"][:, 1].int()
+    assert columns.max() < width and rows.max() < height
+    assert (columns.diff(dim=2) >= 0).all() and (rows.diff(dim=1) >= 0).all()  # neither mirrored nor wrapped around
+
+
+def test_a_crop_depends_on_seed_epoch_and_image_alone():
+    images, key = cropped(40), 17
+    one = images[(2, key)]["image"][0]
+    together = cropped(40).__getitems__([(2, i) for i in (5, key, 30)])["image"]
+    assert torch.equal(together[1], one)
+    others = [
+        images[(3, key)],
+        images[(2, key + 1)],
+        images[(2, key + INDEX_LIMIT)],  # the second time in an epoch
+        cropped(40, seed=1)[(2, key)],
+    ]
+    assert all(not torch.equal(other["image"][0], one) for other in others)
+
+
+def test_without_an_area_epochs_are_alike():
+    images = cropped(3, area=None)
+    assert torch.equal(images[(0, 1)]["image"], images[(9, 1 + INDEX_LIMIT)]["image"])
+
+
+def test_fits_in_memory_up_to_a_quarter_of_what_is_free(monkeypatch):
+    free = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", free.__getitem__)
+    assert fits_in_memory(1000, ImageFormat(32, 1, "crop"))  # 1000 x 1024 bytes = 4,096,000 / 4
+    assert not fits_in_memory(1001, ImageFormat(32, 1, "crop"))
+    assert fits_in_memory(333, ImageFormat(32, 3, "crop")) and not fits_in_memory(334, ImageFormat(32, 3, "crop"))
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_fits_in_memory_assumes_4_gib_where_the_system_does_not_say(monkeypatch, error):
+    def fail(name):
+        raise error(name)
+
+    monkeypatch.setattr(os, "sysconf", fail)
+    assert fits_in_memory(2**20, ImageFormat(32, 1, "crop"))
+    assert not fits_in_memory(2**20 + 1, ImageFormat(32, 1, "crop"))

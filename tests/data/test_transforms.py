@@ -1,0 +1,397 @@
+import io
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from project.data.transforms import check_format, decode, load_image, random_resized_box, resize_to, to_tensor
+from project.errors import UserError
+
+MODE = {1: "L", 3: "RGB", 4: "RGBA"}
+HEIGHT, WIDTH = 6, 9
+
+
+@contextmanager
+def one_line(*words: str):
+    with pytest.raises(UserError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def stored(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(*shape: int, high: int = 256) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).integers(0, high, shape, dtype=np.int64)
+
+
+def rgba(color: np.ndarray, alpha: np.ndarray | int = 255) -> np.ndarray:
+    """(H, W) grey or (H, W, 3) colour, and alpha, as float (H, W, 4)."""
+    color = np.broadcast_to(color[..., None] if color.ndim == 2 else color, (*color.shape[:2], 3))
+    return np.concatenate([color, np.broadcast_to(alpha, color.shape[:2])[..., None]], axis=2).astype(float)
+
+
+def grey_cases() -> dict[str, tuple[bytes, np.ndarray]]:
+    grey, alpha = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 1)[..., 0]
+    bits, wide = grey > 127, noise(HEIGHT, WIDTH, high=65536)
+    unit = (noise(HEIGHT, WIDTH) / 255).astype(np.float32)
+    unit.flat[:2] = 0, 1
+    tall = noise(HEIGHT, WIDTH, high=10**6)
+    tall.flat[0] = 10**6
+    make = Image.fromarray
+    return {
+        "L": (stored(make(grey.astype(np.uint8)), "PNG"), rgba(grey)),
+        "L with a transparent grey": (
+            stored(make(bits.astype(np.uint8) * 90), "PNG", transparency=90),
+            rgba(bits * 90, np.where(bits, 0, 255)),
+        ),
+        "LA": (stored(make(np.stack([grey, alpha], 2).astype(np.uint8), "LA"), "PNG"), rgba(grey, alpha)),
+        "1": (stored(make(bits), "PNG"), rgba(bits * 255)),
+        "I;16": (stored(make(wide.astype(np.uint16)), "PNG"), rgba(wide / 257)),
+        "I;16 TIFF": (stored(make(wide.astype(np.uint16)), "TIFF"), rgba(wide / 257)),
+        "I up to 255": (stored(make(grey.astype(np.int32)), "TIFF"), rgba(grey)),
+        "I up to 65535": (stored(make(wide.astype(np.int32)), "TIFF"), rgba(wide / 257)),
+        "I beyond": (stored(make(tall.astype(np.int32)), "TIFF"), rgba(tall / 10**6 * 255)),
+        "I below 0": (stored(make((grey - 100).astype(np.int32)), "TIFF"), rgba(np.maximum(grey - 100, 0))),
+        "F up to 1": (stored(make(unit), "TIFF"), rgba(unit * 255)),
+        "F up to 255": (stored(make(grey.astype(np.float32)), "TIFF"), rgba(grey)),
+        "F up to 65535": (stored(make(wide.astype(np.float32)), "TIFF"), rgba(wide / 257)),
+        "F of zeros": (stored(make(np.zeros((HEIGHT, WIDTH), np.float32)), "TIFF"), rgba(np.zeros((HEIGHT, WIDTH)))),
+    }
+
+
+def color_cases() -> dict[str, tuple[bytes, np.ndarray]]:
+    color, alpha = noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 2)[..., 0]
+    index, colors = noise(HEIGHT, WIDTH, high=4), np.array([[250, 10, 20], [0, 200, 30], [40, 50, 220], [9, 9, 9]])
+    alphas = np.array([0, 128, 255, 255])
+    two = np.where((index > 1)[..., None], colors[2], colors[0])  # two colours; the first is see-through
+    palette = Image.fromarray(index.astype(np.uint8)).convert("P")
+    palette.putpalette(colors.astype(np.uint8).tobytes())
+    second = Image.new("P", palette.size, 3)
+    second.putpalette(palette.getpalette())
+    inks = np.array([[30, 90, 200, 40], [200, 20, 10, 120]])  # C, M, Y, K of the two halves
+    cmyk = np.repeat(np.repeat(inks[None], 16, axis=1), 16, axis=0)  # (16, 32, 4)
+    make = Image.fromarray
+    return {
+        "RGB": (stored(make(color.astype(np.uint8)), "PNG"), rgba(color)),
+        "RGB with a transparent colour": (
+            stored(make(two.astype(np.uint8)), "PNG", transparency=(250, 10, 20)),
+            rgba(two, np.where(index > 1, 255, 0)),
+        ),
+        "RGBA": (stored(make(np.dstack([color, alpha]).astype(np.uint8)), "PNG"), rgba(color, alpha)),
+        "P": (stored(palette, "PNG"), rgba(colors[index])),
+        "P with alphas": (
+            stored(palette, "PNG", transparency=bytes(alphas.tolist())),
+            rgba(colors[index], alphas[index]),
+        ),
+        "P with a transparent colour": (
+            stored(palette, "PNG", transparency=1),
+            rgba(colors[index], np.where(index == 1, 0, 255)),
+        ),
+        "GIF": (stored(palette, "GIF"), rgba(colors[index])),
+        "GIF with a transparent colour": (
+            stored(palette, "GIF", transparency=2),
+            rgba(colors[index], np.where(index == 2, 0, 255)),
+        ),
+        "GIF of two frames": (stored(palette, "GIF", save_all=True, append_images=[second]), rgba(colors[index])),
+        "CMYK": (
+            stored(make(cmyk.astype(np.uint8), "CMYK"), "JPEG", quality=100, subsampling=0),
+            rgba((255 - cmyk[..., :3]) * (255 - cmyk[..., 3:]) / 255),
+        ),
+    }
+
+
+CASES = {**grey_cases(), **color_cases()}
+
+
+def expected_pixels(seen: np.ndarray, channels: int) -> np.ndarray:
+    """What float (H, W, 4) is in so many channels: on white, and grey by ITU-R 601."""
+    if channels == 4:
+        return seen
+    share = seen[..., 3:] / 255
+    color = seen[..., :3] * share + 255 * (1 - share)
+    return color if channels == 3 else color @ [0.299, 0.587, 0.114]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_image_has_the_right_pixels(name, channels):
+    content, seen = CASES[name]
+    image = decode(content, channels)
+    assert image.mode == MODE[channels]
+    assert image.size == (seen.shape[1], seen.shape[0])
+    pixels, wanted = np.asarray(image, dtype=float), expected_pixels(seen, channels)
+    assert pixels.shape == wanted.shape
+    assert np.abs(pixels - wanted).max() <= (6 if name == "CMYK" else 2)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_eight_bits_stored_wider_come_back_exactly(mode):
+    levels = np.arange(256).reshape(16, 16)
+    wide = {
+        "I;16": (levels * 257).astype(np.uint16),
+        "I": (levels * 257).astype(np.int32),
+        "F": levels.astype(np.float32),
+    }
+    content = stored(Image.fromarray(wide[mode]), "TIFF")
+    assert np.array_equal(np.asarray(decode(content, 1)), levels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4), (5, 1)])
+def test_arrays_are_taken_as_they_are(shape, channels):
+    array = noise(*shape).astype(np.uint8)
+    grey = array.ndim == 2 or shape[2] == 1
+    seen = rgba(array.reshape(shape[:2]) if grey else array[..., :3], array[..., 3] if shape[-1] == 4 else 255)
+    image = decode(array, channels)
+    assert image.mode == MODE[channels]
+    assert np.abs(np.asarray(image, dtype=float) - expected_pixels(seen, channels)).max() <= 1
+
+
+# Exif 2.3, tag 0x0112: how the stored rows and columns have to be turned to be seen upright
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),  # a quarter turn clockwise
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_exif_orientation_is_applied(orientation, channels):
+    image = Image.fromarray(noise(24, 40, 3).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = decode(stored(image, "JPEG"), channels)
+    turned = decode(stored(image, "JPEG", exif=exif.tobytes()), channels)
+    assert np.array_equal(np.asarray(turned), UPRIGHT[orientation](np.asarray(plain)))
+    assert turned.size == ((24, 40) if orientation > 4 else (40, 24))
+    assert turned.getexif().get(0x0112, 1) == 1
+
+
+def bilinear(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """torch's antialiased bilinear filter on (H, W)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(array))[None, None].float()
+    return torch.nn.functional.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0, 0].numpy()
+
+
+def tent(length: int, start: float, stop: float, count: int) -> np.ndarray:
+    """(count, length): the weights that average a line from start to stop into count pixels, by a tent of two pixels' width."""
+    step = (stop - start) / count
+    middle = start + (np.arange(count) + 0.5) * step
+    distance = np.abs(np.arange(length) + 0.5 - middle[:, None]) / max(step, 1)
+    weights = np.clip(1 - distance, 0, None)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 120, 20), (120, 40, 32), (10, 30, 24), (33, 57, 16)])
+def test_squash_scales_both_sides(height, width, size):
+    array = noise(height, width)
+    out = np.asarray(resize_to(Image.fromarray(array.astype(np.uint8)), size, "squash"), dtype=float)
+    assert np.abs(out - bilinear(array, size, size)).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 120, 20), (120, 40, 32), (10, 30, 24), (34, 57, 16)])
+def test_crop_is_the_middle_square(height, width, size):
+    array, side = noise(height, width), min(height, width)
+    top, left = (height - side) / 2, (width - side) / 2
+    out = np.asarray(resize_to(Image.fromarray(array.astype(np.uint8)), size, "crop"), dtype=float)
+    wanted = tent(height, top, top + side, size) @ array @ tent(width, left, left + side, size).T
+    assert np.abs(out - wanted).max() <= 1
+
+
+def test_crop_without_scaling_is_a_slice():
+    array = noise(20, 61).astype(np.uint8)
+    assert np.array_equal(np.asarray(resize_to(Image.fromarray(array[:, :60]), 20, "crop")), array[:, 20:40])
+    assert np.array_equal(np.asarray(resize_to(Image.fromarray(array[:, :60].T), 20, "crop")), array[:, 20:40].T)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 120, 20), (120, 40, 32), (10, 30, 24), (33, 57, 16)])
+def test_letterbox_keeps_the_proportions_on_grey(height, width, size):
+    array = noise(height, width)
+    out = np.asarray(resize_to(Image.fromarray(array.astype(np.uint8)), size, "letterbox"), dtype=float)
+    h, w = (max(1, round(side * size / max(height, width))) for side in (height, width))
+    top, left = (size - h) // 2, (size - w) // 2
+    wanted = np.full((size, size), 114.0)
+    wanted[top : top + h, left : left + w] = bilinear(array, h, w)
+    assert np.abs(out - wanted).max() <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 48), st.sampled_from([1, 3, 4]))
+def test_letterbox_geometry(width, height, size, channels):
+    """A white image: what is not white is the bar, of grey 114 and opaque."""
+    image = Image.new(MODE[channels], (width, height), "white")
+    out = to_tensor(resize_to(image, size, "letterbox"))
+    assert out.shape == (channels, size, size) and out.dtype == torch.uint8
+    inside = (out[: min(channels, 3)] == 255).all(0)
+    assert (out[: min(channels, 3), ~inside] == 114).all()
+    assert channels != 4 or (out[3] == 255).all()
+    rows, columns = inside.any(1).sum().item(), inside.any(0).sum().item()
+    assert max(rows, columns) == size  # it touches two sides
+    assert inside.sum() == rows * columns  # a rectangle
+    long = max(width, height)
+    assert abs(rows - max(1, height * size / long)) <= 0.5 and abs(columns - max(1, width * size / long)) <= 0.5
+    for filled, has in ((rows, inside.any(1)), (columns, inside.any(0))):
+        first = has.int().argmax().item()
+        assert abs(first - (size - filled - first)) <= 1  # centred
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 40),
+    st.sampled_from([1, 3, 4]),
+    st.sampled_from(["crop", "squash"]),
+)
+def test_the_other_ways_fill_the_square(width, height, size, channels, how):
+    out = to_tensor(resize_to(Image.new(MODE[channels], (width, height), "white"), size, how))
+    assert out.shape == (channels, size, size)
+    assert (out == 255).all()
+
+
+@pytest.mark.parametrize("how", ["letterbox", "crop", "squash"])
+def test_an_image_of_the_right_size_is_untouched(how):
+    array = noise(16, 16, 3).astype(np.uint8)
+    assert np.array_equal(np.asarray(resize_to(Image.fromarray(array), 16, how)), array)
+
+
+def test_to_tensor_puts_channels_first():
+    array = noise(4, 5, 3).astype(np.uint8)
+    tensor = to_tensor(Image.fromarray(array))
+    assert tensor.shape == (3, 4, 5) and tensor.dtype == torch.uint8
+    assert all(tensor[c, y, x] == array[y, x, c] for c in range(3) for y in range(4) for x in range(5))
+    assert np.array_equal(to_tensor(Image.fromarray(array[..., 0]))[0], array[..., 0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(16, 500),
+    st.integers(16, 500),
+    st.integers(8, 64),
+    st.sampled_from(["letterbox", "crop", "squash"]),
+    st.booleans(),
+)
+def test_a_jpeg_decoded_smaller_gives_the_same_size_and_look(width, height, size, how, grey):
+    ramp = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 135, width)).astype(np.uint8)
+    image = Image.fromarray(ramp).convert("L" if grey else "RGB")
+    content = stored(image, "JPEG", quality=95)
+    hinted = load_image(content, size, 3, how)
+    full = to_tensor(resize_to(decode(content, 3), size, how))
+    assert hinted.shape == full.shape == (3, size, size)
+    smaller = decode(content, 3, hint=size)
+    assert smaller.size == image.size or min(smaller.size) >= 2 * size
+    # a side that is no multiple of the reduction is filled up to one: the ramp is then stretched by so much
+    added = round(width / smaller.width) - 1
+    allowed = 3 + 120 * added / height + 135 * added / width
+    assert (hinted.float() - full.float()).abs().median() <= allowed  # median: one row of a letterbox may differ
+
+
+def test_a_large_jpeg_is_decoded_smaller():
+    content = stored(Image.new("RGB", (640, 480)), "JPEG")
+    assert decode(content, 3, hint=32).size == (
+        160,
+        120,
+    )  # the smallest of 1/1, 1/2, 1/4, 1/8 with both sides at least 64
+    assert decode(content, 3, hint=30).size == (80, 60)
+    assert decode(content, 3, hint=400).size == (640, 480)
+    assert decode(stored(Image.new("RGB", (640, 480)), "PNG"), 3, hint=32).size == (640, 480)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.floats(0.01, 1),
+    st.floats(-1, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_random_resized_box_lies_inside_and_has_its_area(width, height, area, log_ratio, x, y):
+    left, top, right, bottom = random_resized_box(width, height, area, log_ratio, x, y)
+    hair = 1e-6 * max(width, height)
+    assert -hair <= left < right <= width + hair and -hair <= top < bottom <= height + hair
+    w, h = right - left, bottom - top
+    free_w = np.sqrt(area * width * height * np.exp(log_ratio))
+    free_h = np.sqrt(area * width * height / np.exp(log_ratio))
+    if free_w <= width and free_h <= height:
+        assert w * h == pytest.approx(area * width * height, rel=1e-6)
+        assert w / h == pytest.approx(np.exp(log_ratio), rel=1e-6)
+    else:
+        assert w == pytest.approx(min(free_w, width)) and h == pytest.approx(min(free_h, height))
+        assert w * h < area * width * height * (1 + 1e-9)
+    assert left == pytest.approx(x * (width - w), abs=hair) and top == pytest.approx(y * (height - h), abs=hair)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.floats(0.01, 1),
+    st.floats(-0.3, 0.3),
+    st.sampled_from([0.0, 0.3, 1 - 2**-24, 1.0]),
+    st.sampled_from([0.0, 0.7, 1 - 2**-24, 1.0]),
+)
+def test_pillow_accepts_every_box(width, height, area, log_ratio, x, y):
+    """It refuses a box that sticks out of the image by a rounding error."""
+    box = random_resized_box(width, height, area, log_ratio, x, y)
+    assert Image.new("L", (width, height)).resize((4, 4), Image.Resampling.BILINEAR, box=box).size == (4, 4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("hint", [None, 8])
+def test_a_cut_file_raises(kind, hint):
+    content = stored(Image.fromarray(noise(64, 64, 3).astype(np.uint8)), kind)
+    assert decode(content, 3, hint).mode == "RGB"
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        decode(content[: len(content) // 2], 3, hint)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", bytes(1000), b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_raises(content):
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        load_image(content, 8, 3, "letterbox")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_floats_that_are_no_numbers_raise(value):
+    content = stored(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)), "TIFF")
+    with pytest.raises(ValueError, match="not numbers"):
+        decode(content, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0, 3, "crop"), ("data.image_size", "0")),
+        ((-3, 3, "crop"), ("data.image_size", "-3")),
+        ((32, 2, "crop"), ("data.channels", "2")),
+        ((32, 0, "crop"), ("data.channels", "0")),
+        ((32, 3, "stretch"), ("data.resize", "letterbox, crop, squash", "'stretch'")),
+    ],
+)
+def test_a_format_out_of_range_names_its_key(arguments, words):
+    with one_line(*words):
+        check_format(*arguments)
+
+
+def test_a_format_in_range_is_accepted():
+    for size in (None, 1, 224):
+        for channels in (1, 3, 4):
+            for how in ("letterbox", "crop", "squash"):
+                assert check_format(size, channels, how) is None

@@ -1,0 +1,262 @@
+"""The commands end to end, their order of precedence, and one-line errors."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from conftest import DIGITS, ROOT, SMALL, make_folder
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from project.cli import CLI
+
+FIT = ["fit", *DIGITS, *SMALL]
+
+
+def config_of(run) -> dict:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def events(run) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run))
+    accumulator.Reload()
+    return accumulator
+
+
+def test_fit_says_and_keeps_what_a_person_wants_to_know(cli, workdir) -> None:
+    result = cli(*FIT, "--trainer.max_epochs", "2")
+    assert result.code == 0
+    for line in (
+        "10 classes",
+        "train 1151  val 287  test 359",
+        "trainable",
+        "group all",
+        "rate 0.0",
+        "epoch 2/2",
+        "Validation accuracy",
+    ):
+        assert line in result.out
+    for command in ("project test --ckpt_path best", "project predict --ckpt_path best", "tensorboard --logdir runs"):
+        assert command in result.out
+    assert result.err == ""
+    run = workdir / "runs" / "digits" / "version_0"
+    names = {path.name.split(".")[0] for path in run.iterdir()}
+    assert names == {"checkpoints", "config", "events", "metrics", "run", "split"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 < metrics["val/acc"] <= 1 and "test/acc" not in metrics
+    record = json.loads((run / "run.json").read_text())
+    assert record["split"]["train"] == 1151 and record["seed"] == 0 and record["versions"]["torch"]
+
+
+def test_tensorboard_has_curves_rate_and_hparams(trained, cli) -> None:
+    assert cli("test", "--ckpt_path", "best").code == 0
+    scalars = events(trained).Tags()["scalars"]
+    assert {"train/loss", "train/acc", "train/loss_step", "val/loss", "val/acc", "lr/all", "final/val/acc", "test/acc"} <= set(
+        scalars
+    )
+    assert len(events(trained).Scalars("lr/all")) == 3  # every epoch
+    plugin = {tag: data for event in [events(trained).summary_metadata] for tag, data in event.items()}
+    assert "_hparams_/experiment" in plugin
+    assert b"model.lr" in plugin["_hparams_/session_start_info"].plugin_data.content
+
+
+def test_test_adds_its_result_beside_validation(trained, cli) -> None:
+    result = cli("test", "--ckpt_path", "best")
+    assert result.code == 0 and result.err == ""
+    assert "validation" in result.out and "test" in result.out and "Test metric" not in result.out
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert {"val/acc", "test/acc", "test/f1_macro", "test/acc_class/7"} <= set(metrics)
+
+
+def test_validate_repeats_the_figure_of_fit(trained, cli) -> None:
+    best = json.loads((trained / "metrics.json").read_text())["val/acc"]
+    for name in ("best", trained / "checkpoints" / "best.ckpt"):
+        result = cli("validate", "--ckpt_path", name)
+        assert result.code == 0 and f"{best:.2%}" in result.out
+
+
+def test_predict_writes_names_and_top_five(trained, cli, workdir) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    (workdir / "new" / "deep").mkdir(parents=True)
+    for i in range(10):
+        Image.fromarray((digits.images[i] * 15.9375).astype("uint8")).save(workdir / "new" / "deep" / f"{i}.png")
+    (workdir / "new" / "broken.jpg").write_bytes(b"no image")
+    result = cli("predict", "--ckpt_path", "best", "--data.root", workdir / "new", "--out", "out.csv")
+    assert result.code == 0 and "broken.jpg" in result.err and "10 predictions" in result.out
+    rows = list(csv.DictReader((workdir / "out.csv").open()))
+    assert [row["path"] for row in rows] == [f"deep/{i}.png" for i in range(10)]
+    for row in rows:
+        probabilities = [float(row["probability"]), *(float(row[f"probability_{n}"]) for n in range(2, 6))]
+        assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.00001
+        assert len({row["class"], *(row[f"class_{n}"] for n in range(2, 6))}) == 5
+    assert sum(int(row["class"]) == digits.target[i] for i, row in enumerate(rows)) >= 7
+
+
+def test_own_folder_from_fit_to_predict(cli, folder, tiny_net, workdir) -> None:
+    config = ["--config", ROOT / "configs" / "folder.yaml"]
+    result = cli("fit", *config, "--data.root", folder, *tiny_net, "--trainer.max_epochs", "4", "--data.batch_size", "16")
+    assert result.code == 0, result.err
+    assert cli("test", "--ckpt_path", "best").code == 0
+    metrics = json.loads((workdir / "runs" / "folder" / "version_0" / "metrics.json").read_text())
+    assert metrics["test/acc"] == 1
+    assert cli("predict", "--ckpt_path", "last", "--data.root", folder).code == 0
+    rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+    assert len(rows) == 60 and all(row["class"] == row["path"].split("/")[0] for row in rows)
+
+
+def test_checkpoint_is_plain_values(trained) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["class_names"] == [str(i) for i in range(10)]
+    assert yaml.safe_load(checkpoint["config"])["model"]["lr"] > 0
+
+
+def test_command_line_over_config_over_checkpoint_over_default(cli, trained, workdir) -> None:
+    (workdir / "more.yaml").write_text("trainer: {max_epochs: 4, log_every_n_steps: 7}\ndata: {batch_size: 32}\n")
+    # the option stands before the file, and still overrules it
+    result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "5", "--config", "more.yaml")
+    assert result.code == 0, result.err
+    config = config_of(trained)  # the resumed fit went on in the same version
+    assert config["trainer"]["max_epochs"] == 5  # command line
+    assert config["trainer"]["log_every_n_steps"] == 7 and config["data"]["batch_size"] == 32  # config
+    assert config["model"]["net"]["init_args"]["channels"] == [8, 16]  # checkpoint
+    assert config["trainer"]["min_epochs"] is None  # default
+    assert sorted(path.name for path in (workdir / "runs" / "digits").iterdir()) == ["version_0"]
+
+
+def test_latest_is_moved_by_fit_alone(cli, trained, workdir) -> None:
+    latest = workdir / "runs" / "latest"
+    assert latest.read_text().strip() == "digits/version_0"
+    for command in (["test", "--ckpt_path", "best"], [*FIT, "--trainer.fast_dev_run", "1"], [*FIT, "--data.batch_size", "0"]):
+        cli(*command)
+        assert latest.read_text().strip() == "digits/version_0"
+    assert cli(*FIT, "--trainer.max_epochs", "1").code == 0
+    assert latest.read_text().strip() == "digits/version_1"
+
+
+def test_runs_can_be_moved(cli, trained, workdir) -> None:
+    (workdir / "runs").rename(workdir / "elsewhere")
+    assert cli("test", "--ckpt_path", "best", "--trainer.default_root_dir", "elsewhere").code == 0
+    (workdir / "elsewhere" / "digits" / "version_0" / "checkpoints" / "best.ckpt").rename(workdir / "model.ckpt")
+    assert cli("test", "--ckpt_path", "model.ckpt").code == 0
+
+
+def test_saved_config_runs_again(cli, trained, workdir) -> None:
+    result = cli("fit", "--config", trained / "config.yaml", "--trainer.max_epochs", "1")
+    assert result.code == 0, result.err
+    assert (workdir / "runs" / "config" / "version_0" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*FIT, "--model.lrr", "1"], ["model.lrr", "did you mean model.lr?"]),
+        ([*FIT, "--lr", "1"], ["lr", "did you mean model.lr?"]),
+        ([*FIT, "--model.lr", "fast"], ["model.lr", "float", "fast"]),
+        ([*FIT, "--model.lr=-1"], ["model.lr", "above 0"]),
+        ([*FIT, "--trainer.max_epochs", "many"], ["trainer.max_epochs", "int", "many"]),
+        ([*FIT, "--model.net", "project.nets.ConvNett"], ["model.net", "did you mean project.nets.ConvNet?"]),
+        ([*FIT, "--model.net.init_args.chanels", "[8]"], ["model.net", "did you mean channels?"]),
+        ([*FIT, "--model.optimizer.lr", "1"], ["model.optimizer", "'lr'"]),
+        ([*FIT, "--data.source", "project.data.Digit"], ["data.source", "did you mean project.data.Digits?"]),
+        ([*FIT, "--data.root", "somewhere"], ["data.root", "no effect"]),
+        ([*FIT, "--data.batch_size", "0"], ["data.batch_size", "1 or more"]),
+        ([*FIT, "--data.num_workers=-1"], ["data.num_workers"]),
+        ([*FIT, "--data.resize", "stretch"], ["data.resize", "letterbox"]),
+        ([*FIT, "--data.channels", "2"], ["data.channels", "1 (grey)"]),
+        ([*FIT, "--data.image_size", "2"], ["image_size", "too small"]),
+        ([*FIT, "--data.random_resized_crop", "[0.5,2]"], ["data.random_resized_crop"]),
+        ([*FIT, "--data.augment+=project.data.Saturation"], ["data.augment", "amount is missing"]),
+        ([*FIT, "--model.mean", "[1,2,3]"], ["model.mean", "1 numbers"]),
+        ([*FIT, "--model.label_smoothing", "1"], ["model.label_smoothing"]),
+        ([*FIT, "--model.class_weights", "[1,2]"], ["model.class_weights", "10 numbers"]),
+        ([*FIT, "--model.schedule_interval", "step"], ["model.schedule_interval"]),
+        ([*FIT, "--model.class_weights", "balanced", "--data.sampler", "balanced"], ["twice", "choose one"]),
+        ([*FIT, "--model.init", "kaiming"], ["model.init", "kaiming_normal"]),
+        ([*FIT, "--checkpoint.monitor", "val/accuracy", "--trainer.max_epochs", "1"], ["checkpoint.monitor", "val/acc"]),
+        (["fit", "--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["fit"], ["model.net is missing", "configs/digits.yaml"]),
+        (["fit", *DIGITS, "--data", "missing.yaml"], ["data", "missing.yaml"]),
+        (["fit", "--ckpt_path", "missing.ckpt"], ["ckpt_path", "missing.ckpt"]),
+        (["test", "--ckpt_path", "last"], ["no run in runs", "project fit"]),
+        (["test"], ["test needs a trained model", "--ckpt_path best"]),
+        (["predict", "--ckpt_path"], ["--ckpt_path"]),
+        (["train"], ["no command 'train'", "fit"]),
+        ([], ["fit, validate, test or predict"]),
+    ],
+)
+def test_errors_are_one_line_with_key_and_mend(cli, workdir, arguments, words) -> None:
+    result = cli(*arguments)
+    assert result.code == 2
+    line = result.err.strip()
+    assert line.startswith("error: ") and "\n" not in line and len(line) < 450
+    for word in words:
+        assert word in line
+    assert not list(workdir.glob("runs/*/*/checkpoints/*"))
+
+
+def test_bad_config_files(cli, workdir) -> None:
+    for text, words in (
+        ("model: {lrr: 1}", "did you mean model.lr?"),
+        ("model: [", "no valid YAML at line"),
+        ("model: {class_names: [a, b]}", "set data.class_names instead"),
+        ("\x00\xff", "no valid YAML"),
+    ):
+        (workdir / "bad.yaml").write_text(text)
+        result = cli(*FIT, "--config", "bad.yaml")
+        assert result.code == 2 and words in result.err and len(result.err.splitlines()) == 1
+
+
+def test_checkpoint_that_is_none(cli, workdir, trained) -> None:
+    (workdir / "text.ckpt").write_text("hello")
+    torch.save({"state_dict": {}}, workdir / "foreign.ckpt")
+    whole = (trained / "checkpoints" / "best.ckpt").read_bytes()
+    (workdir / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    for name, words in (("text.ckpt", "no checkpoint"), ("foreign.ckpt", "not written by"), ("half.ckpt", "damaged")):
+        result = cli("test", "--ckpt_path", name)
+        assert result.code == 2 and words in result.err and len(result.err.splitlines()) == 1
+
+
+def test_predict_needs_a_folder_of_its_own(cli, trained, workdir) -> None:
+    assert "data.root is missing" in cli("predict", "--ckpt_path", "best").err
+    (workdir / "empty").mkdir()
+    for root, words in (("nowhere", "there is no"), ("empty", "no image found")):
+        result = cli("predict", "--ckpt_path", "best", "--data.root", root)
+        assert result.code == 2 and words in result.err
+    make_folder(workdir / "some", {"red": 2})
+    for out, words in (("some", "is a folder"), ("no/where.csv", "no folder")):
+        result = cli("predict", "--ckpt_path", "best", "--data.root", "some", "--out", out)
+        assert result.code == 2 and words in result.err
+
+
+@pytest.mark.parametrize(
+    ("logger", "files"),
+    [("false", []), ('{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}', ["logs"])],
+)
+def test_any_logger_or_none(cli, workdir, logger, files) -> None:
+    result = cli(*FIT, "--trainer.max_epochs", "1", "--trainer.logger", logger)
+    assert result.code == 0, result.err
+    run = workdir / "runs" / "digits" / "version_0"
+    assert (run / "metrics.json").is_file() and not list(run.glob("events*"))
+    assert [path.name for path in workdir.iterdir() if path.name != "runs"] == files
+
+
+def test_no_checkpoints_when_switched_off(cli, workdir) -> None:
+    result = cli(*FIT, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
+    assert result.code == 0 and "project test" not in result.out
+    assert not list(workdir.glob("runs/*/*/checkpoints/*"))
+
+
+def test_without_validation_the_last_epoch_counts(cli, workdir) -> None:
+    result = cli(*FIT, "--trainer.max_epochs", "1", "--data.val_size", "0")
+    assert result.code == 0 and "--ckpt_path last" in result.out
+    assert cli("test", "--ckpt_path", "last").code == 0
+    assert "never validated" in cli("test", "--ckpt_path", "best").err
+    assert "val_size" in cli("validate", "--ckpt_path", "last").err
+
+
+def test_every_command_is_documented() -> None:
+    assert list(CLI.subcommands()) == ["fit", "validate", "test", "predict"]
