@@ -1,6 +1,7 @@
 """The image classifier: network, loss, metrics, steps and optimizer in one LightningModule (card C3)."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, Literal
 
 import lightning as L
@@ -193,7 +194,7 @@ class ImageClassifier(L.LightningModule):
         if self.schedule is None:
             return optimizer
         if isinstance(self.schedule, Schedule):
-            scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+            scheduler = self.schedule.build(optimizer, cache(lambda: int(self.trainer.estimated_stepping_batches)))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         scheduler = self.schedule(optimizer)
         plan = {"scheduler": scheduler, "interval": self.schedule_interval}

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from project.arguments import arrange, config_files, given, split_arguments
-from project.callbacks import BestAndLast, EpochLine, RunFolder, StartTable, StepSeed, TerminalBar
+from project.callbacks import BestAndLast, EpochLine, RunFolder, SafeInterrupt, StartTable, StepSeed, TerminalBar
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
@@ -103,6 +103,7 @@ class CLI(LightningCLI):
             ),
             StartTable(),
             EpochLine(),
+            SafeInterrupt(),
             StepSeed(self.datamodule.seed),
         ]
         if config["enable_progress_bar"] is not False:
@@ -140,6 +141,7 @@ def quiet() -> None:
         ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
         ".*LightningCLI's args parameter is intended.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*Total length of `list` across ranks is zero.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -65,9 +65,11 @@ class BestAndLast(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ctrl-C, SIGTERM or an error: keep what has been learnt since the last save."""
         new = trainer.global_step > max(0, self._saved_step)
-        if self.folder is not None and trainer.training and new and trainer.world_size == 1:
+        if self.folder is not None and trainer.state.fn == "fit" and new and trainer.world_size == 1:
             self.metrics = {}  # they are an earlier epoch's
             self._save_last(trainer)
+        if trainer.state.fn == "fit" and trainer.is_global_zero and not isinstance(exception, UserError):
+            print(stop_words(exception, self.last_path), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         names = ("monitor", "mode", "best_score", "best_metrics", "metrics")
@@ -76,3 +78,11 @@ class BestAndLast(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if (state["monitor"], state["mode"]) == (self.monitor, self.mode):  # with another metric the comparison starts anew
             self.best_score, self.best_metrics = state["best_score"], state["best_metrics"]
+
+
+def stop_words(exception: BaseException, last: Path | None) -> str:
+    """After a fit that was interrupted."""
+    why = {"KeyboardInterrupt": "on Ctrl-C", "SIGTERMException": "on SIGTERM"}.get(type(exception).__name__, "on an error")
+    if last is None:
+        return f"\nStopped {why}, before there was anything to save."
+    return f"\nStopped {why}. Saved {last}\ngo on       python -m project fit --ckpt_path last"

@@ -31,16 +31,9 @@ def _monitor(saved: BestAndLast | None) -> str:
     return saved.monitor if saved else "being the last"
 
 
-def stop_words(exception: BaseException, last: Path | None) -> str:
-    """After a fit that was interrupted."""
-    why = {"KeyboardInterrupt": "on Ctrl-C", "SIGTERMException": "on SIGTERM"}.get(type(exception).__name__, "on an error")
-    if last is None:
-        return f"\nStopped {why}, before there was anything to save."
-    return f"\nStopped {why}. Saved {last}\ngo on       python -m project fit --ckpt_path last"
-
-
 def test_words(test: dict[str, float], val: dict[str, float], class_names: list[str], checkpoint: Path | None) -> str:
     """After test or validate: validation beside test, and the classes that are hardest."""
+    val = {name: value for name, value in val.items() if name.startswith("val/")}
     lines = [
         f"{checkpoint or ''}",
         f"{'':15s}" + "".join(f"{name:>12s}" for name, part in (("validation", val), ("test", test)) if part),

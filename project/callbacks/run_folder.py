@@ -16,9 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from project.callbacks.checkpoints import BestAndLast
-from project.callbacks.outcome import fit_words, stop_words, test_words
+from project.callbacks.outcome import fit_words, test_words
 from project.data.split import save_split
-from project.errors import UserError
 from project.runs import CHECKPOINTS, mark_latest, new_run, run_of
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy", "pillow")
@@ -128,11 +127,6 @@ class RunFolder(L.Callback):
             return saved.best_metrics, saved
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {"epoch": float(trainer.current_epoch - 1), **metrics}, saved
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit" and trainer.is_global_zero and not isinstance(exception, UserError):
-            _, saved = self._outcome(trainer)
-            print(stop_words(exception, saved.last_path if saved else None), flush=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -1,8 +1,7 @@
 """Batches in an order that is a function of (seed, epoch) alone, so that a run can be resumed in the middle of an epoch."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -87,12 +86,27 @@ def _count_repeats(keys: list[int]) -> list[int]:
 
 
 class ResumableLoader:
-    """A DataLoader that knows how many batches of the epoch it has given, which Lightning stores in the checkpoint.
+    """A DataLoader that can start in the middle of an epoch; Lightning keeps its state in the checkpoint.
 
     It holds a DataLoader instead of being one, because Lightning takes those apart to put in samplers of its own.
     """
 
-    def __init__(self, images: Images, batches: EpochBatches, num_workers: int, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        images: Images,
+        batches: EpochBatches,
+        num_workers: int,
+        pin_memory: bool = False,
+        trained: Callable[[], int] = int,
+    ) -> None:
+        """
+        Args:
+            images: The data set.
+            batches: Which images form the batches.
+            num_workers: Processes that read them; 0 for none.
+            pin_memory: Put batches where a GPU fetches them faster.
+            trained: Says how many batches of this epoch have been trained on; fewer than were given when one failed.
+        """
         self._loader = DataLoader(
             dataset=images,
             batch_sampler=batches,
@@ -101,25 +115,21 @@ class ResumableLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
-        self.batches = batches
+        self.batches, self._trained = batches, trained
         self.dataset, self.sampler, self.batch_sampler = images, batches, batches  # where Lightning looks, for set_epoch too
-        self._given = 0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        self._given = self.batches.start
-        for batch in self._loader:
-            self._given += 1
-            yield batch
+        return iter(self._loader)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"given": self._given}
+    def state_dict(self) -> dict[str, int]:
+        return {"trained": self._trained()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.
-        self.batches.start = self._given = state["given"] % len(self.batches)
+        self.batches.start = state["trained"] % len(self.batches)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -201,21 +201,24 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader("predict", self.loaded["predict"].index)
 
     def _evaluation(self, name: str, *used: str) -> ResumableLoader:
-        """The images of a split, less those that the loaded checkpoint was trained on, or chosen by."""
+        """The images of a split. A test refuses, or leaves out, those that the loaded checkpoint was trained on or chosen by."""
         part = self.loaded[name]
         seen = {digest for use in used for digest in self._checkpoint.get(use, [])}
-        fresh = [row for row, digest in part.digests.items() if digest not in seen]
-        if (count := len(part.index) - len(fresh)) and not self.trainer.training:
-            known = next(self.source.samples[row].key for row, digest in part.digests.items() if digest in seen)
-            if self.on_seen_image == "error" or not fresh:
-                raise UserError(
-                    f"{count} of the {len(part.index)} {name} images were used to train this model, for example {known}: a score on them "
-                    "would flatter it; give images it has not seen (--data.root), or leave these out with --data.on_seen_image skip"
-                )
-            self._say(
-                f"Left out {count} of the {len(part.index)} {name} images that the model was trained on, for example {known}."
+        known = [row for row, digest in part.digests.items() if digest in seen]
+        if not known or self.trainer.state.fn == "fit":
+            return self._loader(name, part.index)
+        some = f"{len(known)} of the {len(part.index)} {name} images"
+        example = f"for example {self.source.samples[known[0]].key}"
+        if name == "val":
+            self._say(f"{some} were used to train this model, {example}: the score flatters it.")
+            return self._loader(name, part.index)
+        if self.on_seen_image == "error" or len(known) == len(part.index):
+            raise UserError(
+                f"{some} were used to train this model, {example}: a score on them would flatter it; give images it has not "
+                "seen (--data.root), or leave these out with --data.on_seen_image skip"
             )
-        return self._loader(name, fresh if not self.trainer.training else part.index)
+        self._say(f"Left out {some}, which were used to train this model, {example}.")
+        return self._loader(name, sorted(set(part.index) - set(known)))
 
     def _say(self, line: str) -> None:
         if self.trainer.is_global_zero:
@@ -229,7 +232,12 @@ class ImageDataModule(L.LightningDataModule):
         workers = self.num_workers
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = 0 if isinstance(images, MemoryImages) else min(8, os.cpu_count() or 1)
-        return ResumableLoader(images, batches, workers, pin_memory=trainer.strategy.root_device.type == "cuda")
+        pin_memory = trainer.strategy.root_device.type == "cuda"
+        return ResumableLoader(images, batches, workers, pin_memory, self._batches_trained)
+
+    def _batches_trained(self) -> int:
+        """Batches of this epoch that have changed the weights."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""
@@ -247,8 +255,8 @@ class ImageDataModule(L.LightningDataModule):
         self._checkpoint = {use: set(state[use].tolist()) for use in ("trained", "validated") if use in state}
         if self.trainer.state.fn == "fit" and state["fingerprint"] != self.fingerprint:
             self._say(
-                f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now {self.fingerprint}): "
-                "images that validated may now train, so the validation score can flatter the model."
+                f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
+                f"{self.fingerprint}): images that validated may now train, so the validation score can flatter the model."
             )
 
 

@@ -12,11 +12,8 @@ import numpy as np
 from project.errors import UserError
 
 # Formats that Pillow decodes without further packages. Anything else in a folder (notes, labels, thumbs.db) is no image.
-EXTENSIONS = frozenset(
-    f".{ending}"
-    for ending in ("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "gif", "tif", "tiff", "webp")
-    + ("ppm", "pgm", "pbm", "pnm", "tga", "jp2", "avif", "ico")
-)
+_ENDINGS = "jpg jpeg jpe jfif png bmp gif tif tiff webp ppm pgm pbm pnm tga jp2 avif ico"
+EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 

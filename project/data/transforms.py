@@ -28,7 +28,7 @@ def check_format(image_size: int | None, channels: int, resize: str) -> None:
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
     """Decode to 8 bits with `channels` channels, upright.
 
-    Transparency is laid on white; 16-bit grey and floating point keep their order of brightness. Of an animation the first frame counts.
+    Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first frame.
 
     Args:
         content: Bytes of a file, or a uint8 array (H, W) or (H, W, C).

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,10 +20,19 @@ class Schedule(ABC):
     def factor(self, done: float) -> float:
         """The factor when the share `done` (0 to 1) of the run's optimizer steps has been taken."""
 
-    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-        """A scheduler that follows `factor` over `total_steps` optimizer steps, for every parameter group."""
-        last = max(1, total_steps - 1)
-        return LambdaLR(optimizer, lambda step: self.factor(min(step / last, 1.0)))
+    def build(self, optimizer: Optimizer, total_steps: Callable[[], int]) -> LambdaLR:
+        """A scheduler that follows `factor` over the whole run, for every parameter group.
+
+        Args:
+            optimizer: Whose rates to change.
+            total_steps: Says how many optimizer steps the run has. It is asked after the first step, because Lightning knows the
+                length of a resumed run only when its data loaders are at the place where it stopped.
+        """
+
+        def factor_at(step: int) -> float:
+            return self.factor(min(step / max(1, total_steps() - 1), 1.0) if step else 0.0)
+
+        return LambdaLR(optimizer, factor_at)
 
 
 class Cosine(Schedule):

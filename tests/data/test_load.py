@@ -40,11 +40,12 @@ def pictures(root: Path, count: int, bad: tuple[int, ...] = ()) -> ImageFolder:
 @pytest.mark.parametrize("image_format", [FORMAT, ImageFormat(20, 1, "crop"), ImageFormat(9, 4, "squash")])
 def test_memory_and_files_give_the_same_batches(tmp_path, image_format):
     source = pictures(tmp_path, 12, bad=(2, 7))
-    rows, labels = [11, 3, 2, 0, 7, 8], [1, 1, 0, 0, 1, 0]
+    rows, labels = [11, 3, 1, 0, 9, 8], [1, 0, 0, 0, 1, 1]  # 1 and 9 are the bad ones: c0 comes before c1
     memory = load(source, rows, labels, image_format, in_memory=True)
     files = load(source, rows, labels, image_format, in_memory=False)
     assert isinstance(memory.images, MemoryImages) and isinstance(files.images, FileImages)
-    assert memory.index == files.index and memory.bad == files.bad and memory.digests == files.digests
+    assert memory.index == [11, 3, 0, 8] and memory.index == files.index
+    assert len(memory.bad) == 2 and memory.bad == files.bad and memory.digests == files.digests
     requests = [(4, row) for row in (8, 0, 11, 3, 8)]
     one, other = memory.images.__getitems__(requests), files.images.__getitems__(requests)
     assert one.keys() == other.keys() == {"image", "label", "index"}
@@ -72,10 +73,10 @@ def test_bad_images_are_left_out_and_named(tmp_path):
     source = pictures(tmp_path, 9, bad=(1, 4))
     bad = {sample.key for sample in source.samples if sample.key[3:5] in ("01", "04")}
     for in_memory in (True, False):
-        loaded = load(source, range(9), [0] * 9, FORMAT, in_memory)
+        loaded = load(source, range(9), list(range(9)), FORMAT, in_memory)
         assert {key for key, _ in loaded.bad} == bad and all(why for _, why in loaded.bad)
         assert [source.samples[row].key for row in loaded.index] == [s.key for s in source.samples if s.key not in bad]
-        assert len(loaded.images) == 7
+        assert len(loaded.images) == 7 and loaded.images.labels.tolist() == loaded.index
         assert loaded.images.__getitems__([(0, row) for row in loaded.index])["image"].shape == (7, 3, 12, 12)
 
 

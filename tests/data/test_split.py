@@ -284,6 +284,13 @@ def test_groups_never_cross_folds(images, folds, seed):
         assert splits["val"] and splits["train"]
 
 
+def test_folds_of_large_and_small_groups_are_even():
+    """Two bursts of ten and ten single images: the single ones make up for the third burst that is not there."""
+    samples = grouped([(0, 0)] * 10 + [(1, 0)] * 10 + [(patient, 0) for patient in range(2, 12)])
+    for seed in range(20):
+        assert [len(split_samples(samples, 0, 0, 3, fold, seed)["val"]) for fold in range(3)] == [10, 10, 10]
+
+
 def test_folds_take_the_place_of_a_given_validation_set_but_leave_the_test_set():
     samples = make([20, 20])
     samples = [dataclasses.replace(s, split=("val", "test", None, "train")[i % 4]) for i, s in enumerate(samples)]
