@@ -56,7 +56,8 @@ class BestAndLast(Checkpoint):
             return self.best_score is None
         if self.best_score is None or math.isnan(self.best_score):
             return True
-        return score > self.best_score if self.mode == "max" else score < self.best_score
+        # Among equals the later one: small validation sets often tie, and the rate has come down further since.
+        return score >= self.best_score if self.mode == "max" else score <= self.best_score
 
     def _save_last(self, trainer: L.Trainer) -> None:
         self._saved_step = trainer.global_step

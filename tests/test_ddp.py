@@ -1,0 +1,72 @@
+"""Two processes on the CPU: every image counted once, and the figures of one process."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import DIGITS, ROOT, SMALL
+from PIL import Image
+
+DDP = ["--trainer", str(ROOT / "configs/trainer/ddp.yaml"), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+
+
+def launch(*arguments: str) -> str:
+    """A command in processes of its own, as a user starts it; DDP starts the second one itself."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "project", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(run: Path, prefix: str) -> dict[str, float]:
+    found = json.loads((run / "metrics.json").read_text())
+    return {name: value for name, value in found.items() if name.startswith(prefix)}
+
+
+def assert_close(one: dict[str, float], other: dict[str, float]) -> None:
+    assert one.keys() == other.keys()
+    assert all(abs(one[name] - other[name]) < 1e-5 for name in one), (one, other)
+
+
+def test_fit_in_two_processes_writes_one_run(workdir) -> None:
+    text = launch("fit", *DIGITS, *SMALL, *DDP, "--trainer.max_epochs", "2")
+    assert text.count("Validation accuracy") == 1 and "device     2 x cpu" in text
+    run = workdir / "runs/digits/version_0"
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    # One process, validating the weights that two have trained, finds the same figures: no image was counted twice.
+    two = metrics(run, "val/")
+    launch("validate", "--ckpt_path", "best")
+    from lightning.pytorch import Trainer
+
+    from project.classifier import ImageClassifier
+    from project.data import Digits, ImageDataModule
+
+    model = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt")
+    data = ImageDataModule(source=Digits, image_size=8, channels=1)
+    (one,) = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(model, data, verbose=False)
+    assert_close({name: float(value) for name, value in one.items()}, two)
+
+
+def test_test_and_predict_count_each_image_once(trained, cli, workdir) -> None:
+    from sklearn.datasets import load_digits
+
+    assert cli("test", "--ckpt_path", "best").code == 0
+    one = metrics(trained, "test/")
+    launch("test", "--ckpt_path", "best", *DDP)  # 359 images: one rank has 180, the other 179
+    assert_close(one, metrics(trained, "test/"))
+
+    (workdir / "images").mkdir()
+    for i, image in enumerate(load_digits().images[:9]):
+        Image.fromarray((image * 15.9).astype("uint8")).save(workdir / f"images/{i}.png")
+    (workdir / "images/broken.png").write_bytes(b"")
+    assert cli("predict", "--ckpt_path", "best", "--data.root", "images", "--out", "one.csv").code == 0
+    text = launch("predict", "--ckpt_path", "best", "--data.root", "images", "--out", "two.csv", *DDP)
+    assert text.count("broken.png") == 1
+    single, double = (list(csv.DictReader((workdir / name).open())) for name in ("one.csv", "two.csv"))
+    assert [row["path"] for row in double] == [f"{i}.png" for i in range(9)]
+    for a, b in zip(single, double, strict=True):
+        assert a["class"] == b["class"] and abs(float(a["probability"]) - float(b["probability"])) < 1e-4
