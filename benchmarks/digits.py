@@ -48,9 +48,7 @@ def machine(*parts: str) -> float:
     """Test accuracy of the support vector machine that learns from these parts of the split."""
     source = Digits(None)
     splits = split_samples(source.samples)
-    pixels = np.stack(
-        [source.content(sample).ravel() / (255 / 16) for sample in source.samples]
-    )  # 0 to 16
+    pixels = np.stack([source.content(sample).ravel() / (255 / 16) for sample in source.samples])  # 0 to 16
     labels = np.array([sample.label for sample in source.samples])
     rows = [i for part in parts for i in splits[part]]
     return SVC(gamma=0.001).fit(pixels[rows], labels[rows]).score(pixels[splits["test"]], labels[splits["test"]])

@@ -23,8 +23,8 @@ def parsed(cli, monkeypatch):
         monkeypatch.setattr(project.cli, "one_line", record)
         result = cli(*arguments)
         assert result.code == 2 and len(result.err.splitlines()) == 1 and result.err.startswith("error: ")
-        assert len(raw) == 1, "the parser was not asked, or asked twice"
-        return raw[0], result.err.strip().removeprefix("error: ")
+        assert raw, "the parser was not asked"
+        return raw[-1], result.err.strip().removeprefix("error: ")
 
     return run
 
@@ -39,20 +39,20 @@ def parsed(cli, monkeypatch):
         (["--model.net.init_args.chanels", "[8]"], "did you mean channels?"),
         (["--model.net", "project.nets.ConvNett"], "project.nets has no 'ConvNett'; did you mean project.nets.ConvNet?"),
         (["--data.source", "project.data.Zzz"], "project.data has no 'Zzz'"),
-        (["--model.lr", "fast"], "model.lr: expected float, not fast"),
+        (["--model.lr", "fast"], "model.lr: expected float. Got value: fast"),
         (["--data.num_workers", "two"], "data.num_workers: expected int, not two"),
         (["--trainer.callbacks", "EarlyStop"], "'EarlyStop' is no class; write its whole path"),
     ],
 )
 def test_real_messages(parsed, arguments, line) -> None:
     raw, said = parsed(*FIT, *arguments)
-    assert line in " ".join(said.split()).replace("expected a ", "expected ").replace("<class 'float'>", "float")
+    assert line in said and raw != said
     assert len(said) < LIMIT + 20
 
 
 def test_they_were_long(parsed) -> None:
-    raw, said = parsed(*FIT, "--model.net.init_args.chanels", "[8]")
-    assert len(raw.splitlines()) > 1 and "\n" not in said and len(said) < len(raw)
+    raw, said = parsed(*FIT, "--data.num_workers", "two")
+    assert len(raw.splitlines()) > 3 and "\n" not in said and len(said) < len(raw)
 
 
 @pytest.mark.parametrize(

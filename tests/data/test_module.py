@@ -1,0 +1,435 @@
+"""The data module as the commands use it: what is opened, refused, left out, drawn and recorded."""
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_folder
+from PIL import Image
+
+import project.data.verify
+from project.classifier import ImageClassifier
+from project.data import ImageDataModule
+from project.errors import UserError
+from project.nets import ConvNet
+
+NET = ["--model.net", "project.nets.ConvNet", "--model.net.init_args.channels", "[4]"]
+FOLDER = ["--config", str(ROOT / "configs" / "folder.yaml"), *NET]
+ONE = ["--data.image_size", "8", "--data.batch_size", "16", "--trainer.max_epochs", "1"]
+
+
+@pytest.fixture
+def fit(cli, workdir):
+    """`fit` for one short epoch on a folder; more options may follow."""
+
+    def run(root: Path, *options: str):
+        return cli("fit", *FOLDER, *ONE, "--data.root", root, *options)
+
+    return run
+
+
+def run_folder(number: int = 0) -> Path:
+    return Path("runs/folder") / f"version_{number}"
+
+
+def record(number: int = 0) -> dict:
+    return json.loads((run_folder(number) / "run.json").read_text())
+
+
+def metrics() -> dict:
+    return json.loads((run_folder() / "metrics.json").read_text())
+
+
+def with_splits(root: Path) -> Path:
+    """root/{train,val,test}/<class>, every file with a content of its own."""
+    for seed, (split, count) in enumerate({"train": 8, "val": 3, "test": 4}.items()):
+        make_folder(root / split, dict.fromkeys(("blue", "red"), count), seed)
+    return root
+
+
+def spoil(*paths: Path) -> None:
+    for path in paths:
+        path.write_bytes(b"no image at all")
+
+
+def keys(module: ImageDataModule, name: str) -> set[str]:
+    return {module.source.samples[i].key for i in module.splits[name]}
+
+
+def train(data: ImageDataModule, epochs: int = 1, callbacks: tuple = (), **arguments) -> ImageClassifier:
+    model = ImageClassifier(
+        lambda *shape: ConvNet(*shape, channels=[4]), data.class_names, data.channels, data.image_size, **arguments
+    )
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), use_distributed_sampler=False, **off)
+    trainer.fit(model, datamodule=data)
+    return model
+
+
+# Damaged images
+
+
+def test_fit_opens_no_test_image(fit, cli, tmp_path) -> None:
+    root = with_splits(tmp_path / "images")
+    bad = sorted((root / "test").rglob("*.png"))
+    spoil(*bad)
+    result = fit(root)
+    assert result.code == 0 and result.err == ""
+    assert record()["split"]["test"] == 8
+    result = cli("test", "--ckpt_path", "best")
+    assert result.code == 2 and "8 images cannot be read" in result.err
+    assert all(path.relative_to(root).as_posix() in result.err for path in bad)
+    assert cli("validate", "--ckpt_path", "best").code == 0
+
+
+def test_bad_images_stop_the_fit_before_it_trains(fit, tmp_path) -> None:
+    root = with_splits(tmp_path / "images")
+    bad = [root / "train" / "red" / "red_001.png", root / "val" / "blue" / "blue_000.png"]
+    spoil(*bad)
+    result = fit(root)
+    assert result.code == 2
+    assert "epoch" not in result.out and not list(Path().glob("runs/*/*/checkpoints/*"))
+    first, *listed = result.err.splitlines()
+    assert first.startswith("error: 2 images cannot be read") and "--data.on_bad_image skip" in first
+    assert [line.split(":")[0].strip() for line in listed] == ["train/red/red_001.png", "val/blue/blue_000.png"]
+
+
+def test_bad_images_may_be_left_out(fit, cli, tmp_path) -> None:
+    root = with_splits(tmp_path / "images")
+    spoil(root / "train" / "red" / "red_001.png", root / "val" / "blue" / "blue_000.png", root / "test" / "red" / "red_002.png")
+    result = fit(root, "--data.on_bad_image", "skip")
+    assert result.code == 0 and result.err == ""
+    assert "left out 2 images that cannot be read: train/red/red_001.png, val/blue/blue_000.png" in result.out
+    assert set(record()["images_left_out"]) == {"train/red/red_001.png", "val/blue/blue_000.png"}
+    result = cli("test", "--ckpt_path", "best")  # the setting is the checkpoint's
+    assert result.code == 0, result.err
+
+
+def test_a_second_fit_decodes_nothing_to_check_it(folder, monkeypatch) -> None:
+    decoded = []
+    real = project.data.verify.decode
+    monkeypatch.setattr(project.data.verify, "decode", lambda *given: decoded.append(1) or real(*given))
+
+    def setup() -> ImageDataModule:
+        data = ImageDataModule(str(folder), image_size=8, cache="none")
+        data.setup("fit")
+        return data
+
+    first = setup()
+    assert len(decoded) == len(first.splits["train"]) + len(first.splits["val"]) == 48
+    assert setup().loaded["train"].digests == first.loaded["train"].digests and len(decoded) == 48
+    path = folder / first.source.samples[first.splits["train"][0]].key
+    Image.new("RGB", (9, 9)).save(path)  # only what has changed is looked at again
+    assert setup().loaded["train"].digests != first.loaded["train"].digests and len(decoded) == 49
+
+
+# Classes
+
+
+def test_a_class_that_is_validated_but_not_trained(fit, tmp_path) -> None:
+    root = with_splits(tmp_path / "images")
+    make_folder(root / "val", {"green": 2})
+    result = fit(root)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert "class 'green' is in the validation images but not in the training images" in result.err
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"blue": 9}, ["only one class, 'blue'", "two or more"]),
+        ({"blue": 9, "red": 1}, ["class 'red'", "too few images to split: 1"]),
+    ],
+)
+def test_too_few_classes_or_images(fit, tmp_path, counts, words) -> None:
+    result = fit(make_folder(tmp_path / "images", counts))
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert all(word in result.err for word in words)
+
+
+def test_a_class_that_the_model_does_not_know(fit, cli, tmp_path) -> None:
+    root = with_splits(tmp_path / "images")
+    make_folder(root / "test", {"grey": 2})
+    assert fit(root).code == 0  # no test image is opened, nor a test class used
+    result = cli("test", "--ckpt_path", "best")
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert "class 'grey'" in result.err and "it knows blue, red" in result.err
+
+
+def test_a_class_that_is_lacking(fit, cli, tmp_path) -> None:
+    """The model's names stay in their order, so that a lacking class does not shift the others."""
+    root = make_folder(tmp_path / "images")
+    options = ("--trainer.max_epochs", "6", "--model.lr", "0.05")
+    assert fit(root, *options).code == 0
+    new = make_folder(tmp_path / "new", {"green": 5, "red": 5}, seed=9)
+    result = cli("test", "--ckpt_path", "best", "--data.root", new, "--data.test_size", "1")
+    assert result.code == 0, result.err
+    assert metrics()["test/acc_class/green"] == metrics()["test/acc_class/red"] == metrics()["test/acc"] == 1
+    assert "blue 0.00%" not in result.out  # nothing is known of it
+
+
+# Splits
+
+
+@pytest.mark.parametrize(("size", "command"), [("val_size", "validate"), ("test_size", "test")])
+def test_no_images_to_score(fit, cli, folder, size, command) -> None:
+    assert fit(folder, f"--data.{size}", "0").code == 0
+    result = cli(command, "--ckpt_path", "last")
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert f"data.{size} is 0" in result.err
+
+
+def test_nothing_is_left_to_train(fit, folder) -> None:
+    result = fit(folder, "--data.test_size", "1")
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "train" in result.err
+
+
+def test_all_images_of_a_new_folder_are_tested(fit, cli, folder, tmp_path) -> None:
+    assert fit(folder).code == 0
+    new = make_folder(tmp_path / "new", {"blue": 7, "green": 3, "red": 4}, seed=5)
+    tested = []
+    real = ImageClassifier.test_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageClassifier, "test_step", lambda s, b, i: (tested.extend(b["label"].tolist()), real(s, b, i))[1])
+        assert cli("test", "--ckpt_path", "best", "--data.root", new, "--data.test_size", "1").code == 0
+    assert Counter(tested) == {0: 7, 1: 3, 2: 4}
+
+
+def test_folds_validate_every_image_once(folder) -> None:
+    modules = [ImageDataModule(str(folder), image_size=8, folds=4, fold=fold) for fold in range(4)]
+    assert len({frozenset(keys(module, "test")) for module in modules}) == 1
+    validated = Counter(key for module in modules for key in keys(module, "val"))
+    assert set(validated.values()) == {1} and len(validated) == 48
+    for module in modules:
+        assert not keys(module, "train") & (keys(module, "val") | keys(module, "test"))
+        module.setup("fit")
+        assert len(module.loaded["train"].images) == 36 and len(module.loaded["val"].images) == 12
+
+
+def test_the_split_is_saved_and_named(fit, folder) -> None:
+    result = fit(folder)
+    (printed,) = re.findall(r"split (\w+)\)", result.out)
+    found = record()["split"]
+    assert found["fingerprint"] == printed
+    rows = list(csv.DictReader((run_folder() / "split.csv").open()))
+    assert {row["path"] for row in rows} == {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert all(row["path"].startswith(row["label"] + "/") for row in rows)
+    assert Counter(row["split"] for row in rows) == {name: found[name] for name in ("train", "val", "test")}
+    assert fit(folder, "--data.split_seed", "1").code == 0
+    assert record(1)["split"]["fingerprint"] != printed
+    assert fit(folder, "--seed_everything", "5").code == 0
+    assert record(2)["split"]["fingerprint"] == printed  # the training seed does not move the split
+
+
+# Images that the model has seen
+
+
+def rename(root: Path) -> None:
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        path.rename(path.with_name(f"{(i * 7919) % 1000:04d}_renamed.png"))
+
+
+@pytest.mark.parametrize("change", ["another split", "renamed", "added"])
+def test_images_that_were_trained_on_are_refused(fit, cli, folder, change) -> None:
+    assert fit(folder).code == 0
+    options = ["--data.split_seed", "1"] if change == "another split" else []
+    trained = {(folder / row["path"]).read_bytes() for row in used("train", "val")}
+    if change == "renamed":
+        rename(folder)
+    elif change == "added":  # 10 more of each class, whose names mix with the others
+        more = make_folder(folder.parent / "more", dict.fromkeys(("blue", "green", "red"), 10), seed=3)
+        for path in more.rglob("*.png"):
+            path.rename(folder / path.parent.name / f"a_{path.name}")
+        rename(folder)
+    data = ImageDataModule(str(folder), image_size=8, split_seed=int(bool(options)))
+    test = [data.source.samples[i].key for i in data.splits["test"]]
+    seen = [key for key in test if (folder / key).read_bytes() in trained]
+    assert 0 < len(seen) < len(test)  # else this test says nothing
+
+    result = cli("test", "--ckpt_path", "best", *options)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert f"{len(seen)} of the {len(test)} test images were used to train" in result.err
+    assert any(f"example {key}" in result.err for key in seen) and "--data.on_seen_image skip" in result.err
+    assert not any(name.startswith("test/") for name in metrics())
+
+    labels = []
+    real = ImageClassifier.test_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageClassifier, "test_step", lambda s, b, i: (labels.extend(b["index"].tolist()), real(s, b, i))[1])
+        result = cli("test", "--ckpt_path", "best", *options, "--data.on_seen_image", "skip")
+    assert result.code == 0 and f"Left out {len(seen)} of the {len(test)} test images" in result.out
+    assert {data.source.samples[i].key for i in labels} == set(test) - set(seen)
+
+
+def used(*splits: str) -> list[dict[str, str]]:
+    return [row for row in csv.DictReader((run_folder() / "split.csv").open()) if row["split"] in splits]
+
+
+def test_a_test_of_training_images_only_is_refused_even_with_skip(fit, cli, folder, tmp_path) -> None:
+    assert fit(folder).code == 0
+    for row in used("train"):
+        target = tmp_path / "seen" / row["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / row["path"], target)
+    result = cli(
+        "test", "--ckpt_path", "best", "--data.root", tmp_path / "seen", "--data.test_size", "1", "--data.on_seen_image", "skip"
+    )
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "36 of the 36" not in result.out
+
+
+def test_validation_on_training_images_is_said(fit, cli, folder) -> None:
+    assert fit(folder).code == 0
+    assert "were used to train" not in cli("validate", "--ckpt_path", "best").out
+    result = cli("validate", "--ckpt_path", "best", "--data.split_seed", "1")
+    assert result.code == 0 and "validation images were used to train" in result.out.replace("val images", "validation images")
+
+
+def test_going_on_after_the_folder_changed_is_said(fit, cli, folder) -> None:
+    assert fit(folder).code == 0
+    result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert result.code == 0 and "have changed" not in result.out
+    make_folder(folder, {"blue": 30}, seed=8)
+    result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    assert result.code == 0, result.err
+    assert "images or their split have changed since the checkpoint" in result.out
+
+
+# Imbalance
+
+
+class Count(L.Callback):
+    """Counts the labels of the training batches."""
+
+    def __init__(self) -> None:
+        self.labels: Counter[int] = Counter()
+        self.index: list[int] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.labels.update(batch["label"].tolist())
+        self.index += batch["index"].tolist()
+
+
+def test_the_balanced_sampler_draws_evenly(tmp_path) -> None:
+    root = make_folder(tmp_path / "images", {"blue": 60, "green": 20, "red": 10})
+    count, plain = Count(), Count()
+    data = ImageDataModule(str(root), image_size=8, batch_size=29, sampler="balanced")
+    train(data, epochs=20, callbacks=(count,))
+    total = sum(count.labels.values())
+    assert total == 20 * len(data.splits["train"])
+    for label in range(3):  # within five standard deviations of a third
+        assert abs(count.labels[label] - total / 3) < 5 * (total * 2 / 9) ** 0.5
+    train(ImageDataModule(str(root), image_size=8, batch_size=29), epochs=1, callbacks=(plain,))
+    assert [plain.labels[label] for label in range(3)] == data.class_counts
+    assert len(set(plain.index)) == len(plain.index)
+
+
+def test_balanced_weights_count_the_training_images(tmp_path) -> None:
+    root = make_folder(tmp_path / "images", {"blue": 60, "green": 20, "red": 10})
+    data = ImageDataModule(str(root), image_size=8, batch_size=16)
+    model = train(data, class_weights="balanced")
+    counts = np.array(list(Counter(data.source.samples[i].label for i in data.splits["train"]).values()))
+    assert model.class_weights.tolist() == pytest.approx((counts.sum() / (3 * counts)).tolist())
+    assert ImageClassifier(model.hparams.net, data.class_names, image_size=8).class_weights.tolist() == [1, 1, 1]
+
+
+# Sources and formats
+
+
+def test_a_manifest_with_groups(cli, workdir) -> None:
+    root = make_folder(workdir / "images", {"blue": 24, "red": 24})
+    rows = [
+        (path.relative_to(workdir).as_posix(), path.parent.name, f"{path.parent.name}{i // 4}")
+        for name in ("blue", "red")
+        for i, path in enumerate(sorted((root / name).iterdir()))
+    ]
+    with (workdir / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "group"), *rows])
+    config = ["--data", ROOT / "configs" / "data" / "manifest.yaml", "--data.root", "list.csv"]
+    result = cli("fit", *config, *NET, "--data.image_size", "8", "--data.batch_size", "8", "--trainer.max_epochs", "1")
+    assert result.code == 0, result.err
+    found = list(csv.DictReader((workdir / "runs" / "fit" / "version_0" / "split.csv").open()))
+    assert [(row["path"], row["label"], row["group"]) for row in found] == sorted(rows)
+    homes = {row["group"]: row["split"] for row in found}
+    assert len(homes) == 12 and all(homes[row["group"]] == row["split"] for row in found)
+    assert set(homes.values()) == {"train", "val", "test"}
+    assert cli("test", "--ckpt_path", "best").code == 0
+
+
+def test_the_image_size_is_measured(fit, cli, folder) -> None:
+    result = fit(folder, "--data.image_size", "null")  # 24 x 20 pixels
+    assert result.code == 0 and "shape: 3 x 20 x 20" in result.out
+    shutil.rmtree(folder)
+    for size in (50, 60):  # predict keeps the model's size, whatever the new images have
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (size, size), "red").save(folder / f"{size}.png")
+    assert cli("predict", "--ckpt_path", "best", "--data.root", folder).code == 0
+    checkpoint = torch.load(run_folder() / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["image_size"] == 20
+
+
+def test_a_grey_folder(fit, cli, tmp_path) -> None:
+    root = make_folder(tmp_path / "images")
+    for path in root.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    result = fit(root, "--data.channels", "1")
+    assert result.code == 0 and "shape: 1 x 8 x 8" in result.out
+    weight = torch.load(run_folder() / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]["net.stages.0.0.conv.weight"]
+    assert weight.shape == (4, 1, 3, 3)
+    assert cli("test", "--ckpt_path", "best").code == 0
+
+
+def test_random_crops_train_alike_with_any_number_of_workers(fit, folder) -> None:
+    weights = []
+    for number, options in enumerate((["--data.num_workers", "0"], ["--data.num_workers", "2"], ["--seed_everything", "1"])):
+        crop = ["--data.random_resized_crop", "[0.3,1]", "--trainer.max_epochs", "2"]
+        assert fit(folder, *crop, "--data.num_workers", "0", *options).code == 0
+        weights.append(torch.load(run_folder(number) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    one, two, other = weights
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_predict_a_nested_folder_and_a_single_image(fit, cli, workdir, folder) -> None:
+    assert fit(folder).code == 0
+    (workdir / "new" / "a" / "b").mkdir(parents=True)
+    names = ["z.png", "a/y.png", "a/b/x.png"]
+    for name, colour in zip(names, ("red", "green", "blue"), strict=True):
+        Image.new("RGB", (30, 12), colour).save(workdir / "new" / name)
+    tables = []
+    for cache in ("memory", "none"):
+        result = cli("predict", "--ckpt_path", "best", "--data.root", "new", "--data.cache", cache, "--data.num_workers", "0")
+        assert result.code == 0 and "3 predictions" in result.out
+        tables.append((workdir / "predictions.csv").read_text())
+    assert tables[0] == tables[1]
+    rows = {row["path"]: row for row in csv.DictReader(tables[0].splitlines())}
+    assert list(rows) == sorted(names)
+    assert cli("predict", "--ckpt_path", "best", "--data.root", "new/a/y.png", "--out", "one.csv").code == 0
+    (row,) = csv.DictReader((workdir / "one.csv").open())
+    assert row["path"] == "y.png" and row["class"] == rows["a/y.png"]["class"]
+    assert float(row["probability"]) == pytest.approx(float(rows["a/y.png"]["probability"]), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"random_resized_crop": (0.0, 1.0)}, "data.random_resized_crop"),
+        ({"random_resized_crop": (0.9, 0.2)}, "data.random_resized_crop"),
+        ({"random_resized_crop": (0.2, 0.9), "cache": "memory"}, "data.cache"),
+        ({"class_names": ["a", "b", "a"]}, "data.class_names"),
+        ({"channels": 2}, "data.channels"),
+        ({"image_size": 0}, "data.image_size"),
+    ],
+)
+def test_bad_arguments(arguments, words) -> None:
+    with pytest.raises(UserError) as caught:
+        ImageDataModule("anywhere", **arguments)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
