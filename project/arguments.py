@@ -78,8 +78,9 @@ def read_config(path: Path) -> Any:
         raise UserError(f"--config: {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
+        problem = " ".join(str(getattr(error, "problem", error)).split())
         where = f"line {mark.line + 1}" if mark else "the file"
-        raise UserError(f"--config: {path} is no valid YAML at {where}: {getattr(error, 'problem', error)}") from error
+        raise UserError(f"--config: {path} is no valid YAML at {where}: {problem}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

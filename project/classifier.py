@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassStatScores
 
 from project.errors import UserError
 from project.nets.blocks import InitScheme, initialize
@@ -91,23 +91,24 @@ class ImageClassifier(L.LightningModule):
         weights = class_weights if isinstance(class_weights, list) else [1.0] * self.num_classes
         self.register_buffer("class_weights", torch.tensor(weights))
 
+        self.rates: dict[str, float] = {}
         self.train_loss, self.train_acc = MeanMetric(), self._accuracy()
         self.val_loss, self.val_metrics = MeanMetric(), self._metrics("val/")
         self.test_loss, self.test_metrics = MeanMetric(), self._metrics("test/")
 
-    def _accuracy(self, top_k: int = 1, average: str = "micro") -> MulticlassAccuracy:
-        return MulticlassAccuracy(self.num_classes, top_k=top_k, average=average, validate_args=False)
+    def _accuracy(self, top_k: int = 1) -> MulticlassAccuracy:
+        return MulticlassAccuracy(self.num_classes, top_k=top_k, average="micro", validate_args=False)
 
     def _metrics(self, prefix: str) -> MetricCollection:
         metrics = {
             "acc": self._accuracy(),
             "f1_macro": MulticlassF1Score(self.num_classes, average="macro", validate_args=False),
-            "acc_class": self._accuracy(average="none"),
+            "by_class": MulticlassStatScores(self.num_classes, average="none", validate_args=False),
         }
         if self.num_classes > 5:  # with five classes or fewer it would always be 1
             metrics["acc_top5"] = self._accuracy(top_k=5)
         # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5 often do.
-        groups = [["f1_macro", "acc_class"], *([name] for name in metrics if name in ("acc", "acc_top5"))]
+        groups = [["f1_macro", "by_class"], *([name] for name in metrics if name in ("acc", "acc_top5"))]
         return MetricCollection(metrics, prefix=prefix, compute_groups=groups)
 
     def setup(self, stage: str) -> None:
@@ -145,6 +146,8 @@ class ImageClassifier(L.LightningModule):
         # Metrics are updated here and logged once an epoch: self.log in every step would cost more than a small network's step.
         self.train_loss.update(loss.detach(), len(logits))
         self.train_acc.update(logits.detach(), batch["label"])
+        # A17: the rate in force, of every group; by the end of the epoch a scheduler will have set the next one
+        self.rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
         if self.global_step % self.trainer.log_every_n_steps == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
@@ -154,8 +157,7 @@ class ImageClassifier(L.LightningModule):
         self.log_dict({"train/loss": self.train_loss.compute(), "train/acc": self.train_acc.compute()})
         self.train_loss.reset()
         self.train_acc.reset()
-        # A17: the rate in force, of every group
-        self.log_dict({f"lr/{group['name']}": group["lr"] for group in self.optimizers().param_groups})
+        self.log_dict(self.rates)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_loss, self.val_metrics)
@@ -177,9 +179,11 @@ class ImageClassifier(L.LightningModule):
     def _log_evaluation(self, name: str, loss: MeanMetric, metrics: MetricCollection) -> None:
         """Log over all images of all ranks: `compute` gathers them, each counted once."""
         values = metrics.compute()
-        by_class = values.pop(f"{name}/acc_class")
+        by_class = values.pop(f"{name}/by_class")  # (num_classes, 5): true and false positives, negatives, and images
         if self.num_classes <= PER_CLASS_LIMIT:
-            values |= {f"{name}/acc_class/{label}": by_class[i] for i, label in enumerate(self.class_names)}
+            for label, (right, *_, count) in zip(self.class_names, by_class, strict=True):
+                if count:  # a class without images has no accuracy, rather than one of 0
+                    values[f"{name}/acc_class/{label}"] = right / count
         self.log_dict({f"{name}/loss": loss.compute(), **values})
         loss.reset()
         metrics.reset()

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.arguments import arrange, config_files, given, split_arguments
 from project.callbacks import BestAndLast, EpochLine, RunFolder, SafeInterrupt, StartTable, StepSeed, TerminalBar
@@ -162,6 +162,9 @@ def main(arguments: list[str]) -> int:
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

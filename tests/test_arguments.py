@@ -177,6 +177,7 @@ def saved(workdir) -> Path:
 def test_arrange_puts_the_checkpoint_below_files_below_options(saved) -> None:
     arguments = ["--data.batch_size", "4", "--config", "x.yaml", "--ckpt_path=best", "--trainer", "t.yaml", "--model.lr=1"]
     Path("x.yaml").write_text("data: {batch_size: 2}\n")
+    Path("t.yaml").touch()
     found, path, content = arrange("fit", arguments)
     assert path.resolve() == saved and content["hyper_parameters"]["image_size"] == 48
     assert found[0] == "--config" and yaml.safe_load(found[1]) == checkpoint_config(checkpoint(), "fit")

@@ -274,21 +274,22 @@ def used(*splits: str) -> list[dict[str, str]]:
 
 def test_a_test_of_training_images_only_is_refused_even_with_skip(fit, cli, folder, tmp_path) -> None:
     assert fit(folder).code == 0
-    for row in used("train"):
+    seen = used("train")
+    for row in seen:
         target = tmp_path / "seen" / row["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / row["path"], target)
     result = cli(
         "test", "--ckpt_path", "best", "--data.root", tmp_path / "seen", "--data.test_size", "1", "--data.on_seen_image", "skip"
     )
-    assert result.code == 2 and len(result.err.splitlines()) == 1 and "36 of the 36" not in result.out
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and f"{len(seen)} of the {len(seen)}" in result.err
 
 
 def test_validation_on_training_images_is_said(fit, cli, folder) -> None:
     assert fit(folder).code == 0
     assert "were used to train" not in cli("validate", "--ckpt_path", "best").out
     result = cli("validate", "--ckpt_path", "best", "--data.split_seed", "1")
-    assert result.code == 0 and "validation images were used to train" in result.out.replace("val images", "validation images")
+    assert result.code == 0 and "val images were used to train" in result.out
 
 
 def test_going_on_after_the_folder_changed_is_said(fit, cli, folder) -> None:
@@ -336,7 +337,7 @@ def test_balanced_weights_count_the_training_images(tmp_path) -> None:
     model = train(data, class_weights="balanced")
     counts = np.array(list(Counter(data.source.samples[i].label for i in data.splits["train"]).values()))
     assert model.class_weights.tolist() == pytest.approx((counts.sum() / (3 * counts)).tolist())
-    assert ImageClassifier(model.hparams.net, data.class_names, image_size=8).class_weights.tolist() == [1, 1, 1]
+    assert train(data).class_weights.tolist() == [1, 1, 1]
 
 
 # Sources and formats

@@ -1,0 +1,114 @@
+"""Ctrl-C between batches; a second one at once."""
+
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from project.callbacks import SafeInterrupt
+
+
+@pytest.fixture
+def callback():
+    """A callback in force, and the handler from before back again in the end."""
+    before = signal.getsignal(signal.SIGINT)
+    some = SafeInterrupt()
+    some.on_fit_start(None, None)
+    yield some
+    signal.signal(signal.SIGINT, before)
+
+
+def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
+    callback.on_train_batch_end(SimpleNamespace(is_last_batch=last), None, None, None, 0)
+
+
+def places(callback: SafeInterrupt):
+    return [
+        lambda: batch_end(callback),
+        lambda: callback.on_validation_batch_start(None, None, None, 0),
+        lambda: callback.on_train_epoch_start(None, None),
+    ]
+
+
+def test_unasked_it_does_nothing(callback) -> None:
+    for place in places(callback):
+        place()
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_the_first_waits_for_the_next_place(callback, place) -> None:
+    os.kill(os.getpid(), signal.SIGINT)  # a real one; it must not raise here
+    with pytest.raises(KeyboardInterrupt):
+        places(callback)[place]()
+
+
+def test_the_end_of_an_epoch_is_not_torn_apart(callback) -> None:
+    callback._ask(signal.SIGINT, None)
+    batch_end(callback, last=True)
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_train_epoch_start(None, None)
+
+
+def test_the_second_stops_at_once(callback) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    handler(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGINT, None)
+
+
+def test_the_handler_is_restored(callback) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert before == callback._ask
+    callback.teardown(None, None, "fit")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    callback.teardown(None, None, "fit")  # once only: by then it may be somebody else's
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_no_handler_outside_the_main_thread() -> None:
+    before, errors = signal.getsignal(signal.SIGINT), []
+
+    def start() -> None:
+        try:
+            some = SafeInterrupt()
+            some.on_fit_start(None, None)
+            some.teardown(None, None, "fit")
+        except ValueError as error:  # what Python raises there
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert not errors and signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("options", [[], ["--data.test_size", "0", "--model.lr=-1"], ["--data.image_size", "2"]])
+def test_after_a_command_the_handler_is_the_old_one(cli, folder, tiny_net, options) -> None:
+    """Also after a command that failed."""
+
+    def mine(number, frame) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGINT, mine)
+    try:
+        result = cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1", *options)
+        assert result.code == (2 if options else 0)
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_fit_that_raises_restores_the_handler(cli, folder, tiny_net, monkeypatch) -> None:
+    from project.classifier import ImageClassifier
+
+    def fail(self, batch, batch_idx):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ImageClassifier, "training_step", fail)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1")
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,0 +1,130 @@
+"""What is printed: the table at the start, a line an epoch, no bar in a log file."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from project.callbacks import EpochLine, StartTable, TerminalBar
+from project.callbacks.progress import describe
+
+
+def fake(groups: list[dict], data: SimpleNamespace | None = None, **arguments) -> SimpleNamespace:
+    named = {"max_epochs": 7, "precision": "32-true", "world_size": 2, "is_global_zero": True, **arguments}
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(datamodule=data, optimizers=[torch.optim.AdamW(groups)], strategy=strategy, **named)
+
+
+def images(bad: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(
+        splits={"train": [0] * 70, "val": [0] * 20, "test": [0] * 10},
+        class_names=["a", "b", "c"],
+        class_counts=[30, 12, 28],
+        fingerprint="0123456789ab",
+        channels=3,
+        image_size=48,
+        batch_size=16,
+        bad=[(f"{i}.png", "empty") for i in range(bad)],
+    )
+
+
+def model() -> nn.Module:
+    net = nn.Sequential(nn.Linear(1000, 3), nn.Linear(3, 3))
+    net[0].bias.requires_grad_(False)
+    module = nn.Module()
+    module.net = net
+    return module
+
+
+def groups(module: nn.Module) -> list[dict]:
+    return [
+        {"name": "head", "params": list(module.net[1].parameters()), "lr": 0.01, "weight_decay": 0.0},
+        {"name": "rest", "params": [module.net[0].weight], "lr": 0.002, "weight_decay": 0.05},
+    ]
+
+
+def test_the_table() -> None:
+    module = model()
+    assert describe(fake(groups(module), images()), module) == [
+        "data       3 classes, 12 to 30 training images each",
+        "           images: train 70  val 20  test 10  (split 0123456789ab)",
+        "           shape: 3 x 48 x 48, batch 16",
+        "model      Sequential: 3,015 parameters, 3,012 trainable",
+        "AdamW      group head: 12 parameters, rate 0.01, weight decay 0",
+        "           group rest: 3,000 parameters, rate 0.002, weight decay 0.05",
+        "device     2 x cpu, precision 32-true, 7 epochs",
+    ]
+
+
+def test_the_rate_in_the_table_is_the_base_rate() -> None:
+    """A scheduler has moved lr to its first step's before the table is printed."""
+    module = model()
+    trainer = fake(groups(module))
+    torch.optim.lr_scheduler.LambdaLR(trainer.optimizers[0], lambda step: 0.04)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0004)
+    text = "\n".join(describe(trainer, module))
+    assert "rate 0.01," in text and "rate 0.002," in text and "data" not in text
+
+
+@pytest.mark.parametrize(("bad", "names"), [(1, "0.png"), (3, "0.png, 1.png, 2.png"), (4, "0.png, 1.png, 2.png, ...")])
+def test_what_was_left_out(bad, names) -> None:
+    module = model()
+    assert f"           left out {bad} images that cannot be read: {names}" in describe(fake(groups(module), images(bad)), module)
+
+
+def test_one_process_prints(capsys) -> None:
+    module = model()
+    StartTable().on_fit_start(fake(groups(module), is_global_zero=False), module)
+    assert capsys.readouterr().out == ""
+    StartTable().on_fit_start(fake(groups(module)), module)
+    assert capsys.readouterr().out.startswith("model      Sequential")
+
+
+def run_epochs(count: int, **arguments) -> None:
+    line = EpochLine()
+    for epoch in range(count):
+        metrics = {"train/loss": torch.tensor(1.5 - epoch), "lr/head": torch.tensor(0.01), "lr/rest": torch.tensor(2e-6)}
+        named = {"callback_metrics": {}, "is_global_zero": True, "max_epochs": count, **arguments}
+        trainer = SimpleNamespace(current_epoch=epoch, **named)
+        line.on_train_epoch_start(trainer, None)
+        trainer.callback_metrics.update(metrics | {"val/acc": torch.tensor(0.25), "val/loss": torch.tensor(2.0)})
+    line.on_train_end(trainer, None)
+    line.on_train_end(trainer, None)  # a second time there is nothing new
+
+
+def test_one_line_for_every_epoch(capsys) -> None:
+    metrics: dict[str, torch.Tensor] = {}
+    run_epochs(2, callback_metrics=metrics)
+    first, second = capsys.readouterr().out.splitlines()
+    values = "  val/loss 2.0000  val/acc 0.2500  lr/head 0.01  lr/rest 2e-06  "
+    assert re.fullmatch(re.escape(f"epoch 1/2  train/loss 1.5000{values}") + r"\d+\.\d s", first)
+    assert re.fullmatch(re.escape(f"epoch 2/2  train/loss 0.5000{values}") + r"\d+\.\d s", second)
+
+
+@pytest.mark.parametrize(("arguments", "start"), [({"max_epochs": -1}, "epoch 1  "), ({"max_epochs": None}, "epoch 1  ")])
+def test_without_a_number_of_epochs(capsys, arguments, start) -> None:
+    run_epochs(1, **arguments)
+    assert capsys.readouterr().out.startswith(start)
+
+
+def test_other_processes_are_silent(capsys) -> None:
+    run_epochs(2, is_global_zero=False)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("terminal", "rate"), [(True, 10), (False, 0)])
+def test_the_bar_is_for_terminals(monkeypatch, terminal, rate) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    bar = TerminalBar()
+    assert bar.refresh_rate == rate and bar.is_disabled != terminal
+    assert bar.get_metrics(None, None) == {}
+
+
+def test_a_log_file_has_no_bar(cli, folder, tiny_net) -> None:
+    result = cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "2")
+    assert result.code == 0 and result.err == ""
+    assert "\r" not in result.out and "it/s" not in result.out and "%|" not in result.out
+    assert [line.split()[1] for line in result.out.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
