@@ -101,7 +101,7 @@ def train(config: dict[str, dict[str, Any]], pixels: Tensor, labels: Tensor, epo
 
     full, rest = divmod(len(labels), batch_size)
     steps = full + (rest > 1)  # batch norm cannot take a last batch of a single image
-    schedule = build(model["schedule"]).build(optimizer, epochs * steps) if model.get("schedule") else None
+    schedule = build(model["schedule"]).build(optimizer, lambda: epochs * steps) if model.get("schedule") else None
     seconds = []
     for epoch in range(epochs):
         start = time.perf_counter()

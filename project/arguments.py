@@ -1,6 +1,5 @@
 """What is settled before the command line is parsed: which checkpoint, and in which order settings overrule each other."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,23 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def option(name: str, files: list[str], options: list[str]) -> str | None:
     """The value of a top-level option, from the command line or else from the config files."""
     for position in range(len(options) - 1, -1, -1):
-        flag, _, value = options[position].partition("=")
+        flag, joined, value = options[position].partition("=")
         if flag == f"--{name}":
-            return value or (options[position + 1] if position + 1 < len(options) else None)
-    for path in reversed(config_files(files)):
-        if (value := _look_up(path, name)) is not None:
+            return value or None if joined else next(iter(options[position + 1 :]), None)
+    for flag, path in reversed(_given_files(files)):
+        key = name if flag in CONFIG_FLAGS else name.removeprefix(f"{flag[2:]}.")
+        if (flag in CONFIG_FLAGS or key != name) and (value := _look_up(path, key)) is not None:
             return str(value)
     return None
 
 
 def given(name: str, arguments: list[str]) -> Path | None:
     """The config file that sets a key, if one does."""
-    files, _ = split_arguments(arguments)
-    return next((path for path in config_files(files) if _look_up(path, name) is not None), None)
+    for flag, path in _given_files(split_arguments(arguments)[0]):
+        key = name if flag in CONFIG_FLAGS else name.removeprefix(f"{flag[2:]}.")
+        if (flag in CONFIG_FLAGS or key != name) and path.is_file() and _look_up(path, key) is not None:
+            return path
+    return None
 
 
 def _look_up(path: Path, name: str) -> Any:
@@ -61,9 +64,17 @@ def _look_up(path: Path, name: str) -> Any:
 
 def config_files(files: list[str]) -> list[Path]:
     """The paths given with --config."""
-    joined = [file for file in files if file.startswith(tuple(f"{flag}=" for flag in CONFIG_FLAGS))]
-    separate = [value for flag, value in pairwise(files) if flag in CONFIG_FLAGS]
-    return [Path(path).expanduser() for path in [*(file.split("=", 1)[1] for file in joined), *separate]]
+    return [path for flag, path in _given_files(files) if flag in CONFIG_FLAGS]
+
+
+def _given_files(files: list[str]) -> list[tuple[str, Path]]:
+    """(flag, path) of every config file, in the order given."""
+    found, rest = [], iter(files)
+    for file in rest:
+        flag, joined, path = file.partition("=")
+        if path := path if joined else next(rest, ""):
+            found.append((flag, Path(path).expanduser()))
+    return found
 
 
 def read_config(path: Path) -> Any:

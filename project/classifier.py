@@ -203,6 +203,10 @@ class ImageClassifier(L.LightningModule):
         scheduler = self.schedule(optimizer)
         plan = {"scheduler": scheduler, "interval": self.schedule_interval}
         if isinstance(scheduler, ReduceLROnPlateau):
+            by_class = {f"val/acc_class/{label}" for label in self.class_names}
+            known = {"train/loss", "train/acc", "val/loss", *self.val_metrics} - {"val/by_class"}
+            if scheduler.monitor not in known | by_class:
+                raise UserError(f"model.schedule: no metric {scheduler.monitor!r} is logged; there are {', '.join(sorted(known))}")
             plan["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": plan}
 

@@ -147,6 +147,12 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def complain(message: str) -> None:
+    """One error, from the first of several processes only: they all make the same mistake."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
+
+
 def main(arguments: list[str]) -> int:
     """Run one command.
 
@@ -161,10 +167,10 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
         return 130

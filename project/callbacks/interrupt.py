@@ -15,7 +15,8 @@ class SafeInterrupt(L.Callback):
         self._asked = False
         self._before: Any = None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not in on_fit_start: after that Lightning notes the handlers that it will restore when the run has ended.
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers nowhere else
             self._before = signal.signal(signal.SIGINT, self._ask)
 

@@ -10,12 +10,18 @@ import pytest
 from project.callbacks import SafeInterrupt
 
 
+def start(callback: SafeInterrupt) -> None:
+    """The hooks that come before the first batch."""
+    callback.on_fit_start(None, None)
+    callback.on_train_start(None, None)
+
+
 @pytest.fixture
 def callback():
-    """A callback in force, and the handler from before back again in the end."""
-    before = signal.getsignal(signal.SIGINT)
+    """A callback in force over Python's own handler, and the handler from before back again in the end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     some = SafeInterrupt()
-    some.on_fit_start(None, None)
+    start(some)
     yield some
     signal.signal(signal.SIGINT, before)
 
@@ -71,15 +77,15 @@ def test_the_handler_is_restored(callback) -> None:
 def test_no_handler_outside_the_main_thread() -> None:
     before, errors = signal.getsignal(signal.SIGINT), []
 
-    def start() -> None:
+    def elsewhere() -> None:
         try:
             some = SafeInterrupt()
-            some.on_fit_start(None, None)
+            start(some)
             some.teardown(None, None, "fit")
         except ValueError as error:  # what Python raises there
             errors.append(error)
 
-    thread = threading.Thread(target=start)
+    thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert not errors and signal.getsignal(signal.SIGINT) is before
@@ -108,7 +114,10 @@ def test_a_fit_that_raises_restores_the_handler(cli, folder, tiny_net, monkeypat
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ImageClassifier, "training_step", fail)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1")
-    assert signal.getsignal(signal.SIGINT) == before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
