@@ -68,6 +68,11 @@ def find_checkpoint(name: str, root: Path) -> Path:
     raise UserError(f"ckpt_path: the run {run} has no checkpoint yet; it ended before its first epoch did")
 
 
+def short_name(checkpoint: Path) -> str:
+    """What --ckpt_path needs to mean this checkpoint of the newest run: its alias in the usual folder, else its path."""
+    return checkpoint.stem if checkpoint.parts[:1] == ("runs",) else str(checkpoint)
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """The run that a checkpoint lies in, or None when it has been moved out of one."""
     folder = checkpoint.absolute().parent

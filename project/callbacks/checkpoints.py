@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from project.errors import UserError
+from project.runs import short_name
 
 
 class BestAndLast(Checkpoint):
@@ -86,4 +87,4 @@ def stop_words(exception: BaseException, last: Path | None) -> str:
     why = {"KeyboardInterrupt": "on Ctrl-C", "SIGTERMException": "on SIGTERM"}.get(type(exception).__name__, "on an error")
     if last is None:
         return f"\nStopped {why}, before there was anything to save."
-    return f"\nStopped {why}. Saved {last}\ngo on       python -m project fit --ckpt_path last"
+    return f"\nStopped {why}. Saved {last}\ngo on       python -m project fit --ckpt_path {short_name(last)}"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from project.callbacks.checkpoints import BestAndLast
+from project.runs import short_name
 
 TITLES = {"acc": "accuracy", "acc_top5": "top-5 accuracy", "f1_macro": "macro F1", "loss": "loss"}
 
@@ -18,7 +19,7 @@ def fit_words(metrics: dict[str, float], saved: BestAndLast | None, run: Path, r
     elif "train/loss" in metrics:
         lines.append(f"Training loss {metrics['train/loss']:.4f}; there was no validation, so the last epoch counts")
     if best or last:
-        name = "best" if best else "last"
+        name = short_name(best or last)
         lines += [
             f"checkpoint  {best or last}",
             f"test        python -m project test --ckpt_path {name}",

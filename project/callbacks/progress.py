@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 SECONDS = time.monotonic
 
@@ -15,6 +16,10 @@ class TerminalBar(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10 if sys.stdout.isatty() else 0)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")  # counted as everywhere else
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         return {}  # the epoch's line shows them
@@ -42,7 +47,8 @@ class EpochLine(L.Callback):
         parts = [f"{name} {float(metrics[name]):.4f}" for name in ("train/loss", "val/loss", "val/acc") if name in metrics]
         parts += [f"{name} {float(value):.3g}" for name, value in metrics.items() if name.startswith("lr/")]
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        print(f"epoch {epoch}{of}  {'  '.join(parts)}  {SECONDS() - self._start:.1f} s", flush=True)
+        Tqdm.write(f"epoch {epoch}{of}  {'  '.join(parts)}  {SECONDS() - self._start:.1f} s")  # above the bar, if there is one
+        sys.stdout.flush()
 
 
 class StartTable(L.Callback):
@@ -59,7 +65,8 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     if data is not None:
         sizes = "  ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
         counts = data.class_counts
-        lines.append(f"data       {len(data.class_names)} classes, {min(counts)} to {max(counts)} training images each")
+        span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        lines.append(f"data       {len(data.class_names)} classes, {span} training images each")
         lines.append(f"           images: {sizes}  (split {data.fingerprint})")
         lines.append(f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}")
         if data.bad:
@@ -77,5 +84,6 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
                 f"{title} group {group['name']}: {count:,} parameters, rate {rate:g}, weight decay {group.get('weight_decay', 0):g}"
             )
     device = trainer.strategy.root_device.type
-    lines.append(f"device     {trainer.world_size} x {device}, precision {trainer.precision}, {trainer.max_epochs} epochs")
+    length = f"{trainer.max_epochs} epochs" if (trainer.max_epochs or -1) > 0 else f"{trainer.max_steps} steps"
+    lines.append(f"device     {trainer.world_size} x {device}, precision {trainer.precision}, {length}")
     return lines
