@@ -70,7 +70,7 @@ def test_number_of_threads_and_chunks_do_not_matter(monkeypatch):
 @pytest.mark.parametrize("floating", [False, True])
 def test_shape_range_and_input_are_kept(operation, channels, floating):
     if isinstance(operation, Saturation) and channels == 1:
-        pytest.skip("has no meaning for grey images")
+        channels = 3  # grey images are an error for it, tested elsewhere
     images = pictures(channels=channels)
     images = images.float() / 255 if floating else images
     before = images.clone()

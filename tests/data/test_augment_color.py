@@ -34,7 +34,7 @@ def test_to_float_spans_zero_to_one():
 )
 def test_colour_equals_torchvision_image_by_image(operation, oracle, channels):
     if channels == 1 and isinstance(operation, Saturation):
-        pytest.skip("has no meaning for grey images")
+        channels = 3  # grey images are an error for it, tested elsewhere
     images, factors = pictures(channels=channels), draws().uniform(0.4, 1.6)
     result = operation(images, draws())
     for n in range(12):
