@@ -13,6 +13,7 @@ file has those that move pixels unchanged; `augment_warp` has zoom and rotation,
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -24,12 +25,12 @@ from project.data.draws import Draws
 CHUNK = 2**20  # pixel values: on a CPU, 64 images of 224 pixels take a third of the time when worked on a few at a time
 
 
-class Augmentation:
+class Augmentation(ABC):
     """Base class: takes (N, C, H, W) images, uint8 or float32 in [0, 1], and returns new ones of the same shape."""
 
+    @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Returns the augmented images; `images` itself stays as it is."""
-        raise NotImplementedError
 
     def require(self, condition: bool, message: str) -> None:
         """Raises a ValueError in this class's name if the condition is false."""

@@ -1,6 +1,7 @@
 """Augmentations of colour, blur and noise: uint8 becomes float32 in [0, 1], and stays there."""
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ class Photometric(Augmentation):
             return self.adjust(images, draws).clamp_(0, 1)
         return torch.cat([self.adjust(images[:, :3], draws).clamp_(0, 1), images[:, 3:]], 1)
 
+    @abstractmethod
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
         """Takes float32 (N, C, H, W) in [0, 1] and returns a new tensor, in any range."""
-        raise NotImplementedError
 
 
 class Brightness(Photometric):
