@@ -84,7 +84,7 @@ def read_config(path: Path) -> Any:
         UserError: when it is missing or no YAML.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from error
     except yaml.YAMLError as error:
@@ -92,6 +92,9 @@ def read_config(path: Path) -> Any:
         problem = " ".join(str(getattr(error, "problem", error)).split())
         where = f"line {mark.line + 1}" if mark else "the file"
         raise UserError(f"--config: {path} is no valid YAML at {where}: {problem}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--config: {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
+    return config
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -148,6 +151,10 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
     root = option("trainer.default_root_dir", files, options) or "runs"
     path = find_checkpoint(name, Path(root).expanduser())
     checkpoint = load_checkpoint(path)
+    for model, data in FROM_MODEL.items():
+        asked, own = option(f"data.{data}", files, options), checkpoint["hyper_parameters"][model]
+        if asked is not None and yaml.safe_load(asked) not in (own, None):
+            raise UserError(f"data.{data} is the model's own and cannot be changed: the checkpoint says {own}; leave it out")
     config = checkpoint_config(checkpoint, command)
     inline = yaml.safe_dump(config, default_flow_style=True, width=1_000_000_000)
     return ["--config", inline, *files, *options, f"--ckpt_path={path}"], path, checkpoint

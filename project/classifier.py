@@ -148,7 +148,7 @@ class ImageClassifier(L.LightningModule):
         self.train_acc.update(logits.detach(), batch["label"])
         # A17: the rate in force, of every group; by the end of the epoch a scheduler will have set the next one
         self.rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if (every := self.trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
         return loss
@@ -192,13 +192,19 @@ class ImageClassifier(L.LightningModule):
         """index (N,), and probabilities (N, num_classes)."""
         return {"index": batch["index"], "probabilities": self.probabilities(batch["image"])}
 
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError("model.schedule: the schedules of project.optim need to know the end: set trainer.max_epochs")
+        return int(total)
+
     def configure_optimizers(self) -> Any:
         groups = param_groups(self.net, self.lr)
         optimizer = self.make_optimizer(groups, self.lr)
         if self.schedule is None:
             return optimizer
         if isinstance(self.schedule, Schedule):
-            scheduler = self.schedule.build(optimizer, cache(lambda: int(self.trainer.estimated_stepping_batches)))
+            scheduler = self.schedule.build(optimizer, cache(self._total_steps))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         scheduler = self.schedule(optimizer)
         plan = {"scheduler": scheduler, "interval": self.schedule_interval}

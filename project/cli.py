@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from project.arguments import arrange, config_files, given, split_arguments
 from project.callbacks import BestAndLast, EpochLine, RunFolder, SafeInterrupt, StartTable, StepSeed, TerminalBar
+from project.callbacks.run_folder import flatten
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
@@ -80,17 +81,39 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: `arrange` has put the checkpoint's settings below the config's and the command line's, not above."""
+        """Refuse settings that a trained model cannot take on any more.
+
+        Lightning would let the checkpoint overrule them in silence; `arrange` has put it below config and command line instead.
+        """
+        if not self.checkpoint:
+            return
+        config = self.config[self.config["subcommand"]]
+        now = flatten(yaml.safe_load(self._parser(self.config["subcommand"]).dump(config, skip_none=False))["model"])
+        then = flatten(yaml.safe_load(self.checkpoint["config"])["model"])
+        for key in sorted(now.keys() | then.keys()):
+            if now.get(key) != then.get(key) and key != "label_smoothing":
+                raise UserError(
+                    f"model.{key} cannot be changed for a trained model: the checkpoint says {then.get(key)}, not {now.get(key)}; "
+                    "leave it out, or start a new fit"
+                )
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(one_line(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the callbacks that every command has."""
         config = self.config_init[self.subcommand]["trainer"]
+        if config["overfit_batches"]:
+            raise UserError("trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null")
         own_logger = config["logger"] in (None, True)
         callbacks = [
             RunFolder(

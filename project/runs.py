@@ -12,7 +12,10 @@ ALIASES = ("best", "last")
 def new_run(root: Path, name: str) -> Path:
     """Make the next root/name/version_N. Two processes at once get two numbers, since mkdir succeeds only once."""
     folder = root / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"trainer.default_root_dir: no folder can be made at {folder} ({error.strerror})") from error
     number = 1 + max((int(p.name[8:]) for p in folder.glob("version_*") if p.name[8:].isdigit()), default=-1)
     while True:
         run = folder / f"version_{number}"

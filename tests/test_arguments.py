@@ -128,9 +128,10 @@ def test_config_files_that_cannot_be_read(workdir) -> None:
         with pytest.raises(UserError) as caught:
             read_config(Path(name))
         assert words in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
-    (workdir / "empty.yaml").touch()
-    assert read_config(Path("empty.yaml")) is None
-    assert given("model.lr", ["--config", "empty.yaml"]) is None
+    for text in ("", "- a list", "words"):
+        (workdir / "other.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"other.yaml must hold keys and values"):
+            read_config(Path("other.yaml"))
 
 
 # What a checkpoint says
@@ -177,7 +178,7 @@ def saved(workdir) -> Path:
 def test_arrange_puts_the_checkpoint_below_files_below_options(saved) -> None:
     arguments = ["--data.batch_size", "4", "--config", "x.yaml", "--ckpt_path=best", "--trainer", "t.yaml", "--model.lr=1"]
     Path("x.yaml").write_text("data: {batch_size: 2}\n")
-    Path("t.yaml").touch()
+    Path("t.yaml").write_text("max_epochs: 3")
     found, path, content = arrange("fit", arguments)
     assert path.resolve() == saved and content["hyper_parameters"]["image_size"] == 48
     assert found[0] == "--config" and yaml.safe_load(found[1]) == checkpoint_config(checkpoint(), "fit")
@@ -189,7 +190,7 @@ def test_arrange_puts_the_checkpoint_below_files_below_options(saved) -> None:
 
 @pytest.mark.parametrize("null", [[], ["--ckpt_path", "null"], ["--ckpt_path=None"]])
 def test_without_a_checkpoint(saved, null) -> None:
-    Path("x.yaml").touch()
+    Path("x.yaml").write_text("model: {lr: 2}")
     assert arrange("fit", ["--model.lr", "1", "-c", "x.yaml", *null]) == (["-c", "x.yaml", "--model.lr", "1", *null], None, {})
 
 

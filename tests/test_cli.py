@@ -203,6 +203,34 @@ def test_a_metric_that_is_never_logged_loses_nothing(cli, workdir) -> None:
     assert cli("fit", "--ckpt_path", "last", "--checkpoint.monitor", "val/acc").code == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--data.class_names", "[9,8,7,6,5,4,3,2,1,0]"], "data.class_names"),
+        (["--data.image_size", "16"], "data.image_size is the model's own"),
+        (["--model.lr", "3"], "model.lr cannot be changed for a trained model"),
+        (["--model.net", "project.nets.ResNet9"], "model.net"),
+    ],
+)
+def test_a_trained_model_stays_what_it_is(cli, trained, option, words) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    for command in ("fit", "test", "validate"):
+        result = cli(command, "--ckpt_path", "best", *option)
+        assert result.code == 2 and words in result.err and len(result.err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_going_on_at_the_end_says_so(cli, trained) -> None:
+    result = cli("fit", "--ckpt_path", "last")
+    assert result.code == 0 and "at the end already" in result.out
+
+
+def test_augmentations_are_tried_before_training(cli, workdir) -> None:
+    part = ROOT / "configs" / "data" / "augment_all.yaml"
+    result = cli(*FIT, "--data", part)  # it has Saturation, and the digits are grey
+    assert result.code == 2 and "data.augment: Saturation" in result.err and not (workdir / "runs").exists()
+
+
 def test_bad_config_files(cli, workdir) -> None:
     for text, words in (
         ("model: {lrr: 1}", "did you mean model.lr?"),

@@ -1,6 +1,7 @@
 """best.ckpt and last.ckpt of a run."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +18,19 @@ class BestAndLast(Checkpoint):
     Lightning calls a `Checkpoint` after all other callbacks of the epoch's end, when its metrics are complete.
     """
 
-    def __init__(self, monitor: str = "val/acc", mode: Literal["max", "min"] = "max") -> None:
+    def __init__(self, monitor: str = "val/acc", mode: Literal["max", "min"] | None = None) -> None:
         """
         Args:
             monitor: The metric by which the best epoch is chosen, as it is logged; without validation there is no best.
-            mode: Whether more (max) or less (min) of it is better.
+            mode: Whether more (max) or less (min) of it is better; null takes less for a loss, else more.
         """
-        self.monitor, self.mode = monitor, mode
+        self.monitor, self.mode = monitor, mode or ("min" if monitor.endswith("loss") else "max")
         self.folder: Path | None = None  # set by the run folder; None saves nothing
         self.best_score: float | None = None
         self.best_metrics: dict[str, float] = {}  # of the best epoch
         self.metrics: dict[str, float] = {}  # of the weights being saved, when they have been validated
-        self._saved_step = -1
+        self._saved_step: int | None = None  # of the weights on disk; None until training starts
+        self._validated_epoch = -1
 
     @property
     def best_path(self) -> Path | None:
@@ -38,18 +40,26 @@ class BestAndLast(Checkpoint):
     def last_path(self) -> Path | None:
         return self.folder / "last.ckpt" if self.folder and (self.folder / "last.ckpt").is_file() else None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_step = trainer.global_step  # a checkpoint that has been restored is no news
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated_epoch = trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.folder is None:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        validated = self._validated_epoch == trainer.current_epoch
+        if not validated:  # what is left of an earlier epoch's validation says nothing about these weights
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
         metrics = self.metrics = {"epoch": float(trainer.current_epoch), **metrics}
-        validated = any(name.startswith("val/") for name in metrics)
         if validated and self.monitor not in metrics:
             raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} is logged; there are {', '.join(sorted(metrics))}")
         if validated and self._improves(metrics[self.monitor]):
             self.best_score = metrics[self.monitor]
             self.best_metrics = metrics
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            self._save(trainer, "best.ckpt")
         self._save_last(trainer)
 
     def _improves(self, score: float) -> bool:
@@ -61,12 +71,23 @@ class BestAndLast(Checkpoint):
         return score >= self.best_score if self.mode == "max" else score <= self.best_score
 
     def _save_last(self, trainer: L.Trainer) -> None:
+        self._save(trainer, "last.ckpt")
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        """Written whole beside the old one and then renamed: a full disk or a kill leaves the old one as it was."""
+        draft = self.folder / f".{name}.part"
+        try:
+            trainer.save_checkpoint(draft)
+            if trainer.is_global_zero:
+                os.replace(draft, self.folder / name)
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
+            draft.unlink(missing_ok=True)
+            raise UserError(f"{self.folder / name} cannot be written: {error}; the checkpoint of before is still there") from error
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ctrl-C, SIGTERM or an error: keep what has been learnt since the last save."""
-        new = trainer.global_step > max(0, self._saved_step)
+        new = self._saved_step is not None and trainer.global_step > self._saved_step
         if self.folder is not None and trainer.state.fn == "fit" and new and trainer.world_size == 1:
             self.metrics = {}  # they are an earlier epoch's
             self._save_last(trainer)

@@ -32,7 +32,9 @@ class SafeInterrupt(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch:  # of an epoch: what ends the epoch is still to come, and the next place to stop with it
+        # Not after the last batch: what ends the epoch is still to come, and the next place to stop with it. Nor while gradients
+        # accumulate: a checkpoint does not hold them.
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._stop()
 
     def on_validation_batch_start(

@@ -1,5 +1,6 @@
 """The last words of a command: what came out, where it is, and what can be done with it."""
 
+import math
 from pathlib import Path
 
 from project.callbacks.checkpoints import BestAndLast
@@ -13,11 +14,11 @@ def fit_words(metrics: dict[str, float], saved: BestAndLast | None, run: Path, r
     best, last = (saved.best_path, saved.last_path) if saved else (None, None)
     lines = [""]
     if "val/acc" in metrics:
-        lines.append(
-            f"Validation accuracy {metrics['val/acc']:.2%} (epoch {metrics['epoch'] + 1:.0f}, the best by {_monitor(saved)})"
-        )
+        lines.append(f"Validation accuracy {metrics['val/acc']:.2%} (epoch {metrics['epoch'] + 1:.0f}, {_chosen(saved)})")
     elif "train/loss" in metrics:
         lines.append(f"Training loss {metrics['train/loss']:.4f}; there was no validation, so the last epoch counts")
+    if not math.isfinite(metrics.get("train/loss", 0.0)):
+        lines.append("The training loss is not a finite number: lower model.lr, or look at the images and their labels.")
     if best or last:
         name = short_name(best or last)
         lines += [
@@ -28,8 +29,8 @@ def fit_words(metrics: dict[str, float], saved: BestAndLast | None, run: Path, r
     return "\n".join([*lines, f"curves      tensorboard --logdir {root}"])
 
 
-def _monitor(saved: BestAndLast | None) -> str:
-    return saved.monitor if saved else "being the last"
+def _chosen(saved: BestAndLast | None) -> str:
+    return f"the best by {saved.monitor}" if saved else "the last; no checkpoint was saved"
 
 
 def test_words(test: dict[str, float], val: dict[str, float], class_names: list[str], checkpoint: Path | None) -> str:

@@ -1,6 +1,7 @@
 """Write predictions to a CSV file, one row for each image."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ class PredictionWriter(L.Callback):
         self.path = Path(path).expanduser()
         if self.path.is_dir():
             raise UserError(f"out: {self.path} is a folder; give a file, for example --out predictions.csv")
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"out: {self.path} is no ordinary file; give one, for example --out predictions.csv")
+        self.path = self.path.resolve()  # a link is to be followed, not replaced
         if not self.path.parent.is_dir():
             raise UserError(f"out: there is no folder {self.path.parent}; make it first")
+        if not os.access(self.path.parent, os.W_OK):
+            raise UserError(f"out: {self.path.parent} cannot be written to; choose another folder")
         self._index: list[Tensor] = []
         self._probability: list[Tensor] = []
         self._class: list[Tensor] = []

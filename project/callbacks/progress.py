@@ -31,10 +31,14 @@ class EpochLine(L.Callback):
     def __init__(self) -> None:
         self._start = SECONDS()
         self._epoch = 0
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer)  # of the epoch before: its metrics are complete only after its last hook
-        self._start, self._epoch = SECONDS(), trainer.current_epoch + 1
+        self._start, self._epoch, self._validated = SECONDS(), trainer.current_epoch + 1, False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._print(trainer)
@@ -44,7 +48,8 @@ class EpochLine(L.Callback):
         metrics = trainer.callback_metrics
         if not epoch or not trainer.is_global_zero or "train/loss" not in metrics:
             return
-        parts = [f"{name} {float(metrics[name]):.4f}" for name in ("train/loss", "val/loss", "val/acc") if name in metrics]
+        shown = ("train/loss", "val/loss", "val/acc") if self._validated else ("train/loss",)
+        parts = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
         parts += [f"{name} {float(value):.3g}" for name, value in metrics.items() if name.startswith("lr/")]
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         Tqdm.write(f"epoch {epoch}{of}  {'  '.join(parts)}  {SECONDS() - self._start:.1f} s")  # above the bar, if there is one
@@ -85,5 +90,6 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
             )
     device = trainer.strategy.root_device.type
     length = f"{trainer.max_epochs} epochs" if (trainer.max_epochs or -1) > 0 else f"{trainer.max_steps} steps"
+    length = length if "-1" not in length else "as long as max_time says"
     lines.append(f"device     {trainer.world_size} x {device}, precision {trainer.precision}, {length}")
     return lines

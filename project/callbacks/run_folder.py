@@ -1,6 +1,7 @@
 """The folder of a run: configuration, split, versions, checkpoints, TensorBoard events and metrics.json in one place."""
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -48,6 +49,8 @@ class RunFolder(L.Callback):
         self.root, self.name, self.config = Path(root), name, config
         self.checkpoint, self.tensorboard, self.validated = checkpoint, tensorboard, validated or {}
         self.run = run_of(checkpoint) if checkpoint else None
+        if self.run is not None:
+            self.root = self.run.parent.parent  # wherever the command was given
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or trainer.fast_dev_run:
@@ -60,10 +63,6 @@ class RunFolder(L.Callback):
                 callback.folder = self.run / CHECKPOINTS
         if trainer.is_global_zero:
             (self.run / CHECKPOINTS).mkdir(exist_ok=True)
-            (self.run / "config.yaml").write_text(self.config)
-            data = trainer.datamodule
-            save_split(self.run / "split.csv", data.source.samples, data.splits)
-            (self.run / "run.json").write_text(json.dumps(self._record(trainer), indent=2) + "\n")
         if self.tensorboard:
             trainer.logger = _EventsOnly(
                 self.run.parent, name="", version=self.run.name, default_hp_metric=False, **self._purge(trainer)
@@ -75,9 +74,9 @@ class RunFolder(L.Callback):
 
     def _record(self, trainer: L.Trainer) -> dict[str, Any]:
         data = trainer.datamodule
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
         return {
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "commands": [*read(self.run / "run.json").get("commands", []), {"time": now, "arguments": sys.argv[1:]}],
             "seed": data.seed,
             "split": {"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
             "images_left_out": dict(data.bad),
@@ -85,10 +84,14 @@ class RunFolder(L.Callback):
             "git": _git(),
         }
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put on record what runs; not before the checkpoint is restored, so that a failed attempt changes nothing."""
         if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        mark_latest(self.run, self.root)
+        write(self.run / "config.yaml", self.config)
+        data = trainer.datamodule
+        save_split(self.run / "split.csv", data.source.samples, data.splits)
+        write(self.run / "run.json", json.dumps(self._record(trainer), indent=2))
         flat = flatten(yaml.safe_load(self.config))
         for logger in trainer.loggers:
             if self.tensorboard and isinstance(logger, TensorBoardLogger):
@@ -106,6 +109,8 @@ class RunFolder(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+        if self.run is not None and trainer.is_global_zero:
+            mark_latest(self.run, self.root)  # from now on it has what `best` and `last` can mean
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:
@@ -118,6 +123,10 @@ class RunFolder(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.run is not None and not trainer.fast_dev_run and trainer.is_global_zero:
+            if trainer.resumed_step == trainer.global_step:
+                print(
+                    f"The checkpoint is at the end already ({trainer.current_epoch} epochs): --trainer.max_epochs makes it go on."
+                )
             print(fit_words(*self._outcome(trainer), self.run, self.root), flush=True)
 
     def _outcome(self, trainer: L.Trainer) -> tuple[dict[str, float], BestAndLast | None]:
@@ -135,6 +144,9 @@ class RunFolder(L.Callback):
         print(test_words(metrics, self.validated, pl_module.class_names, self.checkpoint), flush=True)
         if self.run is None or trainer.fast_dev_run:
             return
+        if not trainer.datamodule.same_split:
+            print(f"Not added to {self.run}: these are not the test images that its split set aside.")
+            return
         epoch = {"test/epoch": self.validated["epoch"]} if self.validated else {}
         self._save_metrics(epoch | metrics)
         if any(self.run.glob("events.out.tfevents.*")):
@@ -149,12 +161,26 @@ class RunFolder(L.Callback):
             print(test_words({}, metrics, pl_module.class_names, self.checkpoint), flush=True)
 
     def _save_metrics(self, metrics: dict[str, float]) -> None:
-        """Merge into metrics.json."""
+        """Merge into metrics.json. A new training makes an old test out of date."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         path = self.run / "metrics.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps(known | metrics, indent=2) + "\n")
-        draft.replace(path)
+        known = {name: value for name, value in read(path).items() if "test/acc" in metrics or not name.startswith("test/")}
+        write(path, json.dumps(known | finite, indent=2))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file; {} when there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write(path: Path, text: str) -> None:
+    """Written whole and then renamed, so that a full disk or a kill leaves the old file."""
+    draft = path.with_suffix(".part")
+    draft.write_text(text.rstrip() + "\n")
+    draft.replace(path)
 
 
 class _EventsOnly(TensorBoardLogger):

@@ -77,7 +77,7 @@ def load(
     bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
-        raise UserError(describe_bad(bad))
+        raise UserError(f"none of the {len(bad)} images can be read{_listed(bad)}")
     index, kept_labels = [rows[i] for i in good], [labels[i] for i in good]
     images: Images
     if in_memory:
@@ -95,10 +95,13 @@ def _folder(source: Source, samples: Sequence[Sample]) -> str:
 
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     """The list of unreadable images, with the mend."""
-    listed = "".join(f"\n  {key}: {why}" for key, why in bad[:SHOWN])
-    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-    return f"{count} cannot be read: remove them, or leave them out with --data.on_bad_image skip{listed}{more}"
+    return f"{count} cannot be read: remove them, or leave them out with --data.on_bad_image skip{_listed(bad)}"
+
+
+def _listed(bad: Sequence[tuple[str, str]]) -> str:
+    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return "".join(f"\n  {key}: {why}" for key, why in bad[:SHOWN]) + more
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:

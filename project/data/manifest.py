@@ -1,6 +1,7 @@
 """A table of images: for labels that live in a CSV file, and for groups that must not cross splits."""
 
 import csv
+import posixpath
 from pathlib import Path
 
 from project.data.sources import SPLIT_FOLDERS, Sample, _Files, existing
@@ -36,6 +37,8 @@ class Manifest(_Files):
                 raise UserError(f"{table}: the first line must name the columns path,label[,split][,group], not {columns}")
             if unknown := set(columns) - {"path", "label", "split", "group"}:
                 raise UserError(f"{table}: unknown column {sorted(unknown)[0]!r}; the columns are path,label[,split][,group]")
+            if len(set(columns)) < len(columns):
+                raise UserError(f"{table}: a column is named twice in the first line")
             for row in rows:
                 self._add(table, rows.line_num, row)
 
@@ -49,6 +52,7 @@ class Manifest(_Files):
             raise UserError(f"{where}: path and label must both be given")
         if split and split not in SPLIT_FOLDERS:
             raise UserError(f"{where}: split must be train, val, test or empty, not {split!r}")
+        name = posixpath.normpath(name)  # ./a.png is a.png
         if name in self._paths:
             raise UserError(f"{where}: {name} is listed twice")
         path = table.parent / name

@@ -88,7 +88,8 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed  # set by seed_everything
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
-        self._checkpoint: dict[str, Any] = {}  # what the loaded checkpoint says about its data
+        self._checkpoint: dict[str, set[int]] = {}  # what the loaded checkpoint says about its images
+        self.same_split: bool | None = None  # whether its split is the one in force; None when there is nothing to compare
 
     # What is known of the data. Lazy, because the command line reads it before `setup`, and a checkpoint makes it needless.
 
@@ -155,6 +156,8 @@ class ImageDataModule(L.LightningDataModule):
             rows = range(len(self.source.samples))
             self.loaded = {"predict": load(self.source, rows, [-1] * len(rows), self._format, self._in_memory)}
             return
+        if stage == "fit":
+            self._try_augmentations()
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if name in self.loaded or (stage == "fit" and name == "val" and not self.splits["val"]):
                 continue
@@ -163,6 +166,14 @@ class ImageDataModule(L.LightningDataModule):
             self.loaded[name] = load(self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area)
         if self.bad and self.on_bad_image == "error":
             raise UserError(describe_bad(self.bad))
+
+    def _try_augmentations(self) -> None:
+        """Some augmentations do not go with some images, such as colour with grey: say so before training."""
+        images = torch.zeros(2, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+        try:
+            self.augment(images, 0, torch.arange(2))
+        except ValueError as error:
+            raise UserError(f"data.augment: {error}") from error
 
     @property
     def _format(self) -> ImageFormat:
@@ -253,7 +264,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._checkpoint = {use: set(state[use].tolist()) for use in ("trained", "validated") if use in state}
-        if self.trainer.state.fn == "fit" and state["fingerprint"] != self.fingerprint:
+        self.same_split = state["fingerprint"] == self.fingerprint if self.trainer.state.fn in ("fit", "test") else None
+        if self.trainer.state.fn == "fit" and not self.same_split:
             self._say(
                 f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
                 f"{self.fingerprint}): images that validated may now train, so the validation score can flatter the model."

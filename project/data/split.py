@@ -66,6 +66,8 @@ def _check(test_size: float, val_size: float, folds: int | None, fold: int) -> N
         raise UserError(f"data.val_size must be at least 0 and below 1 (a share of the images), not {val_size}")
     if folds is not None and folds < 2:
         raise UserError(f"data.folds must be 2 or more, not {folds}")
+    if folds is None and fold:
+        raise UserError(f"data.fold is {fold}, but there are no folds: set data.folds as well")
     if not 0 <= fold < (folds or 1):
         raise UserError(f"data.fold must lie between 0 and {(folds or 1) - 1}, not {fold}; data.folds says how many there are")
 
@@ -151,7 +153,7 @@ def fingerprint(samples: Sequence[Sample], splits: Splits) -> str:
 
 
 def save_split(path: Path, samples: Sequence[Sample], splits: Splits) -> None:
-    """Write split.csv (path,label,split,group), which the source Manifest can read again."""
+    """Write split.csv (path,label,split,group), which the source Manifest reads once it lies in the images' folder."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "label", "split", "group"])

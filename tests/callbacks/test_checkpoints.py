@@ -1,6 +1,7 @@
 """Which epoch becomes best.ckpt, and what goes into last.ckpt."""
 
 import math
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,16 +25,22 @@ class FakeTrainer:
         self.saved: list[tuple[str, int]] = []
 
     def save_checkpoint(self, path: Path) -> None:
-        self.saved.append((path.stem, self.current_epoch))
+        assert path.name.startswith(".") and path.suffix == ".part"  # never over the old one
+        path.write_text(f"epoch {self.current_epoch}")
+        self.saved.append((path.name.split(".")[1], self.current_epoch))
 
 
 def run(callback: BestAndLast, scores: list[float], start: int = 0, name: str = "val/acc") -> FakeTrainer:
     trainer = FakeTrainer()
-    callback.folder = Path("anywhere")
+    callback.folder = Path(tempfile.mkdtemp())
+    callback.on_train_start(trainer, None)
     for epoch, score in enumerate(scores, start):
         trainer.current_epoch, trainer.global_step = epoch, 10 * (epoch + 1)
         trainer.callback_metrics = {name: torch.tensor(score), "train/loss": torch.tensor(1.0)}
+        if any(key.startswith("val/") for key in trainer.callback_metrics):
+            callback.on_validation_end(trainer, None)
         callback.on_train_epoch_end(trainer, None)
+        assert (callback.folder / "last.ckpt").read_text() == f"epoch {epoch}"
     return trainer
 
 
@@ -126,6 +133,42 @@ def test_going_on(monitor, mode, scores, saved) -> None:
     after = BestAndLast(monitor, mode)
     after.load_state_dict(before.state_dict())
     assert best_epochs(run(after, scores, start=2, name=monitor)) == saved
+
+
+def test_an_epoch_without_validation_is_never_the_best() -> None:
+    callback = BestAndLast()
+    trainer = run(callback, [0.1])
+    trainer.current_epoch, trainer.global_step = 1, 20
+    callback.on_train_epoch_end(trainer, None)  # with every second epoch validated, val/acc is still the one of before
+    assert best_epochs(trainer) == [0] and "val/acc" not in callback.metrics
+
+
+def test_a_failure_before_the_first_step_after_a_restore_saves_nothing() -> None:
+    callback, trainer = BestAndLast(), FakeTrainer()
+    callback.folder, trainer.global_step = Path(tempfile.mkdtemp()), 40
+    callback.on_exception(trainer, None, RuntimeError())
+    callback.on_train_start(trainer, None)
+    callback.on_exception(trainer, None, RuntimeError())
+    assert trainer.saved == []
+
+
+def test_a_full_disk_leaves_the_checkpoint_of_before(monkeypatch) -> None:
+    callback = BestAndLast()
+    trainer = run(callback, [0.1])
+
+    def fail(path: Path) -> None:
+        path.write_text("ep")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", fail)
+    trainer.current_epoch = 1
+    with pytest.raises(UserError, match="No space left"):
+        callback.on_train_epoch_end(trainer, None)
+    assert {path.name: path.read_text() for path in callback.folder.iterdir()} == {"best.ckpt": "epoch 0", "last.ckpt": "epoch 0"}
+
+
+def test_less_of_a_loss_is_better() -> None:
+    assert BestAndLast("val/loss").mode == "min" and BestAndLast("val/acc").mode == "max"
 
 
 def test_interruptions_keep_what_is_new() -> None:

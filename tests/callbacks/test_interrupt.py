@@ -27,7 +27,7 @@ def callback():
 
 
 def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
-    callback.on_train_batch_end(SimpleNamespace(is_last_batch=last), None, None, None, 0)
+    callback.on_train_batch_end(SimpleNamespace(is_last_batch=last, accumulate_grad_batches=1), None, None, None, 0)
 
 
 def places(callback: SafeInterrupt):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +84,7 @@ def test_one_process_prints(capsys) -> None:
     assert capsys.readouterr().out.startswith("model      Sequential")
 
 
-def run_epochs(count: int, **arguments) -> None:
+def run_epochs(count: int, validated: Sequence[int] = (0, 1, 2), **arguments) -> None:
     line = EpochLine()
     for epoch in range(count):
         metrics = {"train/loss": torch.tensor(1.5 - epoch), "lr/head": torch.tensor(0.01), "lr/rest": torch.tensor(2e-6)}
@@ -91,8 +92,16 @@ def run_epochs(count: int, **arguments) -> None:
         trainer = SimpleNamespace(current_epoch=epoch, **named)
         line.on_train_epoch_start(trainer, None)
         trainer.callback_metrics.update(metrics | {"val/acc": torch.tensor(0.25), "val/loss": torch.tensor(2.0)})
+        if epoch in validated:
+            line.on_validation_end(trainer, None)
     line.on_train_end(trainer, None)
     line.on_train_end(trainer, None)  # a second time there is nothing new
+
+
+def test_what_an_earlier_epoch_was_validated_with_is_not_shown_again(capsys) -> None:
+    run_epochs(2, validated=[0], callback_metrics={})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "val/acc" in first and "val/acc" not in second
 
 
 def test_one_line_for_every_epoch(capsys) -> None:

@@ -134,4 +134,10 @@ def test_the_record(cli, folder, tiny_net, workdir) -> None:
     assert record["seed"] == 11 and record["images_left_out"] == {}
     assert {name: record["split"][name] for name in ("train", "val", "test")} == {"train": 39, "val": 9, "test": 12}
     assert set(record["versions"]) >= {"python", "torch", "torchvision", "lightning", "numpy"}
-    assert record["started"][:2] == "20" and isinstance(record["command"], list)
+    (command,) = record["commands"]
+    assert command["time"][:2] == "20" and isinstance(command["arguments"], list)
+    before = (workdir / "runs/fit/version_0/config.yaml").read_text()
+    assert cli("fit", "--ckpt_path", "last", "--model.lr", "0.5").code == 2  # a failed attempt changes nothing
+    assert (workdir / "runs/fit/version_0/config.yaml").read_text() == before
+    assert cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2").code == 0
+    assert len(json.loads((workdir / "runs/fit/version_0/run.json").read_text())["commands"]) == 2
