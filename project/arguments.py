@@ -13,6 +13,23 @@ CONFIG_FLAGS = ("--config", "-c")
 GROUPS = ("--data", "--model", "--trainer")  # --trainer configs/trainer/ddp.yaml: a config for one part
 FROM_MODEL = {"class_names": "class_names", "image_size": "image_size", "in_channels": "channels", "resize": "resize"}
 
+TRAINING_ONLY = (
+    "checkpoint",
+    "data.augment",
+    "data.sampler",
+    "data.random_resized_crop",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+)
+SPLIT_ONLY = tuple(f"data.{name}" for name in ("source", "val_size", "test_size", "split_seed", "folds", "fold"))
+NO_EFFECT = {  # options that a command would ignore
+    "validate": (*TRAINING_ONLY, "data.on_seen_image"),
+    "test": TRAINING_ONLY,
+    "predict": (*TRAINING_ONLY, *SPLIT_ONLY, "data.on_seen_image", "data.on_bad_image"),
+}
+
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Divide the command line into config files and single options, so that options overrule files wherever they stand."""
@@ -143,6 +160,10 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
     files, options = split_arguments(arguments)
     if any(argument in ("-h", "--help") for argument in arguments):
         return arguments, None, {}
+    for argument in options:
+        key = argument.split("=", 1)[0].removeprefix("--").rstrip("+")
+        if argument.startswith("--") and any(key == name or key.startswith(f"{name}.") for name in NO_EFFECT.get(command, ())):
+            raise UserError(f"{key} has no effect on {command}: leave it out")
     name = option("ckpt_path", files, options)
     if name is None or name in ("null", "None"):
         if command != "fit":

@@ -195,6 +195,11 @@ def main(arguments: list[str]) -> int:
     except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
         complain(" ".join(str(error).split()))
         return 2
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
+        complain("trainer.callbacks: " + " ".join(str(error).split()))
+        return 2
     except KeyboardInterrupt:
         return 130
     except SIGTERMException:

@@ -220,6 +220,27 @@ def test_a_trained_model_stays_what_it_is(cli, trained, option, words) -> None:
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("test", ["--checkpoint.monitor", "val/loss"]),
+        ("test", ["--data.augment", "null"]),
+        ("validate", ["--trainer.max_epochs=3"]),
+        ("predict", ["--data.source", "project.data.Digits"]),
+        ("predict", ["--data.on_bad_image", "error"]),
+    ],
+)
+def test_options_that_a_command_would_ignore(cli, trained, command, option) -> None:
+    result = cli(command, "--ckpt_path", "best", *option)
+    assert result.code == 2 and f"has no effect on {command}" in result.err
+
+
+def test_early_stopping_by_an_unknown_metric_is_one_line(cli, workdir) -> None:
+    stop = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor", "val/lss"]
+    result = cli(*FIT, "--trainer.max_epochs", "2", *stop)
+    assert result.code == 2 and "val/lss" in result.err and "Traceback" not in result.err
+
+
 def test_going_on_at_the_end_says_so(cli, trained) -> None:
     result = cli("fit", "--ckpt_path", "last")
     assert result.code == 0 and "at the end already" in result.out
