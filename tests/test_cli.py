@@ -286,16 +286,17 @@ def test_predict_needs_a_folder_of_its_own(cli, trained, workdir) -> None:
         assert result.code == 2 and words in result.err
 
 
-@pytest.mark.parametrize(
-    ("logger", "files"),
-    [("false", []), ('{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}', ["logs"])],
-)
+CSV = '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}}'
+BOARD = '{"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "board"}}'
+
+
+@pytest.mark.parametrize(("logger", "files"), [("false", []), (CSV, ["logs"]), (f"[{CSV}, {BOARD}]", ["board", "logs"])])
 def test_any_logger_or_none(cli, workdir, logger, files) -> None:
     result = cli(*FIT, "--trainer.max_epochs", "1", "--trainer.logger", logger)
     assert result.code == 0, result.err
     run = workdir / "runs" / "digits" / "version_0"
     assert (run / "metrics.json").is_file() and not list(run.glob("events*"))
-    assert [path.name for path in workdir.iterdir() if path.name != "runs"] == files
+    assert sorted(path.name for path in workdir.iterdir() if path.name != "runs") == files
 
 
 def test_no_checkpoints_when_switched_off(cli, workdir) -> None:
