@@ -118,7 +118,7 @@ def common_size(source: Source, samples: Sequence[Sample]) -> int:
         try:
             with Image.open(path) as image:  # reads the header only
                 sides.append(min(image.size))
-        except Exception:
+        except Exception:  # of any kind, from Pillow's decoders; the survey, which comes next, names the file
             continue
     if not sides:
         return 224
