@@ -44,7 +44,23 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
             files.append(argument)
         else:
             files += [argument, *([value] if (value := next(rest, None)) is not None else [])]
-    return files, options
+    return files, class_first(options)
+
+
+def class_first(options: list[str]) -> list[str]:
+    """Put the choice of a class before the options of that class, which would otherwise be those of the class before it."""
+    units: list[list[str]] = []  # an option with its values
+    for argument in options:
+        if argument.startswith("--") or not units:
+            units.append([argument])
+        else:
+            units[-1].append(argument)
+    ordered: list[list[str]] = []
+    for unit in units:
+        name = unit[0].split("=", 1)[0]
+        place = next((i for i, earlier in enumerate(ordered) if earlier[0].startswith(f"{name}.")), len(ordered))
+        ordered.insert(place, unit)
+    return [argument for unit in ordered for argument in unit]
 
 
 def option(name: str, files: list[str], options: list[str]) -> str | None:

@@ -1,32 +1,27 @@
-"""The image classifier: network, loss, metrics, steps and optimizer in one LightningModule (card C3)."""
+"""The image classifier: network, loss, metrics and steps; how it is trained is its base class's (card C3)."""
 
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable
 from typing import Any, Literal
 
-import lightning as L
 import torch
-from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassStatScores
+from torchvision.transforms import v2
 
 from project.errors import UserError
 from project.nets.blocks import InitScheme, initialize
-from project.optim import Schedule, param_groups
+from project.nets.weights import LoadReport, fetch_weights, load_weights
+from project.recipe import Recipe
 
 NetCallable = Callable[[int, int, int], nn.Module]  # (in_channels, num_classes, image_size) -> network
-OptimizerCallable = Callable[[Iterable, float], Optimizer]  # (parameter groups, lr) -> optimizer
-SchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 Batch = dict[str, Tensor]  # image (N, C, H, W), uint8 or float in [0, 1]; label int64 (N,); index int64 (N,)
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PER_CLASS_LIMIT = 100  # classes whose accuracies are logged one by one; ImageNet's thousand curves would help nobody
 
 
-class ImageClassifier(L.LightningModule):
+class ImageClassifier(Recipe):
     """Classifies images into the classes that the data module names."""
 
     def __init__(
@@ -39,13 +34,13 @@ class ImageClassifier(L.LightningModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         init: InitScheme = "default",
-        lr: float = 1e-3,
-        optimizer: OptimizerCallable | None = None,
-        schedule: Schedule | SchedulerCallable | None = None,
-        schedule_interval: Literal["epoch", "step"] = "epoch",
+        weights: str | None = None,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         channels_last: bool = True,
+        **recipe: Any,
     ) -> None:
         """
         Args:
@@ -54,47 +49,51 @@ class ImageClassifier(L.LightningModule):
             in_channels: Channels of the images. The data module gives them.
             image_size: Pixels of a side. The data module gives it.
             resize: How images were brought to that size; kept for whoever uses the model. The data module gives it.
-            mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes ImageNet's.
+            mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes that of the weights, else
+                ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights (A7): default (PyTorch's own), xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform.
-            lr: The learning rate, for every optimizer. It is the rate at its highest; a schedule lowers it.
-            optimizer: Class of the optimizer with its arguments, the rate excepted; null takes torch.optim.AdamW.
-            schedule: How the rate changes: one of project.optim (stepped every step) or of torch.optim.lr_scheduler.
-            schedule_interval: When one of torch's schedulers is stepped: after every epoch or after every optimizer step.
+            weights: Weights to start from, as far as they fit (A21, A22): the name of published ones for networks of torchvision and timm,
+                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of ours.
             label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to below 1.
             class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's images.
+            mixup: Blend pairs of images and their labels (Zhang et al. 2017, arXiv:1710.09412): alpha of the Beta distribution of the
+                shares, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
+            cutmix: Paste a part of one image into another, labels by area (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual; 0: none.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
+            recipe: How it is trained, see project.recipe.Recipe.
         """
-        super().__init__()
-        if lr <= 0:
-            raise UserError(f"model.lr must be above 0, not {lr}")
+        super().__init__(**recipe)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
+        if mixup < 0 or cutmix < 0:
+            raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
         self.class_names, self.num_classes = list(class_names), len(class_names)
         self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
-        self.lr, self.label_smoothing, self.channels_last = lr, label_smoothing, channels_last
-        self.make_optimizer, self.schedule, self.schedule_interval = optimizer or AdamW, schedule, schedule_interval
-        if schedule_interval == "step" and (schedule is None or isinstance(schedule, Schedule)):
-            raise UserError("model.schedule_interval: step has an effect on a scheduler of torch only; remove it")
+        self.label_smoothing, self.channels_last = label_smoothing, channels_last
 
         self.net = net(in_channels, self.num_classes, image_size)
         initialize(self.net, init)
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)
+        self.weights, self.load_report = weights, None
+        self._own_statistics = mean is not None, std is not None
         mean, std = _normalisation(in_channels, mean, std)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.balance_loss = class_weights == "balanced"
         if isinstance(class_weights, list) and (len(class_weights) != self.num_classes or min(class_weights) <= 0):
             raise UserError(f"model.class_weights must be {self.num_classes} numbers above 0, one for each class, or balanced")
-        weights = class_weights if isinstance(class_weights, list) else [1.0] * self.num_classes
-        self.register_buffer("class_weights", torch.tensor(weights))
+        share = class_weights if isinstance(class_weights, list) else [1.0] * self.num_classes
+        self.register_buffer("class_weights", torch.tensor(share))
 
-        self.rates: dict[str, float] = {}
+        self.mixers = [mixer(alpha=alpha, num_classes=self.num_classes) for mixer, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
+        self._new_metrics: dict[str, float] = {}  # of this epoch so far
         self.train_loss, self.train_acc = MeanMetric(), self._accuracy()
         self.val_loss, self.val_metrics = MeanMetric(), self._metrics("val/")
         self.test_loss, self.test_metrics = MeanMetric(), self._metrics("test/")
+        self.plan_freeze()
 
     def _accuracy(self, top_k: int = 1) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.num_classes, top_k=top_k, average="micro", validate_args=False)
@@ -111,14 +110,38 @@ class ImageClassifier(L.LightningModule):
         groups = [["f1_macro", "by_class"], *([name] for name in metrics if name in ("acc", "acc_top5"))]
         return MetricCollection(metrics, prefix=prefix, compute_groups=groups)
 
+    def metric_names(self) -> set[str]:
+        by_class = {f"val/acc_class/{label}" for label in self.class_names}
+        return ({"train/loss", "train/acc", "val/loss", *self.val_metrics} - {"val/by_class"}) | by_class
+
+    @property
+    def _new(self) -> bool:
+        """Whether a training starts from the beginning, which takes `weights`; every other command has a checkpoint."""
+        return self.trainer.state.fn == "fit" and getattr(self.trainer, "resumed_step", None) is None
+
+    def prepare_data(self) -> None:
+        """Download published weights, in one process."""
+        if self.weights is not None and self._new:
+            fetch_weights(self.net, self.weights)
+
     def setup(self, stage: str) -> None:
-        """Take the class counts from the data module, where the loss is to be balanced."""
+        """Load the weights to start from, and take the class counts from the data module where the loss is to be balanced."""
+        if self.weights is not None and self._new:
+            self.load_report = self._load(self.weights)
         if stage == "fit" and self.balance_loss:
             data = self.trainer.datamodule
             if data.sampler == "balanced":
                 raise UserError("model.class_weights: balanced and data.sampler: balanced correct the imbalance twice; choose one")
             counts = torch.tensor(data.class_counts, dtype=torch.float32).clamp(min=1)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))  # mean weight of an image: 1
+
+    def _load(self, weights: str) -> LoadReport:
+        """Weights that fit, with their normalisation unless the configuration has its own."""
+        report = load_weights(self.net, weights)
+        for buffer, own, values in zip((self.mean, self.std), self._own_statistics, (report.mean, report.std), strict=True):
+            if values is not None and not own and len(values) == self.in_channels:
+                buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+        return report
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1], (N, C, H, W) -> float with the training images' mean 0 and deviation 1."""
@@ -137,27 +160,32 @@ class ImageClassifier(L.LightningModule):
         return self(images).float().softmax(dim=1)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy; with class weights, the weighted mean."""
+        """Cross-entropy with labels (N,), or shares of each class (N, num_classes); with class weights, the weighted mean."""
         return nn.functional.cross_entropy(logits.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self(batch["image"])
-        loss = self.loss(logits, batch["label"])
+        images, labels = self.normalise(batch["image"]), batch["label"]
+        if self.mixers:  # drawn from torch's generator, which each step seeds anew
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+            images, labels = mixer(images, labels)  # labels: shares, (N, num_classes)
+        logits = self.net(images)
+        loss = self.loss(logits, labels)
         # Metrics are updated here and logged once an epoch: self.log in every step would cost more than a small network's step.
         self.train_loss.update(loss.detach(), len(logits))
-        self.train_acc.update(logits.detach(), batch["label"])
-        # A17: the rate in force, of every group; by the end of the epoch a scheduler will have set the next one
-        self.rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
+        self.train_acc.update(logits.detach(), labels.argmax(1) if labels.ndim == 2 else labels)
+        self.note_rates()
         if (every := self.trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log_dict({"train/loss": self.train_loss.compute(), "train/acc": self.train_acc.compute()})
+        metrics = {"train/loss": self.train_loss.compute(), "train/acc": self.train_acc.compute()}
+        self.log_dict(metrics)
         self.train_loss.reset()
         self.train_acc.reset()
-        self.log_dict(self.rates)
+        self.end_epoch(self._new_metrics | {name: float(value) for name, value in metrics.items()})
+        self._new_metrics = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_loss, self.val_metrics)
@@ -184,37 +212,16 @@ class ImageClassifier(L.LightningModule):
             for label, (right, *_, count) in zip(self.class_names, by_class, strict=True):
                 if count:  # a class without images has no accuracy, rather than one of 0
                     values[f"{name}/acc_class/{label}"] = right / count
-        self.log_dict({f"{name}/loss": loss.compute(), **values})
+        values[f"{name}/loss"] = loss.compute()
+        self.log_dict(values)
+        if self.trainer.state.fn == "fit":
+            self._new_metrics = {key: float(value) for key, value in values.items()}
         loss.reset()
         metrics.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """index (N,), and probabilities (N, num_classes)."""
         return {"index": batch["index"], "probabilities": self.probabilities(batch["image"])}
-
-    def _total_steps(self) -> int:
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise UserError("model.schedule: the schedules of project.optim need to know the end: set trainer.max_epochs")
-        return int(total)
-
-    def configure_optimizers(self) -> Any:
-        groups = param_groups(self.net, self.lr)
-        optimizer = self.make_optimizer(groups, self.lr)
-        if self.schedule is None:
-            return optimizer
-        if isinstance(self.schedule, Schedule):
-            scheduler = self.schedule.build(optimizer, cache(self._total_steps))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        scheduler = self.schedule(optimizer)
-        plan = {"scheduler": scheduler, "interval": self.schedule_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            by_class = {f"val/acc_class/{label}" for label in self.class_names}
-            known = {"train/loss", "train/acc", "val/loss", *self.val_metrics} - {"val/by_class"}
-            if scheduler.monitor not in known | by_class:
-                raise UserError(f"model.schedule: no metric {scheduler.monitor!r} is logged; there are {', '.join(sorted(known))}")
-            plan["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": plan}
 
 
 def _normalisation(channels: int, mean: list[float] | None, std: list[float] | None) -> tuple[list[float], list[float]]:

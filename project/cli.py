@@ -5,19 +5,33 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.arguments import arrange, config_files, given, split_arguments
-from project.callbacks import BestAndLast, EpochLine, RunFolder, SafeInterrupt, StartTable, StepSeed, TerminalBar
+from project.callbacks import (
+    BestAndLast,
+    EpochLine,
+    FreezeAudit,
+    LearningCurve,
+    RatePlan,
+    RunFolder,
+    SafeInterrupt,
+    StartTable,
+    StepSeed,
+    SwitchLine,
+    TerminalBar,
+)
 from project.callbacks.run_folder import flatten
+from project.changes import check_changes
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
 from project.messages import one_line
+from project.parser import OneLineParser
 from project.trainer import Trainer
 
 LINKS = {  # the data says these, the model follows; a key of the model that is linked cannot be given
@@ -26,21 +40,6 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
     "data.channels": "model.in_channels",
     "data.resize": "model.resize",
 }
-
-
-class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one line instead of sixty."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message, self._keys())) from ex
-
-    def _keys(self) -> list[str]:
-        """All keys of this parser and its commands'."""
-        keys = [action.dest for action in self._actions]
-        for action in self._actions:
-            for command in action.choices.values() if isinstance(action.choices, dict) else ():
-                keys += [other.dest for other in command._actions]
-        return keys
 
 
 class CLI(LightningCLI):
@@ -81,21 +80,17 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse settings that a trained model cannot take on any more.
+        """Say what a trained model takes on, and refuse what it cannot any more.
 
-        Lightning would let the checkpoint overrule them in silence; `arrange` has put it below config and command line instead.
+        Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line instead.
         """
         if not self.checkpoint:
             return
-        config = self.config[self.config["subcommand"]]
-        now = flatten(yaml.safe_load(self._parser(self.config["subcommand"]).dump(config, skip_none=False))["model"])
-        then = flatten(yaml.safe_load(self.checkpoint["config"])["model"])
-        for key in sorted(now.keys() | then.keys()):
-            if now.get(key) != then.get(key) and key != "label_smoothing":
-                raise UserError(
-                    f"model.{key} cannot be changed for a trained model: the checkpoint says {then.get(key)}, not {now.get(key)}; "
-                    "leave it out, or start a new fit"
-                )
+        command = self.config["subcommand"]
+        now = yaml.safe_load(self._parser(command).dump(self.config[command], skip_none=False))["model"]
+        then = yaml.safe_load(self.checkpoint["config"])["model"]
+        for line in check_changes(command, flatten(now), flatten(then)):
+            say(line)
 
     def _set_seed(self) -> None:
         try:
@@ -128,6 +123,10 @@ class CLI(LightningCLI):
             EpochLine(),
             SafeInterrupt(),
             StepSeed(self.datamodule.seed),
+            RatePlan(),
+            LearningCurve(),
+            SwitchLine(),
+            FreezeAudit(),
         ]
         if config["enable_progress_bar"] is not False:
             callbacks.append(TerminalBar())
@@ -174,6 +173,12 @@ def complain(message: str) -> None:
     """One error, from the first of several processes only: they all make the same mistake."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """One line, from the first of several processes only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def main(arguments: list[str]) -> int:

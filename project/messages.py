@@ -25,6 +25,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         name = found[1].rstrip("+")
         return f"{name}: there is no such key{_nearest(name, keys)}"
     if found := re.search(r"Option '([^']+)' is not accepted(; did you mean [^?]*\?)?", body):
+        if found[1] == "lr":
+            return f"{key}it takes no lr of its own: model.lr is the one learning rate"
         return f"{key}there is no argument {found[1]!r} in the class that is chosen{_nearest(found[1], keys) or found[2] or ''}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), found[1] + '.')}"
@@ -48,11 +50,17 @@ def _reason(body: str) -> str | None:
     if not listed:
         return None
     errors = [" ".join(error.split()) for error in re.split(r"^\s*- ", listed[1], flags=re.MULTILINE) if error.strip()]
-    telling = [error for error in errors if "NoneType" not in error]
+    vague = ("Type collections.abc.Callable", "Not a valid subclass of")  # what every other type of the key would have been
+    telling = [_shorter(error) for error in errors if "NoneType" not in error and not error.startswith(vague)]
     value = re.search(r"Given value: (.*)", body, re.DOTALL)
     given = " ".join(value[1].split()) if value else ""
     reason = " or ".join(dict.fromkeys(telling or errors))
     return f"{reason}, not {given}" if reason.startswith("expected") else reason
+
+
+def _shorter(error: str) -> str:
+    """An error about a function, without the name of its type."""
+    return re.sub(r"Type \S+\[.*\] expects a function or a callable class: (.*)\. Got value: (.*)", r"\2 is no function: \1", error)
 
 
 def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:

@@ -1,10 +1,29 @@
-"""Callbacks: the run's folder and checkpoints, what is printed, seeds, predictions."""
+"""Callbacks: the run's folder and checkpoints, what is printed, seeds, the recipe's records and proofs, predictions."""
 
 from project.callbacks.checkpoints import BestAndLast
+from project.callbacks.ema import EMA
+from project.callbacks.freeze import FreezeAudit
 from project.callbacks.interrupt import SafeInterrupt
+from project.callbacks.learning_curve import LearningCurve
+from project.callbacks.plan import RatePlan
 from project.callbacks.predictions import PredictionWriter
 from project.callbacks.progress import EpochLine, StartTable, TerminalBar
 from project.callbacks.run_folder import RunFolder
 from project.callbacks.seed import StepSeed
+from project.callbacks.switch import SwitchLine
 
-__all__ = ["BestAndLast", "EpochLine", "PredictionWriter", "RunFolder", "SafeInterrupt", "StartTable", "StepSeed", "TerminalBar"]
+__all__ = [
+    "EMA",
+    "BestAndLast",
+    "EpochLine",
+    "FreezeAudit",
+    "LearningCurve",
+    "PredictionWriter",
+    "RatePlan",
+    "RunFolder",
+    "SafeInterrupt",
+    "StartTable",
+    "StepSeed",
+    "SwitchLine",
+    "TerminalBar",
+]

@@ -8,6 +8,8 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from project.optim.groups import NO_DECAY
+
 SECONDS = time.monotonic
 
 
@@ -50,7 +52,7 @@ class EpochLine(L.Callback):
             return
         shown = ("train/loss", "val/loss", "val/acc") if self._validated else ("train/loss",)
         parts = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
-        parts += [f"{name} {float(value):.3g}" for name, value in metrics.items() if name.startswith("lr/")]
+        parts.append(rate_words({name[3:]: float(value) for name, value in metrics.items() if name.startswith("lr/")}))
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         Tqdm.write(f"epoch {epoch}{of}  {'  '.join(parts)}  {SECONDS() - self._start:.1f} s")  # above the bar, if there is one
         sys.stdout.flush()
@@ -62,6 +64,18 @@ class StartTable(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             print("\n".join(describe(trainer, pl_module)), flush=True)
+
+
+SHOWN_RATES = 4  # groups whose rates fit on an epoch's line
+
+
+def rate_words(rates: dict[str, float]) -> str:
+    """The rates in force; of many groups the lowest and the highest."""
+    together = {name: rate for name, rate in rates.items() if rates.get(name.removesuffix(NO_DECAY)) != rate or NO_DECAY not in name}
+    if len(together) <= SHOWN_RATES:
+        return "  ".join(f"lr/{name} {rate:.3g}" for name, rate in together.items())
+    low, high = min(together, key=together.__getitem__), max(together, key=together.__getitem__)
+    return f"lr/{low} {together[low]:.3g} to lr/{high} {together[high]:.3g}"
 
 
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
@@ -77,19 +91,32 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
         if data.bad:
             names = ", ".join(key for key, _ in data.bad[:3]) + (", ..." if len(data.bad) > 3 else "")
             lines.append(f"           left out {len(data.bad)} images that cannot be read: {names}")
-    parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    total, trained = sum(n for n, _ in parameters), sum(n for n, used in parameters if used)
-    lines.append(f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable")
-    for optimizer in trainer.optimizers:
-        for i, group in enumerate(optimizer.param_groups):
-            count = sum(p.numel() for p in group["params"])
-            rate = group.get("initial_lr", group["lr"])  # a scheduler has already moved lr to its first step's
-            title = f"{type(optimizer).__name__:10s}" if i == 0 else " " * 10
-            lines.append(
-                f"{title} group {group['name']}: {count:,} parameters, rate {rate:g}, weight decay {group.get('weight_decay', 0):g}"
-            )
+    total = sum(p.numel() for p in model.net.parameters())
+    frozen = model.frozen(trainer.current_epoch)
+    trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
+    lines.append(f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start")
+    if model.load_report is not None:
+        lines += [f"{'weights' if i == 0 else '':10s} {line}" for i, line in enumerate(model.load_report.lines())]
+    lines += optimizer_lines(model, type(trainer.optimizers[0]).__name__)
     device = trainer.strategy.root_device.type
     length = f"{trainer.max_epochs} epochs" if (trainer.max_epochs or -1) > 0 else f"{trainer.max_steps} steps"
     length = length if "-1" not in length else "as long as max_time says"
     lines.append(f"device     {trainer.world_size} x {device}, precision {trainer.precision}, {length}")
+    return lines
+
+
+def optimizer_lines(model: L.LightningModule, name: str) -> list[str]:
+    """The optimizer and a table of its groups: parameters, rate, weight decay, trainable."""
+    rows = model.group_table()
+    if model.reference_batch is not None:
+        rate, decay = model.scaling()
+        words = f"{model.lr_scaling} scaling for a batch of {model.batch} instead of {model.reference_batch}"
+        scaled = f", {words}: rate x {rate:.4g}, weight decay x {decay:.4g}" if rate != 1 else f", for a batch of {model.batch}"
+    else:
+        scaled = ""
+    width = max(5, *(len(row["group"]) for row in rows))
+    lines = [f"optimizer  {name}{scaled}", f"           {'group':{width}s}  {'parameters':>12s}  {'rate':>9s}  {'decay':>8s}  trainable"]
+    for row in rows:
+        numbers = f"{row['parameters']:>12,}  {row['rate']:>9.4g}  {row['weight_decay']:>8.4g}"
+        lines.append(f"           {row['group']:{width}s}  {numbers}  {row['trainable']}")
     return lines

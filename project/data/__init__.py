@@ -10,6 +10,7 @@ from project.data.augment import (
     VerticalFlip,
 )
 from project.data.augment_color import Blur, Brightness, Contrast, GaussianNoise, Saturation
+from project.data.augment_erase import RandomErasing
 from project.data.augment_warp import RandomResize, Rotate
 from project.data.embedded import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from project.data.manifest import Manifest
@@ -35,6 +36,7 @@ __all__ = [
     "ImageFolder",
     "Manifest",
     "RandomCrop",
+    "RandomErasing",
     "RandomResize",
     "Rotate",
     "Rotate90",

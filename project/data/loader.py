@@ -26,6 +26,7 @@ class EpochBatches:
         weights: Tensor | None = None,
         rank: int = 0,
         world_size: int = 1,
+        shuffle: bool = True,
     ) -> None:
         """
         Args:
@@ -36,10 +37,11 @@ class EpochBatches:
             weights: Draw with replacement, in proportion to these (one for each of `index`).
             rank: This process.
             world_size: Number of processes.
+            shuffle: False keeps the order of `index` in training too.
         """
         self.index = torch.tensor(index, dtype=torch.int64)
         self.batch_size, self.train, self.seed, self.weights = batch_size, train, seed, weights
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.epoch = 0
         self.start = 0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
 
@@ -60,7 +62,9 @@ class EpochBatches:
         if not self.train:
             return self.index[self.rank :: self.world_size].tolist()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.weights is None:
+        if not self.shuffle:
+            keys = self.index.tolist()
+        elif self.weights is None:
             keys = self.index[torch.randperm(len(self.index), generator=generator)].tolist()
         else:
             drawn = torch.multinomial(self.weights, len(self.index), replacement=True, generator=generator)

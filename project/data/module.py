@@ -40,7 +40,7 @@ class ImageDataModule(L.LightningDataModule):
         fold: int = 0,
         augment: list[Augmentation] | None = None,
         random_resized_crop: tuple[float, float] | None = None,
-        sampler: Literal["shuffle", "balanced"] = "shuffle",
+        sampler: Literal["shuffle", "balanced", "sequential"] = "shuffle",
         on_bad_image: Literal["error", "skip"] = "error",
         on_seen_image: Literal["error", "skip"] = "error",
         cache: Literal["auto", "memory", "none"] = "auto",
@@ -65,7 +65,8 @@ class ImageDataModule(L.LightningDataModule):
             augment: Random changes to the training images, in order, on the device; they must fit the task (advice A10).
             random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps, made on
                 the host from the image in full size; null for none.
-            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with replacement.
+            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with replacement; sequential
+                keeps the order of the files, which is for finding faults, not for training (advice A9).
             on_bad_image: A file that cannot be read stops the run with the list of them (error), or is left out and counted (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error), or is left out (skip).
             cache: memory keeps the decoded images in memory; none reads them anew each epoch; auto does what fits.
@@ -85,7 +86,8 @@ class ImageDataModule(L.LightningDataModule):
         self._sizes = {"test_size": test_size, "val_size": val_size}
         self._split_arguments = (test_size, val_size, folds, fold, split_seed)
         self._class_names = class_names
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed  # set by seed_everything
+        self.seeded = seed is not None or "PL_GLOBAL_SEED" in os.environ  # set by seed_everything
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
         self._checkpoint: dict[str, set[int]] = {}  # what the loaded checkpoint says about its images
@@ -239,7 +241,7 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         train = name == "train"
         images = self.loaded[name].images
-        batches = EpochBatches(index, self.batch_size, train, self.seed, weights, trainer.global_rank, trainer.world_size)
+        batches = EpochBatches(index, self.batch_size, train, self.seed, weights, trainer.global_rank, trainer.world_size, self.sampler != "sequential")
         workers = self.num_workers
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = 0 if isinstance(images, MemoryImages) else min(8, os.cpu_count() or 1)

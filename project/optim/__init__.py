@@ -1,6 +1,42 @@
-"""Optimization: parameter groups and learning-rate schedules."""
+"""Optimization: layers in order, parameter groups, freezing, optimizers, learning-rate schedules."""
 
-from project.optim.groups import param_groups
-from project.optim.schedules import Cosine, OneCycle, Schedule
+from project.optim.freeze import Freeze
+from project.optim.groups import group_table, param_groups
+from project.optim.layers import layers
+from project.optim.rates import Length, PlannedRates, Warmup
+from project.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Interval,
+    Lambda,
+    MultiStep,
+    OneCycle,
+    PerGroup,
+    Plateau,
+    Schedule,
+    Step,
+)
+from project.optim.swats import SWATS
 
-__all__ = ["Cosine", "OneCycle", "Schedule", "param_groups"]
+__all__ = [
+    "SWATS",
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Freeze",
+    "Interval",
+    "Lambda",
+    "Length",
+    "MultiStep",
+    "OneCycle",
+    "PerGroup",
+    "Plateau",
+    "PlannedRates",
+    "Schedule",
+    "Step",
+    "Warmup",
+    "group_table",
+    "layers",
+    "param_groups",
+]

@@ -1,58 +1,129 @@
-"""Learning-rate schedules that know the length of the run, so that nobody types T_max or total_steps (advice A13, A16)."""
+"""Learning-rate schedules: a factor on every group's base rate as a function of time (advice A13, A16).
+
+They know the length of the run, so that nobody types T_max or total_steps. Time is counted in epochs or in optimizer steps,
+from 0 at the start of the run. The rate in force is the product
+
+    model.lr  x  the group's share of it  x  warm-up  x  the schedule's factor
+
+Each factor equals what the scheduler of torch.optim.lr_scheduler in its docstring does to a rate of 1.
+"""
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable
+from typing import Any, Literal
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from project.errors import UserError
 
+Interval = Literal["epoch", "step"]
+
 
 class Schedule(ABC):
-    """Base of our schedules: a factor on every group's base rate, as a function of how much of the run is over.
+    """Base class. One of your own: a subclass in any file, named by its path."""
 
-    They are stepped after every optimizer step.
-    """
+    interval: Interval = "epoch"  # what time is counted in, unless model.schedule_interval says otherwise
+    spans_run = False  # whether it fills the run from the end of the warm-up on; else it counts from the start of the run
 
     @abstractmethod
-    def factor(self, done: float) -> float:
-        """The factor when the share `done` (0 to 1) of the run's optimizer steps has been taken."""
+    def factor(self, done: int, total: int) -> float:
+        """The factor when `done` of the run's `total` epochs or steps are over; 0 <= done, and 1 <= total."""
 
-    def build(self, optimizer: Optimizer, total_steps: Callable[[], int]) -> LambdaLR:
-        """A scheduler that follows `factor` over the whole run, for every parameter group.
+    def require(self, condition: bool, message: str) -> None:
+        """Raises a UserError in this class's name if the condition is false."""
+        if not condition:
+            raise UserError(f"model.schedule: {type(self).__name__}: {message}")
 
-        Args:
-            optimizer: Whose rates to change.
-            total_steps: Says how many optimizer steps the run has. It is asked after the first step, because Lightning knows the
-                length of a resumed run only when its data loaders are at the place where it stopped.
+
+class Constant(Schedule):
+    """No change: for a warm-up alone, or for one group of several."""
+
+    def factor(self, done: int, total: int) -> float:
+        return 1.0
+
+
+class Step(Schedule):
+    """Times gamma after every `step_size` epochs (StepLR)."""
+
+    def __init__(self, step_size: int, gamma: float = 0.1) -> None:
         """
+        Args:
+            step_size: Epochs (or steps, by model.schedule_interval) from one fall to the next.
+            gamma: Factor of each fall, above 0 and at most 1.
+        """
+        self.require(step_size >= 1, f"step_size must be 1 or more, not {step_size}")
+        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
+        self.step_size, self.gamma = step_size, gamma
 
-        def factor_at(step: int) -> float:
-            return self.factor(min(step / max(1, total_steps() - 1), 1.0) if step else 0.0)
+    def factor(self, done: int, total: int) -> float:
+        return self.gamma ** (done // self.step_size)
 
-        return LambdaLR(optimizer, factor_at)
+
+class MultiStep(Schedule):
+    """Times gamma at each milestone (MultiStepLR)."""
+
+    def __init__(self, milestones: list[int], gamma: float = 0.1) -> None:
+        """
+        Args:
+            milestones: Epochs (or steps, by model.schedule_interval) after which the rate falls.
+            gamma: Factor of each fall, above 0 and at most 1.
+        """
+        self.require(bool(milestones) and min(milestones) >= 1, f"milestones must be numbers of 1 or more, not {milestones}")
+        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
+        self.milestones, self.gamma = sorted(milestones), gamma
+
+    def factor(self, done: int, total: int) -> float:
+        return self.gamma ** bisect_right(self.milestones, done)
+
+
+class Exponential(Schedule):
+    """Times gamma after every epoch (ExponentialLR)."""
+
+    def __init__(self, gamma: float) -> None:
+        """
+        Args:
+            gamma: Factor of each epoch (or step, by model.schedule_interval), above 0 and at most 1.
+        """
+        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
+        self.gamma = gamma
+
+    def factor(self, done: int, total: int) -> float:
+        return self.gamma**done
 
 
 class Cosine(Schedule):
-    """Cosine decay from the base rate to its `end` share (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5)."""
+    """Half a cosine from 1 to `end` over the run, or several of them, each from 1 again (Loshchilov & Hutter 2017,
+    arXiv:1608.03983, eq. 5; CosineAnnealingLR, and with cycles CosineAnnealingWarmRestarts).
+    """
 
-    def __init__(self, end: float = 0.0) -> None:
+    interval: Interval = "step"
+    spans_run = True
+
+    def __init__(self, end: float = 0.0, cycles: int = 1) -> None:
         """
         Args:
-            end: The last factor, 0 to below 1.
+            end: The lowest factor, 0 to below 1.
+            cycles: Equal parts of the run, each of which starts at the full rate.
         """
-        if not 0 <= end < 1:
-            raise UserError(f"Cosine: end must be at least 0 and below 1 (a share of model.lr), not {end}")
-        self.end = end
+        self.require(0 <= end < 1, f"end must be at least 0 and below 1 (a share of model.lr), not {end}")
+        self.require(cycles >= 1, f"cycles must be 1 or more, not {cycles}")
+        self.end, self.cycles = end, cycles
 
-    def factor(self, done: float) -> float:
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
+    def factor(self, done: int, total: int) -> float:
+        place = done * self.cycles / total % 1 if done < total else 1.0
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * place)) / 2
 
 
 class OneCycle(Schedule):
-    """Up to the base rate and down to nearly zero, on cosines (Smith & Topin 2017, arXiv:1708.07120). model.lr is the peak."""
+    """Up to the full rate and down to nearly zero, on cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR, without its
+    change of momentum). model.lr is the peak.
+    """
+
+    interval: Interval = "step"
+    spans_run = True
 
     def __init__(self, pct_start: float = 0.3, div: float = 25.0, final_div: float = 10_000.0) -> None:
         """
@@ -61,17 +132,106 @@ class OneCycle(Schedule):
             div: The first rate is the peak over this.
             final_div: The last rate is the first over this.
         """
-        if not 0 < pct_start < 1:
-            raise UserError(f"OneCycle: pct_start must lie between 0 and 1 (a share of the run), not {pct_start}")
-        if div < 1 or final_div < 1:
-            raise UserError(f"OneCycle: div and final_div must be 1 or more, not {div} and {final_div}")
+        self.require(0 < pct_start < 1, f"pct_start must lie between 0 and 1 (a share of the run), not {pct_start}")
+        self.require(div >= 1 and final_div >= 1, f"div and final_div must be 1 or more, not {div} and {final_div}")
         self.pct_start, self.div, self.final_div = pct_start, div, final_div
 
-    def factor(self, done: float) -> float:
+    def factor(self, done: int, total: int) -> float:
         first, last = 1 / self.div, 1 / (self.div * self.final_div)
-        if done < self.pct_start:
-            return _between(first, 1.0, done / self.pct_start)
-        return _between(1.0, last, (done - self.pct_start) / (1 - self.pct_start))
+        top = self.pct_start * total - 1  # OneCycleLR counts so that the last step has the last rate
+        if done <= top:
+            return _between(first, 1.0, done / top if top else 1.0)
+        return _between(1.0, last, min(1.0, (done - top) / (total - 1 - top))) if done else first
+
+
+class Lambda(Schedule):
+    """A function of your own, by its path (LambdaLR)."""
+
+    def __init__(self, function: Callable[[int], float]) -> None:
+        """
+        Args:
+            function: Takes the number of epochs that are over (or steps, by model.schedule_interval) and returns the factor;
+                a dotted path, such as my_package.rates.halve_every_ten, or a class with __call__.
+        """
+        self.function = function
+
+    def factor(self, done: int, total: int) -> float:
+        try:
+            factor = self.function(done)
+        except Exception as error:
+            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {error}") from error
+        self.require(
+            isinstance(factor, int | float) and 0 <= factor < math.inf,
+            f"the function must return a number of 0 or more; for {done} it returned {factor!r}",
+        )
+        return float(factor)
+
+
+class Plateau(Schedule):
+    """Times `factor` when a metric has not improved for more than `patience` epochs (ReduceLROnPlateau)."""
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] | None = None,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        cooldown: int = 0,
+        min_factor: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            monitor: The metric, as it is logged.
+            mode: Whether less (min) or more (max) of it is better; null takes less for a loss, else more.
+            factor: Factor of each fall, above 0 and below 1.
+            patience: Epochs without improvement that are put up with.
+            threshold: Relative change that counts as an improvement.
+            cooldown: Epochs after a fall in which none are counted.
+            min_factor: The rate never falls below this share of model.lr.
+        """
+        self.require(0 < factor < 1, f"factor must lie between 0 and 1, not {factor}")
+        self.require(patience >= 0 and cooldown >= 0, f"patience and cooldown must be 0 or more, not {patience} and {cooldown}")
+        self.require(threshold >= 0, f"threshold must be 0 or more, not {threshold}")
+        self.require(0 <= min_factor < 1, f"min_factor must be at least 0 and below 1, not {min_factor}")
+        self.monitor = monitor
+        self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a rate of 1
+        mode = mode or ("min" if monitor.endswith("loss") else "max")
+        self._rule = ReduceLROnPlateau(
+            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0
+        )
+
+    def factor(self, done: int, total: int) -> float:
+        return self._rate.param_groups[0]["lr"]
+
+    def observe(self, value: float) -> None:
+        """The metric after an epoch."""
+        self._rule.step(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"factor": self.factor(0, 1), "best": float(self._rule.best), "bad": self._rule.num_bad_epochs,
+                "cooldown": self._rule.cooldown_counter}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._rate.param_groups[0]["lr"] = state["factor"]
+        self._rule.best, self._rule.num_bad_epochs = state["best"], state["bad"]
+        self._rule.cooldown_counter = state["cooldown"]
+
+
+class PerGroup(Schedule):
+    """A schedule for each parameter group (A16)."""
+
+    def __init__(self, schedules: dict[str, Schedule]) -> None:
+        """
+        Args:
+            schedules: Regular expression for names of groups -> schedule; the first that matches counts, and every group needs one.
+        """
+        self.require(bool(schedules), "give at least one schedule")
+        self.require(not any(isinstance(part, PerGroup) for part in schedules.values()), "its schedules cannot be PerGroup again")
+        self.schedules = schedules
+
+    def factor(self, done: int, total: int) -> float:
+        raise TypeError("each group has a factor of its own: project.optim.rates.assign says which")
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -1,0 +1,236 @@
+"""How a network is trained: groups, optimizer, schedule, freezing (advice A11 to A14, A16 to A23; card C3)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from project.errors import UserError
+from project.optim import Constant, Freeze, Interval, Length, PlannedRates, Schedule, Warmup, group_table, param_groups
+
+OptimizerCallable = Callable[[Iterable, float], Optimizer]  # (parameter groups, lr) -> optimizer
+SchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+PLAIN = (bool, int, float, str, tuple, type(None))  # what may go into a checkpoint
+
+
+class Recipe(L.LightningModule):
+    """Trains its `net`. A subclass builds the network, calls `plan_freeze`, and defines the steps."""
+
+    net: nn.Module
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        optimizer: OptimizerCallable | None = None,
+        lr_mult: dict[str, float] | None = None,
+        layer_decay: float = 1.0,
+        no_weight_decay: bool = False,
+        schedule: Schedule | SchedulerCallable | None = None,
+        schedule_interval: Interval | None = None,
+        warmup: float = 0.0,
+        warmup_start: float = 0.01,
+        reference_batch: int | None = None,
+        lr_scaling: Literal["linear", "sqrt", "none"] = "none",
+        freeze: Freeze | None = None,
+    ) -> None:
+        """
+        Args:
+            lr: The learning rate, for every optimizer. It is the rate at its highest; a schedule lowers it.
+            optimizer: Class of the optimizer with its arguments, the rate excepted; null takes torch.optim.AdamW.
+            lr_mult: Regular expression -> factor on the rate of the parameters in whose names it is found, such as {"^head": 10}; the
+                first that matches counts (A14, A20).
+            layer_decay: Factor on the rate from each layer to the one below it, above 0 and at most 1 (A23).
+            no_weight_decay: No weight decay on norms and biases.
+            schedule: How the rate changes: one of project.optim, or of torch.optim.lr_scheduler (A16).
+            schedule_interval: What the schedule counts, epochs or optimizer steps; null takes epochs, and steps for Cosine and OneCycle.
+            warmup: Epochs in which the rate rises linearly, beside any schedule of project.optim; fractions count.
+            warmup_start: Where it starts, as a share of the rate.
+            reference_batch: The batch for which lr is meant; lr_scaling follows the real one (A12).
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022, arXiv:2205.10287; for Adam
+                and its kin) multiplies the rate by the ratio of batch x devices x accumulation to reference_batch, or its root.
+            freeze: Layers that do not train, for the whole run or until an epoch (A21).
+        """
+        super().__init__()
+        if lr <= 0:
+            raise UserError(f"model.lr must be above 0, not {lr}")
+        if warmup < 0 or not 0 <= warmup_start <= 1:
+            raise UserError(f"model.warmup must be 0 or more, and warmup_start a share from 0 to 1, not {warmup} and {warmup_start}")
+        if (lr_scaling == "none") != (reference_batch is None):
+            raise UserError("model.lr_scaling and model.reference_batch go together: give the batch for which model.lr is meant, and a rule")
+        if reference_batch is not None and reference_batch < 1:
+            raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
+        ours = schedule is None or isinstance(schedule, Schedule)
+        if schedule_interval is not None and (schedule is None or isinstance(schedule, Constant)):
+            raise UserError("model.schedule_interval has an effect on a model.schedule only; leave it out")
+        if warmup and not ours:
+            raise UserError("model.warmup goes with the schedules of project.optim; torch has its own, torch.optim.lr_scheduler.LinearLR")
+        self.lr, self.make_optimizer = lr, optimizer or AdamW
+        self.lr_mult, self.layer_decay, self.no_weight_decay = lr_mult, layer_decay, no_weight_decay
+        self.schedule, self.schedule_interval = schedule, schedule_interval
+        self.warmup = Warmup(warmup, warmup_start)
+        self.reference_batch, self.lr_scaling = reference_batch, lr_scaling
+        self.freeze_rule = freeze
+        self.trains_from: dict[str, int | None] = {}  # name in net -> epoch, None for never; see Freeze.plan
+        self.planned: PlannedRates | None = None  # None with a scheduler of torch
+        self._known_length: Length | None = None
+        self.curve: list[tuple[float, float]] = []  # training loss and highest rate of each epoch
+        self.rates: dict[str, float] = {}  # in force, of every group
+        self._asleep: list[nn.Module] = []  # modules that own what is frozen now
+        self._built: list[dict[str, Any]] = []  # the optimizer's groups as the configuration has them
+        self._restored: list[dict[str, Any]] | None = None  # the same, of the run that is resumed
+
+    # Freezing
+
+    def plan_freeze(self) -> None:
+        """Say when each tensor of the network trains."""
+        if self.freeze_rule is None:
+            return
+        self.trains_from = self.freeze_rule.plan(self.net)
+        for name, parameter in self.net.named_parameters():
+            # What is unfrozen later keeps its gradient until the processes are connected: they never exchange it otherwise.
+            if self.trains_from.get(name, 0) is None:
+                parameter.requires_grad_(False)
+
+    def frozen(self, epoch: int) -> set[str]:
+        """Names of the parameters and buffers of `net` that must not change in an epoch."""
+        return {name for name, start in self.trains_from.items() if start is None or epoch < start}
+
+    def _freeze(self, epoch: int) -> None:
+        frozen = self.frozen(epoch)
+        for name, parameter in self.net.named_parameters():
+            if name in self.trains_from:
+                parameter.requires_grad_(name not in frozen)
+        self._asleep = [self.net.get_submodule(path) for path in {name.rpartition(".")[0] for name in frozen}]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Recipe":
+        """As in torch, but what is frozen stays in eval mode: the statistics of its norms do not move."""
+        super().train(mode)
+        for module in self._asleep:
+            module.training = False
+        return self
+
+    # Optimizer and schedule
+
+    @property
+    def batch(self) -> int:
+        """Images for one step of the optimizer: of a device, times devices, times accumulation."""
+        return self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    @property
+    def batch_ratio(self) -> float:
+        """The batch over the one for which the rate is meant; 1 where the rate does not follow it."""
+        return self.batch / self.reference_batch if self.reference_batch else 1.0
+
+    def scaling(self) -> tuple[float, float]:
+        """Factors on rate and weight decay: rate x decay grows as the batch does, so that an epoch decays as much as before.
+
+        Wang & Aitchison 2024, arXiv:2405.13698, section 3.
+        """
+        rate = self.batch_ratio**0.5 if self.lr_scaling == "sqrt" else self.batch_ratio
+        return rate, self.batch_ratio / rate
+
+    def length(self) -> Length:
+        """Of the run; known once the images are loaded.
+
+        Raises:
+            UserError: when it has no end.
+        """
+        if self._known_length is not None:  # asked in every step
+            return self._known_length
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError("model.schedule: the schedules of project.optim need to know the end: set trainer.max_epochs")
+        in_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        self._known_length = Length(int(total), max(1, in_epoch))
+        return self._known_length
+
+    def configure_optimizers(self) -> Any:
+        self._known_length = None
+        rate_factor, decay_factor = self.scaling()
+        rate = self.lr * rate_factor
+        groups = param_groups(self.net, rate, self.lr_mult, self.layer_decay, self.no_weight_decay)
+        try:
+            optimizer = self.make_optimizer(groups, rate)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer: {error}") from error
+        if self.no_weight_decay and not optimizer.defaults.get("weight_decay"):
+            raise UserError("model.no_weight_decay has no effect: model.optimizer has no weight_decay")
+        for group in optimizer.param_groups:
+            if "weight_decay" in group:
+                group["weight_decay"] *= decay_factor
+        self._built = [{k: v for k, v in group.items() if isinstance(v, PLAIN)} for group in optimizer.param_groups]
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            return {"optimizer": optimizer, "lr_scheduler": self._scheduler_of_torch(optimizer)}
+        self.planned = PlannedRates(optimizer, self.schedule or Constant(), self.length, self.schedule_interval, self.warmup)
+        for plateau in self.planned.plateaus:
+            self.check_metric("model.schedule", plateau.monitor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.planned, "interval": "step"}}
+
+    def _scheduler_of_torch(self, optimizer: Optimizer) -> dict[str, Any]:
+        scheduler = self.schedule(optimizer)
+        plan = {"scheduler": scheduler, "interval": self.schedule_interval or "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            self.check_metric("model.schedule", scheduler.monitor)
+            plan["monitor"] = scheduler.monitor
+        return plan
+
+    def metric_names(self) -> set[str]:
+        """The metrics that a training logs after each epoch."""
+        return {"train/loss"}
+
+    def check_metric(self, key: str, name: str) -> None:
+        if name not in self.metric_names():
+            known = sorted(metric for metric in self.metric_names() if "/acc_class/" not in metric)
+            raise UserError(f"{key}: no metric {name!r} is logged; there are {', '.join(known)}")
+
+    def on_fit_start(self) -> None:
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, EarlyStopping):
+                self.check_metric("trainer.callbacks: EarlyStopping", callback.monitor)
+
+    def group_table(self) -> list[dict[str, Any]]:
+        """One row for each group of the optimizer: group, parameters, rate, weight_decay, trainable."""
+        starts = {id(p): self.trains_from[name] for name, p in self.net.named_parameters() if name in self.trains_from}
+        return group_table(self.trainer.optimizers[0].param_groups, starts)
+
+    # Lightning's hooks
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["groups"], checkpoint["curve"] = self._built, self.curve
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored, self.curve = checkpoint.get("groups"), checkpoint.get("curve", [])
+
+    def on_train_start(self) -> None:
+        """Lightning has restored the optimizer as it was: let what the configuration has changed since take effect."""
+        self._freeze(self.current_epoch)
+        groups = self.trainer.optimizers[0].param_groups
+        for group, now, then in zip(groups, self._built, self._restored or self._built, strict=True):
+            for key in now.keys() - {"name", "lr"}:
+                if now[key] != then.get(key):
+                    group[key] = now[key]
+        if self.planned is not None:
+            self.planned.refresh()
+
+    def on_train_epoch_start(self) -> None:
+        self._freeze(self.current_epoch)
+
+    def note_rates(self) -> None:
+        """Keep the rates in force (A17): by the end of the epoch the scheduler will have set the next ones."""
+        self.rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Log the rates, and show this epoch's metrics to the schedules that wait for them."""
+        self.curve.append((metrics["train/loss"], max(self.rates.values())))
+        for group in self.trainer.optimizers[0].param_groups:
+            if "rate_in_force" in group:  # SWATS, whose rate after the switch is its own
+                self.rates[f"lr/{group['name']}"] = group["rate_in_force"]
+        self.log_dict(self.rates)
+        if self.planned is not None:
+            self.planned.observe(metrics)
