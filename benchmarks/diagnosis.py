@@ -146,3 +146,56 @@ def load(folder: Path, count: int) -> tuple[Tensor, Tensor]:
             images.append(load_image(source.content(sample), 32, 3, "letterbox"))
             labels.append(number)
     return torch.stack(images), torch.tensor(labels)
+
+
+def run_all(folder: Path, images: int, epochs: int, seed: int) -> list[dict]:
+    """The curves of every run: family, rate, losses and rates of the epochs."""
+    pixels, labels = load(folder, images)
+    augment = Augment([HorizontalFlip()], seed)
+    runs = []
+    for family in families():
+        start = time.perf_counter()
+        for rate in family.rates:
+            losses, rates = train(family, rate, pixels, labels, augment, epochs, seed)
+            runs.append({"family": family.name, "rate": rate, "losses": losses, "rates": rates})
+        print(f"{family.name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return runs
+
+
+def report(runs: list[dict], num_classes: int = 10) -> None:
+    """Prints the table of each family and the confusion table."""
+    counts: Counter[tuple[str, str]] = Counter()
+    print("\n| family | right | otherwise, from the lowest rate up |\n|---|---:|---|")
+    for name in dict.fromkeys(run["family"] for run in runs):
+        own = [run for run in runs if run["family"] == name]
+        truths = truth([run["losses"][-1] for run in own], num_classes)
+        said = [diagnose(run["losses"], num_classes, run["rates"]).shape for run in own]
+        counts.update(zip(truths, said, strict=True))
+        wrong = [f"{r['rate']:.2g} {t}, said {s}" for r, t, s in zip(own, truths, said, strict=True) if t != s]
+        print(f"| {name} | {len(own) - len(wrong)} of {len(own)} | {'; '.join(wrong)} |")
+    print(f"\n| truth, below: diagnosis | {' | '.join(SHAPES)} |\n|---|{'---:|' * len(SHAPES)}")
+    for shape in SHAPES[:-1]:  # no truth is undecided
+        print(f"| {shape} | {' | '.join(str(counts[shape, said]) for said in SHAPES)} |")
+    print(f"\n{sum(counts[shape, shape] for shape in SHAPES)} of {len(runs)} right")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="holds train/<class>/*")
+    parser.add_argument("--images", type=int, default=2000, help="training images (default: 2000)")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of each run (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default: 0)")
+    parser.add_argument("--curves", type=Path, help="JSON file that keeps the curves; if it exists, nothing is trained")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.curves and args.curves.exists():
+        runs = json.loads(args.curves.read_text())
+    else:
+        runs = run_all(args.folder, args.images, args.epochs, args.seed)
+        if args.curves:
+            args.curves.write_text(json.dumps(runs))
+    report(runs)
+
+
+if __name__ == "__main__":
+    main()

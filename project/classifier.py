@@ -49,17 +49,18 @@ class ImageClassifier(Recipe):
             in_channels: Channels of the images. The data module gives them.
             image_size: Pixels of a side. The data module gives it.
             resize: How images were brought to that size; kept for whoever uses the model. The data module gives it.
-            mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes that of the weights, else
-                ImageNet's.
+            mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes that of the weights,
+                else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights (A7): default (PyTorch's own), xavier_normal, xavier_uniform, kaiming_normal, kaiming_uniform.
-            weights: Weights to start from, as far as they fit (A21, A22): the name of published ones for networks of torchvision and timm,
-                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of ours.
+            weights: Weights to start from, as far as they fit (A21, A22): the name of published ones for networks of torchvision
+                and timm, such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of ours.
             label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to below 1.
             class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's images.
-            mixup: Blend pairs of images and their labels (Zhang et al. 2017, arXiv:1710.09412): alpha of the Beta distribution of the
-                shares, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
-            cutmix: Paste a part of one image into another, labels by area (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual; 0: none.
+            mixup: Blend pairs of images and their labels (Zhang et al. 2017, arXiv:1710.09412): alpha of the Beta distribution of
+                the shares, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
+            cutmix: Paste a part of one image into another, labels by area (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual;
+                0 for none.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
             recipe: How it is trained, see project.recipe.Recipe.
         """
@@ -88,7 +89,8 @@ class ImageClassifier(Recipe):
         share = class_weights if isinstance(class_weights, list) else [1.0] * self.num_classes
         self.register_buffer("class_weights", torch.tensor(share))
 
-        self.mixers = [mixer(alpha=alpha, num_classes=self.num_classes) for mixer, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
+        mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        self.mixers = [mixer(alpha=alpha, num_classes=self.num_classes) for mixer, alpha in mixers if alpha]
         self._new_metrics: dict[str, float] = {}  # of this epoch so far
         self.train_loss, self.train_acc = MeanMetric(), self._accuracy()
         self.val_loss, self.val_metrics = MeanMetric(), self._metrics("val/")

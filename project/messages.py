@@ -50,7 +50,8 @@ def _reason(body: str) -> str | None:
     if not listed:
         return None
     errors = [" ".join(error.split()) for error in re.split(r"^\s*- ", listed[1], flags=re.MULTILINE) if error.strip()]
-    vague = ("Type collections.abc.Callable", "Not a valid subclass of")  # what every other type of the key would have been
+    # What every other type of the key would have been.
+    vague = ("Type collections.abc.Callable", "Not a valid subclass of", "a class path (str)", "a dict with")
     telling = [_shorter(error) for error in errors if "NoneType" not in error and not error.startswith(vague)]
     value = re.search(r"Given value: (.*)", body, re.DOTALL)
     given = " ".join(value[1].split()) if value else ""

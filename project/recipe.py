@@ -42,33 +42,33 @@ class Recipe(L.LightningModule):
         Args:
             lr: The learning rate, for every optimizer. It is the rate at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, the rate excepted; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the rate of the parameters in whose names it is found, such as {"^head": 10}; the
-                first that matches counts (A14, A20).
+            lr_mult: Regular expression -> factor on the rate of the parameters in whose names it is found, such as {"^head": 10};
+                the first that matches counts (A14, A20).
             layer_decay: Factor on the rate from each layer to the one below it, above 0 and at most 1 (A23).
             no_weight_decay: No weight decay on norms and biases.
             schedule: How the rate changes: one of project.optim, or of torch.optim.lr_scheduler (A16).
-            schedule_interval: What the schedule counts, epochs or optimizer steps; null takes epochs, and steps for Cosine and OneCycle.
+            schedule_interval: What the schedule counts: epochs or optimizer steps; null: epochs, but steps for Cosine and OneCycle.
             warmup: Epochs in which the rate rises linearly, beside any schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one (A12).
-            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022, arXiv:2205.10287; for Adam
-                and its kin) multiplies the rate by the ratio of batch x devices x accumulation to reference_batch, or its root.
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022, arXiv:2205.10287; for
+                Adam and its kin) multiplies the rate by (batch x devices x accumulation) / reference_batch, or by its root.
             freeze: Layers that do not train, for the whole run or until an epoch (A21).
         """
         super().__init__()
         if lr <= 0:
             raise UserError(f"model.lr must be above 0, not {lr}")
         if warmup < 0 or not 0 <= warmup_start <= 1:
-            raise UserError(f"model.warmup must be 0 or more, and warmup_start a share from 0 to 1, not {warmup} and {warmup_start}")
+            raise UserError(f"model.warmup must be 0 or more, warmup_start a share from 0 to 1, not {warmup} and {warmup_start}")
         if (lr_scaling == "none") != (reference_batch is None):
-            raise UserError("model.lr_scaling and model.reference_batch go together: give the batch for which model.lr is meant, and a rule")
+            raise UserError("model.lr_scaling and model.reference_batch go together: the rule, and the batch that model.lr is for")
         if reference_batch is not None and reference_batch < 1:
             raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
         ours = schedule is None or isinstance(schedule, Schedule)
         if schedule_interval is not None and (schedule is None or isinstance(schedule, Constant)):
             raise UserError("model.schedule_interval has an effect on a model.schedule only; leave it out")
         if warmup and not ours:
-            raise UserError("model.warmup goes with the schedules of project.optim; torch has its own, torch.optim.lr_scheduler.LinearLR")
+            raise UserError("model.warmup goes with the schedules of project.optim; those of torch have torch's LinearLR instead")
         self.lr, self.make_optimizer = lr, optimizer or AdamW
         self.lr_mult, self.layer_decay, self.no_weight_decay = lr_mult, layer_decay, no_weight_decay
         self.schedule, self.schedule_interval = schedule, schedule_interval

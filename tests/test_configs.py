@@ -3,6 +3,8 @@
 import pickle
 import struct
 from pathlib import Path
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def write_mnist(folder: Path, name: str) -> None:
 
 def data_for(name: str, workdir: Path, monkeypatch) -> list[str]:
     """Options that point a task to data made for the test."""
-    if name == "folder":
+    if name in ("folder", "finetune", "feature_extractor"):
         return ["--data.root", str(make_folder(workdir / "images"))]
     if name == "manifest":
         images = make_folder(workdir / "images")
@@ -58,10 +60,29 @@ def data_for(name: str, workdir: Path, monkeypatch) -> list[str]:
     return []
 
 
+def weights_for(name: str, workdir: Path) -> list[str]:
+    """Published weights cannot be had in a test: a file like theirs, with random values."""
+    if name not in ("finetune", "feature_extractor"):
+        return []
+    net = torchvision.models.get_model({"finetune": "resnet18", "feature_extractor": "resnet50"}[name])
+    torch.save(net.state_dict(), workdir / "published.pth")
+    return ["--model.weights", str(workdir / "published.pth")]
+
+
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_task_runs(path, cli, workdir, monkeypatch) -> None:
-    result = cli("fit", "--config", path, *ONE_BATCH, *data_for(path.stem, workdir, monkeypatch))
+    options = [*data_for(path.stem, workdir, monkeypatch), *weights_for(path.stem, workdir)]
+    result = cli("fit", "--config", path, *ONE_BATCH, *options)
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("name", ["finetune", "feature_extractor"])
+def test_published_weights_that_cannot_be_had(name, cli, workdir, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(workdir / "cache"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=URLError("no network")))
+    result = cli("fit", "--config", ROOT / "configs" / f"{name}.yaml", "--data.root", make_folder(workdir / "images"))
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "cache/hub/checkpoints/resnet" in result.err and "on another machine" in result.err
 
 
 @pytest.mark.parametrize(
@@ -72,7 +93,7 @@ def test_part_runs(path, cli, workdir, monkeypatch) -> None:
     if path.parent.name == "data":
         task = "folder" if path.stem == "augment_all" else path.stem
     elif path.parent.name == "model":
-        options = ["--data.image_size", "64"]
+        options = ["--data.image_size", "64", *weights_for(path.stem, workdir)]
     elif path.stem == "gpu":  # without a GPU, what the part says besides must still parse and run
         options = ["--trainer.precision", "bf16-mixed"]
     elif path.stem == "ddp":  # tests/test_ddp.py runs it in two processes

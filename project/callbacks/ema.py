@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's own, with two things added: the decay follows the batch, and what does not move stays as it is to the last bit."""
+    """Lightning's own, with two things added: the decay follows the batch, and what does not move keeps its last bit."""
 
     def __init__(self, decay: float = 0.999, update_starting_at_step: int | None = None) -> None:
         """
         Args:
-            decay: Share of the average that is kept at each optimizer step, 0 to below 1, for model.reference_batch; a batch k times as
-                large keeps decay ** k of it, so that the average reaches back over as many images (Busbridge et al. 2023,
-                arXiv:2307.13813).
+            decay: Share of the average that is kept at each optimizer step, 0 to below 1, for model.reference_batch. A batch k
+                times as large keeps decay ** k of it, so that the average reaches back over as many images (Busbridge et al.
+                2023, arXiv:2307.13813).
             update_starting_at_step: Optimizer steps before the average begins; null begins at once.
         """
         if not 0 <= decay < 1:

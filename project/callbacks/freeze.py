@@ -34,7 +34,8 @@ class FreezeAudit(L.Callback):
                 self._sums.setdefault(name, checksum(tensor))
         last = max((start for start in pl_module.trains_from.values() if start), default=0)
         if last and 0 < (trainer.max_epochs or 0) <= last and trainer.is_global_zero:
-            print(f"advice     model.freeze: layers that wait for epoch {last + 1} never train in {trainer.max_epochs} epochs", flush=True)
+            waiting = f"layers that wait for epoch {last + 1} never train in {trainer.max_epochs} epochs"
+            print(f"advice     model.freeze: {waiting}", flush=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Recipe) -> None:
         frozen = pl_module.frozen(trainer.current_epoch)

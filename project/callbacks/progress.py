@@ -71,7 +71,8 @@ SHOWN_RATES = 4  # groups whose rates fit on an epoch's line
 
 def rate_words(rates: dict[str, float]) -> str:
     """The rates in force; of many groups the lowest and the highest."""
-    together = {name: rate for name, rate in rates.items() if rates.get(name.removesuffix(NO_DECAY)) != rate or NO_DECAY not in name}
+    alike = {name for name, rate in rates.items() if name.endswith(NO_DECAY) and rates.get(name.removesuffix(NO_DECAY)) == rate}
+    together = {name: rate for name, rate in rates.items() if name not in alike}
     if len(together) <= SHOWN_RATES:
         return "  ".join(f"lr/{name} {rate:.3g}" for name, rate in together.items())
     low, high = min(together, key=together.__getitem__), max(together, key=together.__getitem__)
@@ -96,7 +97,8 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
     lines.append(f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start")
     if model.load_report is not None:
-        lines += [f"{'weights' if i == 0 else '':10s} {line}" for i, line in enumerate(model.load_report.lines())]
+        first, *rest = model.load_report.lines()
+        lines += [f"weights    {first.removeprefix('weights: ')}", *(f"           {line.strip()}" for line in rest)]
     lines += optimizer_lines(model, type(trainer.optimizers[0]).__name__)
     device = trainer.strategy.root_device.type
     length = f"{trainer.max_epochs} epochs" if (trainer.max_epochs or -1) > 0 else f"{trainer.max_steps} steps"
@@ -115,7 +117,8 @@ def optimizer_lines(model: L.LightningModule, name: str) -> list[str]:
     else:
         scaled = ""
     width = max(5, *(len(row["group"]) for row in rows))
-    lines = [f"optimizer  {name}{scaled}", f"           {'group':{width}s}  {'parameters':>12s}  {'rate':>9s}  {'decay':>8s}  trainable"]
+    titles = f"{'group':{width}s}  {'parameters':>12s}  {'rate':>9s}  {'decay':>8s}  trainable"
+    lines = [f"optimizer  {name}{scaled}", f"           {titles}"]
     for row in rows:
         numbers = f"{row['parameters']:>12,}  {row['rate']:>9.4g}  {row['weight_decay']:>8.4g}"
         lines.append(f"           {row['group']:{width}s}  {numbers}  {row['trainable']}")

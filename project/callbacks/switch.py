@@ -28,8 +28,8 @@ class SwitchLine(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
             if trainer.is_global_zero:
-                rate = group["projected_rate"]
-                print(f"SWATS: group {name} goes over to SGD after {group['switch_step']} steps, projected rate {rate:.4g}", flush=True)
+                step, rate = group["switch_step"], group["projected_rate"]
+                print(f"SWATS: group {name} goes over to SGD after {step} steps, projected rate {rate:.4g}", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         groups = [group for optimizer in trainer.optimizers if isinstance(optimizer, SWATS) for group in optimizer.param_groups]

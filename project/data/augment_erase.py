@@ -14,8 +14,8 @@ SHAPES = 1024  # a table of roots and exponentials, as torch's own may differ in
 class RandomErasing(Augmentation):
     """Replaces a rectangle by a flat grey of its own, so that the network does not rely on one part of the object.
 
-    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle kept inside the image. Breaks tasks in which the telling part is
-    small: the rectangle may hide all of it.
+    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle kept inside the image. Breaks tasks in which the telling
+    part is small: the rectangle may hide all of it.
 
     Args:
         p: probability of erasing, in [0, 1].
@@ -23,9 +23,7 @@ class RandomErasing(Augmentation):
         ratio: lowest and highest height over width of the rectangle.
     """
 
-    def __init__(
-        self, p: float = 0.25, area: tuple[float, float] = (0.02, 0.33), ratio: tuple[float, float] = (0.3, 3.3)
-    ) -> None:
+    def __init__(self, p: float = 0.25, area: tuple[float, float] = (0.02, 0.33), ratio: tuple[float, float] = (0.3, 3.3)) -> None:
         self.require_probability(p)
         self.require(0 < area[0] <= area[1] < 1, f"area must be two shares, 0 < smallest <= largest < 1, not {list(area)}")
         self.require(0 < ratio[0] <= ratio[1] < math.inf, f"ratio must be two positive numbers, lower first, not {list(ratio)}")

@@ -241,7 +241,8 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         train = name == "train"
         images = self.loaded[name].images
-        batches = EpochBatches(index, self.batch_size, train, self.seed, weights, trainer.global_rank, trainer.world_size, self.sampler != "sequential")
+        rank, ranks, shuffle = trainer.global_rank, trainer.world_size, self.sampler != "sequential"
+        batches = EpochBatches(index, self.batch_size, train, self.seed, weights, rank, ranks, shuffle)
         workers = self.num_workers
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = 0 if isinstance(images, MemoryImages) else min(8, os.cpu_count() or 1)

@@ -29,6 +29,7 @@ class TorchvisionModel(nn.Module):
         name: Name in torchvision.models, such as resnet50, convnext_tiny or vit_b_16.
 
     Attributes:
+        name: As given.
         head_name: Where the head sat in torchvision's network, such as fc or classifier.1.
 
     Raises:
@@ -38,6 +39,7 @@ class TorchvisionModel(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, image_size: int, name: str) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
+        self.name = name
         names = list_models(module=torchvision.models)
         if name not in names:
             raise ValueError(_unknown(name, names, "torchvision"))

@@ -20,7 +20,13 @@ USUAL_RATES = {
 
 
 def advise(
-    batch: int, optimizer: str, rate: float, decays: bool, shuffled: bool = True, seeded: bool = True, frozen_at_random: bool = False
+    batch: int,
+    optimizer: str,
+    rate: float,
+    decays: bool,
+    shuffled: bool = True,
+    seeded: bool = True,
+    frozen_at_random: bool = False,
 ) -> list[str]:
     """What a careful colleague would remark before the training.
 
@@ -38,7 +44,7 @@ def advise(
     """
     found = []
     if batch < SMALLEST_BATCH:
-        found.append(f"a batch of {batch} is small: below {SMALLEST_BATCH} gradients are noisy (A11); raise data.batch_size if memory allows")
+        found.append(f"a batch of {batch} is small: below {SMALLEST_BATCH} gradients are noisy (A11); raise data.batch_size")
     elif batch & (batch - 1):
         above = 1 << batch.bit_length()
         found.append(f"a batch of {batch} is no power of two, which devices are built for (A11); try {above // 2} or {above}")
@@ -46,7 +52,7 @@ def advise(
     if not low <= rate <= high:
         found.append(f"a rate of {rate:g} is unusual for {optimizer}: {low:g} to {high:g} is common (A13); was model.lr meant so?")
     if not decays:
-        found.append("the rate does not decay in the course of the run (A13); model.schedule, for example project.optim.Cosine, lowers it")
+        found.append("the rate does not decay in the course of the run (A13); model.schedule: project.optim.Cosine lowers it")
     if not shuffled:
         found.append("the images are not shuffled (A9): every epoch sees them in one order; data.sampler: shuffle is usual")
     if not seeded:

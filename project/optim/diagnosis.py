@@ -29,16 +29,14 @@ STUCK_BOUNCE = 0.15  # the same where nothing is learned, and noise is a larger 
 LATE = 0.25  # share of the fall in the second half: a straight line has 0.5, an exponential 0.25 at 2.2 time constants
 SPEED_UP = 1.5  # fall per unit of rate, after the decay over before it; a too low rate only slows down
 
+MUCH_LOWER = "try a rate 10 to 100 times lower"
+LOWER = "try a rate 3 to 10 times lower"
+HIGHER = "try a rate 3 to 10 times higher"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a curve looks like.
-
-    Attributes:
-        shape: One of the four, or "undecided".
-        evidence: A sentence with the numbers that decided.
-        advice: What to try; empty for a good rate and where nothing can be said.
-    """
+    """A shape, a sentence with the numbers that decided, and what to try (empty where nothing is to be changed or said)."""
 
     shape: Shape
     evidence: str
@@ -51,12 +49,11 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float] |
     Args:
         losses: Mean training loss (cross-entropy) of each epoch, in order; may hold NaN or infinity.
         num_classes: ln(num_classes) is the loss of guessing.
-        rates: Learning rate in each epoch, its mean or its first value; None for a constant one. Time is then counted in summed
-            rate, because a rate that is too low moves the weights by just that much: what a decay explains is not held against
-            the rate.
+        rates: Learning rate of each epoch, best its mean; None for a constant one. Time is counted in summed rate: a rate that is
+            too low moves the weights by just that much, and what a decay explains is not held against the rate.
 
     Raises:
-        UserError: fewer than two classes, rates that do not match the losses, or a rate that is negative or not finite.
+        UserError: fewer than two classes, rates that do not match the losses, or one that is negative or not finite.
     """
     if num_classes < 2:
         raise UserError(f"num_classes: a diagnosis needs 2 classes or more, not {num_classes}")
@@ -67,31 +64,35 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float] |
         raise UserError(f"rates: they must be finite and 0 or more, not {rates}")
     bad = next((epoch for epoch, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
     if bad:
-        return Diagnosis("diverging", f"the loss of epoch {bad} is {losses[bad - 1]}")
+        return Diagnosis("diverging", f"the loss of epoch {bad} is {losses[bad - 1]}", MUCH_LOWER)
     if len(losses) < FEWEST:
         return Diagnosis("undecided", f"{len(losses)} epochs are too few; it takes {FEWEST}")
     if not any(rates):
         return Diagnosis("undecided", "the rate was 0 all along")
 
-    guess = math.log(num_classes)
-    points = _average([min(max(loss, 0.0), 100 * guess) for loss in losses])  # no overflow; 100 times guessing says it all
-    rates = _average([rate / max(rates) for rate in rates])
+    guess, peak = math.log(num_classes), max(rates)
+    points = _average([min(max(loss, 0.0), 100 * guess) for loss in losses])  # so that nothing overflows
+    rates = _average([rate / peak for rate in rates])
     first, last, lowest, highest = points[0], points[-1], min(points), max(points)
     steps = [after - before for before, after in pairwise(points)]
     # an upward step while the rate goes up, in a warm-up or at a restart, has its reason
     up = sum(step for step, (before, after) in zip(steps, pairwise(rates), strict=True) if step > 0 and after <= before)
     bounce = up / (up - sum(step for step in steps if step < 0)) if up else 0.0
 
-    saw = f"it went from {first:.3g} to {last:.3g}, {bounce:.0%} of the movement upward; guessing has {guess:.3g}"
-    if last > (1 - NOTHING) * guess and highest - lowest > NOTHING * guess:  # it did something, and learned nothing
+    saw = (
+        f"from {first:.3g} to {last:.3g}, at least {lowest:.3g} and at most {highest:.3g}, {bounce:.0%} of its movement upward;"
+        f" guessing has {guess:.3g}"
+    )
+    if last > (1 - NOTHING) * guess:
+        moved = highest - lowest > NOTHING * guess
         lost = last - lowest > NOTHING * guess
         dropped = first - points[1] > AT_ONCE * (first - last)  # to guessing within an epoch, and stayed there
-        if lost or dropped or highest > SPIKE * guess or bounce > STUCK_BOUNCE:
-            return Diagnosis("diverging", f"the loss ended no better than guessing: {saw}, the lowest was {lowest:.3g}, the highest {highest:.3g}")
-    elif last < (1 - NOTHING) * guess and (highest > SPIKE * guess or bounce > BOUNCE):
-        return Diagnosis("too high", f"the loss bounced: {saw}, the highest was {highest:.3g}")
+        if highest > SPIKE * guess or lost or (moved and (dropped or bounce > STUCK_BOUNCE)):
+            return Diagnosis("diverging", f"the loss ended no better than guessing: {saw}", MUCH_LOWER)
+    elif highest > SPIKE * guess or bounce > BOUNCE:
+        return Diagnosis("too high", f"the loss {'shot up' if highest > SPIKE * guess else 'bounced'}: {saw}", LOWER)
     if last > (1 - LITTLE) * guess:
-        return Diagnosis("too low", f"the loss hardly fell below guessing: {saw}", "; if that changes nothing, look at the labels")
+        return Diagnosis("too low", f"the loss hardly fell: {saw}", f"{HIGHER}; if that changes nothing, look at the labels")
 
     time = [sum(rates[:i]) + rate / 2 for i, rate in enumerate(rates)]  # of each point's middle, in summed rate
     late = (_at(time, points, (time[0] + time[-1]) / 2) - last) / (max(first, guess) - last)
@@ -105,11 +106,11 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float] |
         after = (points[knee] - last) / (time[-1] - time[knee])
         if after > SPEED_UP * before:
             return Diagnosis("good", f"{falls}, because the rate decayed: per unit of rate the loss fell faster from then on")
-    return Diagnosis("too low", falls, " or more epochs")
+    return Diagnosis("too low", falls, f"{HIGHER}, or more epochs")
 
 
 def _average(values: list[float]) -> list[float]:
-    """Means of equal runs of values, 10 to 19 of them; the last may be shorter. Fewer than 20 values stay as they are."""
+    """Means of runs of values, 10 to 19 of them; fewer than 20 values stay as they are."""
     size = max(1, len(values) // POINTS)
     parts = [values[i : i + size] for i in range(0, len(values), size)]
     return [sum(part) / len(part) for part in parts]

@@ -25,8 +25,8 @@ def param_groups(
     Args:
         net: The network.
         lr: The base learning rate.
-        lr_mult: Ordered regular expression -> factor on the rate of the parameters in whose name it is found; the first that matches
-            counts, 1 where none does.
+        lr_mult: Ordered regular expression -> factor on the rate of the parameters in whose name it is found; the first that
+            matches counts, 1 where none does.
         layer_decay: Factor on the rate from each layer to the one below it, above 0 and at most 1; the head has the full rate
             (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
         no_weight_decay: Put norms and biases, and what the network itself names in `no_weight_decay()`, into groups without decay.

@@ -56,18 +56,15 @@ def layers(net: nn.Module) -> list[Layer]:
     last = [name for name in _tensors(paths[head], head) if name in left] if head else []
     left.difference_update(last)
 
+    pieces = list(_pieces("", net, left, weighty))
+    first = next((i for i, (_, _, is_layer) in enumerate(pieces) if is_layer), 0)
     found: list[tuple[str, list[str]]] = []
-    early: list[tuple[str, list[str]]] = []  # what comes before the first layer
-    for path, names, is_layer in _pieces("", net, left, weighty):
-        if is_layer:
-            found.append((path, [name for _, names in early for name in names] + names))
-            early = []
-        elif found:
-            found[-1][1].extend(names)
-        else:
-            early.append((path, names))
-    if early:  # nothing but norms and loose parameters before the head
-        found.append((early[0][0], [name for _, names in early for name in names]))
+    for i, (path, names, is_layer) in enumerate(pieces):
+        if i == 0:
+            found.append((pieces[first][0], []))
+        elif is_layer and i > first:
+            found.append((path, []))
+        found[-1][1].extend(names)
     if head:
         found.append((paths[head] or "head", last))  # the network may be a bare nn.Linear
     stages = [*_stages(net, [path for path, _ in found[:-1]]), found[-1][0]]
@@ -111,16 +108,16 @@ def _pieces(path: str, module: nn.Module, left: set[str], weighty: dict[nn.Modul
 
 
 def _timm_pieces(path: str, module: nn.Module, names: list[str], weighty: set[str]) -> Iterator[Piece]:
-    """timm's groups, each named by the largest module that lies wholly in the group."""
+    """timm's groups, each named by the module with most of its tensors that holds no others."""
     from timm.models._manipulate import group_with_matcher  # the public group_parameters leaves buffers out
 
     start = len(path) + 1 if path else 0
     groups = group_with_matcher(((name[start:], name) for name in names), module.group_matcher(coarse=False), return_values=True)
     for group in groups.values():
         outside = {above for name in set(names).difference(group) for above in _above(name)}
-        owners = [above for name in group for above in _above(name) if above not in outside and len(above) >= len(path)]
-        is_layer = any(name.rpartition(".")[0] in weighty for name in group)
-        yield max(owners, key=owners.count, default=group[0]), group, is_layer
+        weights = [name for name in group if name.rpartition(".")[0] in weighty]
+        owners = [above for name in weights or group for above in _above(name) if above not in outside and len(above) >= start]
+        yield max(owners, key=owners.count, default=group[0]), group, bool(weights)
 
 
 def _weights(module: nn.Module, weighty: dict[nn.Module, str]) -> int:
@@ -128,10 +125,13 @@ def _weights(module: nn.Module, weighty: dict[nn.Module, str]) -> int:
 
 
 def _is_trunk(module: nn.Module, weighty: dict[nn.Module, str]) -> bool:
-    """Whether containers in the module repeat one class of block, and so hold most of its parameters.
+    """Whether containers in the module repeat one class of block, and so hold most of its parameters; or a child is such a trunk.
 
-    A block has two or more weights: the inner nn.Sequential of a residual block is made of single convolutions.
+    A block has two or more weights: the inner nn.Sequential of a residual block is made of single convolutions. A trunk inside must
+    hold most of the network: experts in each block of a transformer are none.
     """
+    if any(2 * _weights(child, weighty) > len(weighty) and _is_trunk(child, weighty) for child in module.children()):
+        return True
     units = [unit for child in module.children() if isinstance(child, _CONTAINERS) for unit in _units(child)]
     blocks = [unit for unit in units if _weights(unit, weighty) > 1]
     return len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and 2 * sum(map(_size, blocks)) > _size(module)

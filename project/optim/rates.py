@@ -108,9 +108,7 @@ class PlannedRates(LRScheduler):
         """The rate of every group at an optimizer step, counted from 0."""
         if step == 0:  # the same for every length
             start = self.warmup.start if self.warmup.epochs else 1.0
-            return [
-                base * start * part.factor(0, 1_000_000) for base, part in zip(self.base_lrs, self.schedules, strict=True)
-            ]
+            return [base * start * part.factor(0, 1_000_000) for base, part in zip(self.base_lrs, self.schedules, strict=True)]
         length = self.length()
         if self.warmup.epochs >= length.epochs:
             raise UserError(f"model.warmup of {self.warmup.epochs:g} epochs leaves nothing of a run of {length.epochs}; shorten it")

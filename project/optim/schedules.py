@@ -197,9 +197,7 @@ class Plateau(Schedule):
         self.monitor = monitor
         self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a rate of 1
         mode = mode or ("min" if monitor.endswith("loss") else "max")
-        self._rule = ReduceLROnPlateau(
-            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0
-        )
+        self._rule = ReduceLROnPlateau(self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0)
 
     def factor(self, done: int, total: int) -> float:
         return self._rate.param_groups[0]["lr"]
