@@ -139,7 +139,7 @@ class ImageClassifier(Recipe):
 
     def _load(self, weights: str) -> LoadReport:
         """Weights that fit, with their normalisation unless the configuration has its own."""
-        report = load_weights(self.net, weights)
+        report = load_weights(self.net, weights, self.class_names)
         for buffer, own, values in zip((self.mean, self.std), self._own_statistics, (report.mean, report.std), strict=True):
             if values is not None and not own and len(values) == self.in_channels:
                 buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))

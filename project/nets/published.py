@@ -20,8 +20,12 @@ CANNOT = "is not in the cache and cannot be downloaded"
 Statistics = list[float] | None  # of each channel, in [0, 1]
 
 
-def published(net: nn.Module, name: str) -> tuple[str, Path, Statistics, Statistics]:
-    """Full name, file, mean and std of published weights of the network, downloaded unless they are in the cache."""
+def published(net: nn.Module, name: str) -> tuple[str, Path, Statistics, Statistics, list[str]]:
+    """Full name, file, mean, std and class names of published weights of the network, downloaded unless they are in the cache.
+
+    Raises:
+        UserError: there are none, or they cannot be downloaded.
+    """
     if isinstance(net, TorchvisionModel):
         known = get_model_weights(net.name)
         weights = known.__members__.get(name.removeprefix(f"{known.__name__}."))
@@ -30,7 +34,7 @@ def published(net: nn.Module, name: str) -> tuple[str, Path, Statistics, Statist
         mean, std = weights.transforms().mean, weights.transforms().std
         if getattr(net.backbone, "transform_input", None) is False:  # GoogLeNet, Inception: torchvision's go over to this inside
             mean, std = [0.5] * 3, [0.5] * 3
-        return str(weights), _download(weights.url), list(mean), list(std)
+        return str(weights), _download(weights.url), list(mean), list(std), list(weights.meta.get("categories", []))
     if not isinstance(net, TimmModel):
         where = "published weights exist for TorchvisionModel and TimmModel only"
         raise UserError(f"model.weights: there is no file {name!r}, and {where}; give the path of a file")
@@ -44,7 +48,7 @@ def published(net: nn.Module, name: str) -> tuple[str, Path, Statistics, Statist
     full = f"{arch}.{tag}" if tag else arch
     config = timm.get_pretrained_cfg(full)
     path = _from_hub(full, config) if config.hf_hub_id else _download(config.url)
-    return full, path, list(config.mean), list(config.std)
+    return full, path, list(config.mean), list(config.std), []  # timm does not say its classes
 
 
 def _unknown(name: str, names: list[str], network: str) -> str:

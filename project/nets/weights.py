@@ -6,7 +6,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class LoadReport:
     adapted: list[str]  # first convolution made to fit other channels, position embeddings to another image size
     mean: Statistics  # the normalisation that belongs to the weights, where it is known
     std: Statistics
+    other_classes: list[str] = field(default_factory=list)  # the head, where it would fit but is for other classes; not loaded
 
     def lines(self, limit: int = 8) -> list[str]:
         """Text for the terminal: a line for each kind there is, at most `limit` names in it, a whole module written once."""
@@ -54,6 +55,7 @@ class LoadReport:
             ("adapted", self.adapted, self.adapted),
             ("missing", self.missing, _by_module(self.missing, [*self.loaded, *reshaped])),
             ("other shape", reshaped, [f"{name} {theirs} in the file, {ours} here" for name, theirs, ours in self.other_shape]),
+            ("for other classes", self.other_classes, self.other_classes),
             ("unexpected", self.unexpected, _by_module(self.unexpected, shared)),
         )
         text = [f"weights: {self.source}"]
@@ -73,7 +75,7 @@ def fetch_weights(net: nn.Module, weights: str) -> None:
         published(net, weights)
 
 
-def load_weights(net: nn.Module, weights: str) -> LoadReport:
+def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = None) -> LoadReport:
     """Load what fits by name and shape, in place.
 
     Names are read with and without the prefixes that wrappers leave, and as those of the library behind a TorchvisionModel or
@@ -83,19 +85,23 @@ def load_weights(net: nn.Module, weights: str) -> LoadReport:
     Args:
         net: The network.
         weights: Name of published weights, or path of a state dict (.pt, .pth, .bin, .safetensors) or of a checkpoint.
+        class_names: Of the network's outputs. Where the weights say theirs and they are others, the head stays as it is, even if it
+            would fit; null takes it whenever it fits.
 
     Raises:
         UserError: no such name or file, a damaged file, one without tensors, or none that fit. The network is then unchanged.
     """
-    mean, std = None, None
+    mean, std, their_classes = None, None, None
     if _is_path(weights):
         path = Path(weights).expanduser()
         source = str(path)
     else:
-        source, path, mean, std = published(net, weights)
-    states, own = _state_dicts(_read(path))
+        source, path, mean, std, their_classes = published(net, weights)
+    content = _read(path)
+    states, own = _state_dicts(content)
     if own:
         mean, std = (own[key].flatten().tolist() for key in ("mean", "std"))
+        their_classes = content["hyper_parameters"].get("class_names")
     if not states:
         raise UserError(f"model.weights: {path} holds no tensors by name; write it by torch.save(model.state_dict(), ...)")
 
@@ -107,6 +113,10 @@ def load_weights(net: nn.Module, weights: str) -> LoadReport:
             fits = {key: tensor for key, tensor in fits.items() if tensor is not None}
             if len(fits) > most:  # the first of several that are as good
                 entry, mapping, fitting, most = name, reading, fits, len(fits)
+    other = class_names is not None and their_classes is not None and list(their_classes) != list(class_names)
+    other_classes = [key for key in fitting if key.startswith("head.")] if other else []
+    for key in other_classes:
+        del fitting[key]
     _check(net, fitting, states[entry], source)
     with torch.no_grad():
         for key, tensor in fitting.items():
@@ -114,13 +124,14 @@ def load_weights(net: nn.Module, weights: str) -> LoadReport:
 
     before = {key: states[entry][origin].shape for key, (origin, _) in mapping.items() if origin in states[entry]}
     loaded = [key for key in targets if key in fitting]
-    differing = [key for key in targets if key in mapping and key not in fitting]
+    differing = [key for key in targets if key in mapping and key not in fitting and key not in other_classes]
     return LoadReport(
         source=f"{source}, its entry {entry!r}" if entry else source,
         loaded=loaded,
         missing=[key for key in targets if key not in mapping],
         unexpected=[origin for key, (origin, _) in mapping.items() if key not in targets],
         other_shape=[(key, tuple(mapping[key][1].shape), tuple(targets[key].shape)) for key in differing],
+        other_classes=other_classes,
         adapted=[key for key in loaded if len(before.get(key, ())) == targets[key].ndim and before[key] != targets[key].shape],
         mean=mean,
         std=std,

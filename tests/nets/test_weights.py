@@ -479,3 +479,22 @@ def test_lines():
     ]
     assert report.lines(limit=1)[1] == "  loaded 4: backbone.conv1.weight and 2 more"
     assert LoadReport("w", ["a.b"], [], [], [], [], None, None).lines() == ["weights: w", "  loaded 1: a.b"]
+
+
+def test_a_head_for_other_classes_is_not_taken(trained) -> None:
+    """Ten digits and ten animals: the heads have one shape, and mean different things."""
+    best = trained / "checkpoints" / "best.ckpt"
+    names = torch.load(best, weights_only=True)["hyper_parameters"]["class_names"]
+    nets = {key: ConvNet(1, 10, 8, channels=[16, 32]) for key in ("same", "other", "unsaid")}
+    before = nets["other"].head.weight.clone()
+    reports = {
+        "same": load_weights(nets["same"], str(best), names),
+        "other": load_weights(nets["other"], str(best), [f"animal {i}" for i in range(10)]),
+        "unsaid": load_weights(nets["unsaid"], str(best)),
+    }
+    assert reports["other"].other_classes == ["head.weight", "head.bias"] and torch.equal(nets["other"].head.weight, before)
+    assert any("for other classes 2: head.weight, head.bias" in line for line in reports["other"].lines())
+    assert not reports["other"].other_shape and not reports["other"].missing
+    for key in ("same", "unsaid"):
+        assert not reports[key].other_classes and "head.weight" in reports[key].loaded
+    assert torch.equal(nets["same"].stages[0][0].conv.weight, nets["other"].stages[0][0].conv.weight)

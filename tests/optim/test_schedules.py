@@ -1,134 +1,250 @@
-"""The schedules against torch's own schedulers and the papers' formulas, step by step."""
+"""Each schedule against torch's own scheduler, at every optimizer step of a run and for every group."""
 
 import math
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim import SGD, Optimizer, lr_scheduler
 
 from project.errors import UserError
-from project.optim import Cosine, OneCycle, Schedule
+from project.optim import (
+    Constant,
+    Cosine,
+    Exponential,
+    Lambda,
+    Length,
+    MultiStep,
+    OneCycle,
+    PerGroup,
+    PlannedRates,
+    Plateau,
+    Schedule,
+    Step,
+)
 
-LR = 0.3
+BASES = (0.3, 0.02, 4.0)  # the rates of three groups
+Table = list[list[float]]  # the rate of every group at each optimizer step
 
 
-def optimizer(*rates: float) -> Optimizer:
-    return SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates or (LR,)])
+def groups(bases: Iterable[float] = BASES) -> Optimizer:
+    return SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": base, "name": f"group {base}"} for base in bases])
 
 
-def rates_of(scheduler: LRScheduler, steps: int) -> list[float]:
-    """The rate that each of the optimizer's steps uses."""
-    rates = []
-    for step in range(steps):
-        rates.append(scheduler.optimizer.param_groups[0]["lr"])
+def run(scheduler: PlannedRates, metrics: list[float] | None = None) -> Table:
+    """The rates of a whole run. The metrics, one an epoch, come after its last step, as in a training."""
+    length, table = scheduler.length(), []
+    for step in range(length.steps):
+        table.append([group["lr"] for group in scheduler.optimizer.param_groups])
         scheduler.optimizer.step()
-        if step < steps - 1:  # torch's OneCycleLR may not be stepped once more
-            scheduler.step()
-    return rates
-
-
-@pytest.mark.parametrize("end", [0.0, 0.1, 0.9])
-@pytest.mark.parametrize("total", [2, 3, 17, 100])
-def test_cosine_is_torchs(total, end) -> None:
-    ours = rates_of(Cosine(end).build(optimizer(), lambda: total), total)
-    assert ours == pytest.approx(rates_of(CosineAnnealingLR(optimizer(), T_max=total - 1, eta_min=end * LR), total))
-    # equation 5 of Loshchilov & Hutter, with T_i the last step
-    for step, rate in enumerate(ours):
-        assert rate == pytest.approx(end * LR + 0.5 * (LR - end * LR) * (1 + math.cos(math.pi * step / (total - 1))))
-    assert ours[0] == LR and ours[-1] == pytest.approx(end * LR)
-
-
-@pytest.mark.parametrize("total", [5, 18, 101])
-@pytest.mark.parametrize(("pct_start", "div", "final_div"), [(0.3, 25.0, 1e4), (0.5, 10.0, 100.0), (0.25, 1.0, 1.0)])
-def test_one_cycle_is_torchs_with_the_same_peak(total, pct_start, div, final_div) -> None:
-    """Torch peaks at step pct_start * total - 1, ours at pct_start * (total - 1), the share of the way to the last step.
-
-    With torch's pct_start moved by that part of a step, the two are equal at every step.
-    """
-    ours = rates_of(OneCycle(pct_start, div, final_div).build(optimizer(), lambda: total), total)
-    same_peak = (pct_start * (total - 1) + 1) / total
-    torchs = OneCycleLR(
-        optimizer(),
-        max_lr=LR,
-        total_steps=total,
-        pct_start=same_peak,
-        div_factor=div,
-        final_div_factor=final_div,
-        anneal_strategy="cos",
-        cycle_momentum=False,
-    )
-    assert ours == pytest.approx(rates_of(torchs, total), rel=1e-9)
-
-
-def test_one_cycle_by_hand() -> None:
-    """Eleven steps, peak at the fourth: up over 3 steps and down over 7."""
-    ours = rates_of(OneCycle(pct_start=0.3, div=10, final_div=100).build(optimizer(), lambda: 11), 11)
-    up = [0.03 + (0.3 - 0.03) * (1 - math.cos(math.pi * i / 3)) / 2 for i in range(3)]
-    down = [0.0003 + (0.3 - 0.0003) * (1 + math.cos(math.pi * i / 7)) / 2 for i in range(8)]
-    assert ours == pytest.approx(up + down)
-    assert max(ours) == ours[3] == pytest.approx(LR)
-    assert ours == sorted(ours[:4]) + sorted(ours[4:], reverse=True)
-
-
-@pytest.mark.parametrize("schedule", [Cosine(0.2), OneCycle(0.3, 5, 10)])
-def test_every_group_follows_in_proportion(schedule) -> None:
-    several = optimizer(0.1, 0.02, 3.0)
-    scheduler = schedule.build(several, lambda: 9)
-    for step in range(9):
-        rates = [group["lr"] for group in several.param_groups]
-        assert rates == pytest.approx([base * schedule.factor(step / 8) for base in (0.1, 0.02, 3.0)])
-        several.step()
         scheduler.step()
+        if metrics and (step + 1) % length.steps_per_epoch == 0:
+            scheduler.observe({"val/loss": metrics[step // length.steps_per_epoch]})
+    return table
 
 
-@pytest.mark.parametrize("schedule", [Cosine(0.2), OneCycle(0.3, 5, 10)])
-@pytest.mark.parametrize("total", [1, 4])
-def test_steps_beyond_the_end_keep_the_last_rate(schedule, total) -> None:
+def torchs(build: Callable, steps: int, every: int, metrics: list[float] | None = None) -> Table:
+    """The same of torch's scheduler, (optimizer, base rate) -> scheduler, stepped after `every` steps: one for each group."""
+    columns = []
+    for base in BASES:
+        optimizer, column = groups([base]), []
+        scheduler = build(optimizer, base)
+        for step in range(steps):
+            column.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if (step + 1) % every == 0:
+                scheduler.step(*([metrics[step // every]] if metrics else []))
+        columns.append(column)
+    return [list(rates) for rates in zip(*columns, strict=True)]
+
+
+def assert_equal(ours: Table, oracle: Table) -> None:
+    assert np.array(ours) == pytest.approx(np.array(oracle), rel=1e-9, abs=1e-15)
+
+
+def wave(done: int) -> float:
+    return 1 + math.sin(done)
+
+
+# (ours, torch's: optimizer, base rate and number of epochs or steps -> scheduler)
+CASES: dict[str, tuple[Schedule, Callable]] = {
+    "constant": (Constant(), lambda o, base, total: lr_scheduler.ConstantLR(o, factor=1.0)),
+    "step": (Step(3), lambda o, base, total: lr_scheduler.StepLR(o, 3)),
+    "slow step": (Step(5, 0.7), lambda o, base, total: lr_scheduler.StepLR(o, 5, 0.7)),
+    "milestones": (MultiStep([4, 9]), lambda o, base, total: lr_scheduler.MultiStepLR(o, [4, 9])),
+    "a milestone twice": (MultiStep([7, 2, 7, 99], 0.5), lambda o, base, total: lr_scheduler.MultiStepLR(o, [7, 2, 7, 99], 0.5)),
+    "exponential": (Exponential(0.8), lambda o, base, total: lr_scheduler.ExponentialLR(o, 0.8)),
+    "cosine": (Cosine(), lambda o, base, total: lr_scheduler.CosineAnnealingLR(o, total)),
+    "cosine to a share": (Cosine(0.1), lambda o, base, total: lr_scheduler.CosineAnnealingLR(o, total, eta_min=0.1 * base)),
+    "three cosines": (
+        Cosine(0.2, cycles=3),
+        lambda o, base, total: lr_scheduler.CosineAnnealingWarmRestarts(o, total // 3, eta_min=0.2 * base),
+    ),
+    "one cycle": (
+        OneCycle(),
+        lambda o, base, total: lr_scheduler.OneCycleLR(o, base, total_steps=total, cycle_momentum=False),
+    ),
+    "steep cycle": (
+        OneCycle(0.5, 10, 100),
+        lambda o, base, total: lr_scheduler.OneCycleLR(
+            o, base, total_steps=total, pct_start=0.5, div_factor=10, final_div_factor=100, cycle_momentum=False
+        ),
+    ),
+    "function": (Lambda(wave), lambda o, base, total: lr_scheduler.LambdaLR(o, wave)),
+}
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("per_epoch", [1, 5])
+@pytest.mark.parametrize("name", CASES)
+def test_rates_are_torchs(name, per_epoch, interval) -> None:
+    """Per epoch means that torch's scheduler is stepped after each epoch."""
+    schedule, build = CASES[name]
+    length = Length(12 * per_epoch, per_epoch)
+    every, total = (per_epoch, 12) if interval == "epoch" else (1, length.steps)
+    oracle = torchs(lambda optimizer, base: build(optimizer, base, total), length.steps, every)
+    assert_equal(run(PlannedRates(groups(), schedule, lambda: length, interval)), oracle)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_counts_in_its_usual_unit(name) -> None:
+    schedule, build = CASES[name]
+    by_step = isinstance(schedule, Cosine | OneCycle)
+    oracle = torchs(lambda optimizer, base: build(optimizer, base, 36 if by_step else 12), 36, 1 if by_step else 3)
+    assert_equal(run(PlannedRates(groups(), schedule, lambda: Length(36, 3))), oracle)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_ends_within_an_epoch(name) -> None:
+    """20 steps of 6 an epoch: three epochs and a third; torch's count of the steps is 20, and of the epochs 4."""
+    schedule, build = CASES[name]
+    if isinstance(schedule, OneCycle) or "three" in name:
+        pytest.skip("not so short")
+    length = Length(20, 6)
+    assert_equal(
+        run(PlannedRates(groups(), schedule, lambda: length, "epoch")), torchs(lambda o, base: build(o, base, 4), 20, every=6)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    metrics=st.lists(st.sampled_from([0.5, 0.9, 0.9999, 1.0, 1.1, 3.0, -1.0, math.nan]), min_size=8, max_size=25),
+    mode=st.sampled_from(["min", "max"]),
+    factor=st.sampled_from([0.1, 0.5, 0.9]),
+    patience=st.integers(0, 3),
+    threshold=st.sampled_from([0.0, 1e-4, 0.2]),
+    cooldown=st.integers(0, 3),
+    lowest=st.sampled_from([0.0, 0.3]),
+)
+def test_plateau_is_torchs(metrics, mode, factor, patience, threshold, cooldown, lowest) -> None:
+    schedule = Plateau("val/loss", mode, factor, patience, threshold, cooldown, lowest)
+    length = Length(2 * len(metrics), 2)
+
+    def build(optimizer: Optimizer, base: float) -> lr_scheduler.ReduceLROnPlateau:
+        return lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode, factor, patience, threshold, cooldown=cooldown, min_lr=lowest * base, eps=0.0
+        )
+
+    oracle = torchs(build, length.steps, 2, metrics)
+    assert_equal(run(PlannedRates(groups(), schedule, lambda: length), metrics), oracle)
+
+
+@pytest.mark.parametrize(("monitor", "values"), [("val/loss", [1, 2, 3]), ("val/acc", [3, 2, 1]), ("train/loss", [1, 2, 3])])
+def test_plateau_knows_which_way_is_better(monitor, values) -> None:
+    worse, better = Plateau(monitor, patience=0), Plateau(monitor, patience=0)
+    for value in values:
+        worse.observe(value)
+        better.observe(-value)
+    assert worse.factor(0, 1) == pytest.approx(0.01) and better.factor(0, 1) == 1.0
+
+
+def test_cycles_that_do_not_divide_the_run() -> None:
+    """Equation 5 of Loshchilov & Hutter 2017 with T_i = 10 / 3 steps."""
+    schedule, period = Cosine(0.1, cycles=3), 10 / 3
+    for step in range(10):
+        assert schedule.factor(step, 10) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step % period) / period)))
+
+
+TOTALS = st.integers(1, 500)
+ANY = st.one_of(
+    st.builds(Step, st.integers(1, 600), st.floats(0.001, 1)),
+    st.builds(MultiStep, st.lists(st.integers(1, 600), min_size=1, max_size=6), st.floats(0.001, 1)),
+    st.builds(Exponential, st.floats(0.001, 1)),
+    st.builds(Cosine, st.floats(0, 0.99), st.integers(1, 9)),
+    st.builds(OneCycle, st.floats(0.001, 0.999), st.floats(1, 1e6), st.floats(1, 1e6)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(schedule=ANY, total=TOTALS, data=st.data())
+def test_every_factor_is_finite_and_at_most_1(schedule, total, data) -> None:
+    for done in {0, total - 1, total, total + 3, data.draw(st.integers(0, total))}:
+        assert 0 <= schedule.factor(done, total) <= 1 + 1e-12
+    assert schedule.factor(0, total) == schedule.factor(0, 1_000_000)  # before the length is known
+
+
+@pytest.mark.parametrize("schedule", [Cosine(0.2), Cosine(0.2, cycles=3), OneCycle(0.3, 5, 10)])
+def test_steps_beyond_the_end_keep_the_last_rate(schedule) -> None:
     """Lightning's estimate can be short by a step; the rate must not rise again."""
-    rates = rates_of(schedule.build(optimizer(), lambda: total), total + 5)
-    assert rates[0] == pytest.approx(LR * schedule.factor(0.0))
-    assert rates[max(1, total) :] == pytest.approx([LR * schedule.factor(1.0)] * 5)
-
-
-def test_the_length_is_asked_for_after_the_first_step_only() -> None:
-    asked = []
-
-    def total() -> int:
-        asked.append(True)
-        return 10
-
-    used = optimizer()
-    scheduler = Cosine().build(used, total)
-    assert not asked
-    used.step()
-    scheduler.step()
-    assert asked
+    last = 0.2 if isinstance(schedule, Cosine) else 1 / 5 / 10
+    assert [schedule.factor(done, 12) for done in (12, 13, 40)] == pytest.approx([last] * 3)
 
 
 def test_a_schedule_of_ones_own_is_one_method() -> None:
     class Linear(Schedule):
-        def factor(self, done: float) -> float:
-            return 1 - done
+        def factor(self, done: int, total: int) -> float:
+            return 1 - done / total
 
-    assert rates_of(Linear().build(optimizer(), lambda: 5), 5) == pytest.approx([0.3, 0.225, 0.15, 0.075, 0.0])
+    found = run(PlannedRates(groups([0.3]), Linear(), lambda: Length(10, 2)))
+    assert found == [[pytest.approx(0.3 * (1 - epoch / 5))] for epoch in range(5) for _ in range(2)]
     with pytest.raises(TypeError):
         Schedule()
 
 
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (lambda: Cosine(end=1.0), "Cosine: end"),
-        (lambda: Cosine(end=-0.1), "not -0.1"),
-        (lambda: OneCycle(pct_start=0.0), "OneCycle: pct_start"),
-        (lambda: OneCycle(pct_start=1.0), "between 0 and 1"),
-        (lambda: OneCycle(div=0.5), "OneCycle: div and final_div"),
-        (lambda: OneCycle(final_div=0.0), "1 or more"),
-    ],
-)
+@pytest.mark.parametrize("value", [True, 1, 0, 0.25, np.float64(0.5), np.float32(0.5), np.int64(2)])
+def test_a_function_may_return_any_number(value) -> None:
+    assert Lambda(lambda done: value).factor(3, 9) == float(value)
+
+
+def fail(done: int) -> float:
+    raise KeyError("epoch\nof doom")
+
+
+BAD = [
+    (lambda: Cosine(end=1.0), "Cosine: end"),
+    (lambda: Cosine(end=-0.1), "not -0.1"),
+    (lambda: Cosine(cycles=0), "Cosine: cycles"),
+    (lambda: OneCycle(pct_start=0.0), "OneCycle: pct_start"),
+    (lambda: OneCycle(pct_start=1.0), "between 0 and 1"),
+    (lambda: OneCycle(div=0.5), "OneCycle: div and final_div"),
+    (lambda: OneCycle(final_div=0.0), "1 or more"),
+    (lambda: Step(0), "Step: step_size"),
+    (lambda: Step(1, gamma=0.0), "Step: gamma"),
+    (lambda: Step(1, gamma=1.1), "at most 1, not 1.1"),
+    (lambda: MultiStep([]), "MultiStep: milestones"),
+    (lambda: MultiStep([3, 0]), "1 or more, not [3, 0]"),
+    (lambda: MultiStep([3], gamma=-1), "MultiStep: gamma"),
+    (lambda: Exponential(0.0), "Exponential: gamma"),
+    (lambda: Exponential(math.nan), "not nan"),
+    (lambda: Plateau(factor=1.0), "Plateau: factor"),
+    (lambda: Plateau(patience=-1), "Plateau: patience"),
+    (lambda: Plateau(cooldown=-1), "cooldown"),
+    (lambda: Plateau(threshold=-1e-4), "Plateau: threshold"),
+    (lambda: Plateau(min_factor=1.0), "Plateau: min_factor"),
+    (lambda: PerGroup({}), "PerGroup: give at least one"),
+    (lambda: PerGroup({".*": PerGroup({".*": Constant()})}), "PerGroup again"),
+    (lambda: Lambda(fail).factor(4, 9), "Lambda: the function failed for 4"),
+    (lambda: Lambda(lambda: 1).factor(4, 9), "failed for 4"),
+    *((lambda v=v: Lambda(lambda n: v).factor(4, 9), "number of 0 or more") for v in (-0.1, math.inf, math.nan, None, "1")),
+]
+
+
+@pytest.mark.parametrize(("build", "words"), BAD)
 def test_bad_arguments(build, words) -> None:
     with pytest.raises(UserError) as caught:
         build()
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert words in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).startswith("model.schedule: ")
