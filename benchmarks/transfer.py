@@ -1,12 +1,12 @@
-"""What transfer is worth with few images (advice A14, A21, A23): pretrain on five classes of CIFAR-10, learn the other five from 50 each.
+"""Transfer with few images (advice A14, A21, A23): pretrain on five classes of CIFAR-10, learn the other five from 50 images each.
 
     python -m benchmarks.transfer CIFAR_FOLDER [--seeds 5]
 
-CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, the same images for all of them in each seed: from scratch, feature
+CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, with the same images in each seed: from scratch, feature
 extraction (backbone frozen), fine-tuning with one rate, fine-tuning with layer-wise rates. The rate of each way, and for the last
-the decay from layer to layer, is chosen beforehand on other training images (of the same five classes, beyond those that any seed uses); the
-test images of the five classes (5,000) are scored once for each run. Prints accuracies with 95 % intervals of the mean (Student's t)
-and the paired differences. About 35 minutes on two CPU cores.
+the decay from layer to layer, is chosen beforehand on other training images (of the same five classes, beyond those that any seed uses); the 5,000
+test images of the five classes are scored once in each run. Prints accuracies with 95 % intervals of the mean (Student's t) and the
+paired differences. About 35 minutes on two CPU cores.
 """
 
 import argparse
@@ -92,11 +92,13 @@ def compare(source: Path, seeds: int, work: Path) -> None:
     accuracy = run(pretraining, 0, PRETRAIN_EPOCHS)
     (checkpoint,) = (work / "first" / "runs").rglob("last.ckpt")
     weights = str(checkpoint.rename(work / "pretrained.ckpt"))
-    print(f"pretrained on {', '.join(first)}: {accuracy:.2%} of their test images; the other classes: {', '.join(second)}\n", flush=True)
+    print(f"pretrained on {', '.join(first)}: {accuracy:.2%} of their test images", flush=True)
+    print(f"the other classes: {', '.join(second)}\n", flush=True)
 
     beyond = seeds * PER_CLASS  # training images that no seed uses
     few = slice(beyond, beyond + PER_CLASS)
-    choosing = make_data(source, work / "choose" / "data", second, few, "train", slice(beyond + PER_CLASS, beyond + PER_CLASS + 200))
+    held_out = slice(beyond + PER_CLASS, beyond + PER_CLASS + 200)
+    choosing = make_data(source, work / "choose" / "data", second, few, "train", held_out)
     chosen = {}
     for name, settings in ways(weights).items():
         scores = [run(choosing, 0, EPOCHS, *options) for options in settings]

@@ -56,7 +56,5 @@ class Freeze:
             reason = f"{self.pattern!r} matches no layer" if self.pattern else "this network has nothing but its head"
             raise UserError(f"model.freeze: {reason}; the layers are {names}")
         if len(chosen) == len(ordered):
-            raise UserError(
-                f"model.freeze: {self.pattern!r} would freeze everything, nothing could learn; the layers are {names}"
-            )
+            raise UserError(f"model.freeze: {self.pattern!r} would freeze everything, nothing could learn; the layers are {names}")
         return chosen
