@@ -193,5 +193,5 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
         if asked is not None and yaml.safe_load(asked) not in (own, None):
             raise UserError(f"data.{data} is the model's own and cannot be changed: the checkpoint says {own}; leave it out")
     config = checkpoint_config(checkpoint, command)
-    inline = yaml.safe_dump(config, default_flow_style=True, width=1_000_000_000)
+    inline = yaml.safe_dump(config, default_flow_style=True, width=1_000_000_000, sort_keys=False)  # of patterns, the first counts
     return ["--config", inline, *files, *options, f"--ckpt_path={path}"], path, checkpoint

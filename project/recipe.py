@@ -1,5 +1,6 @@
 """How a network is trained: groups, optimizer, schedule, freezing (advice A11 to A14, A16 to A23; card C3)."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -56,9 +57,9 @@ class Recipe(L.LightningModule):
             freeze: Layers that do not train, for the whole run or until an epoch (A21).
         """
         super().__init__()
-        if lr <= 0:
+        if not 0 < lr < math.inf:
             raise UserError(f"model.lr must be above 0, not {lr}")
-        if warmup < 0 or not 0 <= warmup_start <= 1:
+        if not 0 <= warmup < math.inf or not 0 <= warmup_start <= 1:
             raise UserError(f"model.warmup must be 0 or more, warmup_start a share from 0 to 1, not {warmup} and {warmup_start}")
         if (lr_scaling == "none") != (reference_batch is None):
             raise UserError("model.lr_scaling and model.reference_batch go together: the rule, and the batch that model.lr is for")
@@ -136,18 +137,12 @@ class Recipe(L.LightningModule):
         return rate, self.batch_ratio / rate
 
     def length(self) -> Length:
-        """Of the run; known once the images are loaded.
-
-        Raises:
-            UserError: when it has no end.
-        """
+        """Of the run; known once the images are loaded."""
         if self._known_length is not None:  # asked in every step
             return self._known_length
         total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise UserError("model.schedule: the schedules of project.optim need to know the end: set trainer.max_epochs")
         in_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        self._known_length = Length(int(total), max(1, in_epoch))
+        self._known_length = Length(None if total in (-1, float("inf")) else int(total), max(1, in_epoch))
         return self._known_length
 
     def configure_optimizers(self) -> Any:
@@ -215,8 +210,12 @@ class Recipe(L.LightningModule):
             for key in now.keys() - {"name", "lr"}:
                 if now[key] != then.get(key):
                     group[key] = now[key]
-        if self.planned is not None:
-            self.planned.refresh()
+        if self.planned is None:
+            return
+        self.planned.refresh()
+        before, now = self.planned.planned_steps, self.length().steps
+        if before not in (None, now) and self.trainer.is_global_zero and any(part.spans_run for part in self.planned.schedules):
+            print(f"The schedule was made for {before} steps and spans {now} from now on: the rates follow.", flush=True)
 
     def on_train_epoch_start(self) -> None:
         self._freeze(self.current_epoch)
@@ -227,7 +226,8 @@ class Recipe(L.LightningModule):
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Log the rates, and show this epoch's metrics to the schedules that wait for them."""
-        self.curve.append((metrics["train/loss"], max(self.rates.values())))
+        if self.rates:  # none in an epoch of which all batches were trained before an interruption
+            self.curve.append((metrics["train/loss"], max(self.rates.values())))
         for group in self.trainer.optimizers[0].param_groups:
             if "rate_in_force" in group:  # SWATS, whose rate after the switch is its own
                 self.rates[f"lr/{group['name']}"] = group["rate_in_force"]

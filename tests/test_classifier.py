@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 import yaml
 from conftest import DIGITS, SMALL, make_folder
-from lightning.pytorch.cli import ReduceLROnPlateau
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
@@ -23,7 +23,7 @@ from project.classifier import IMAGENET_MEAN, IMAGENET_STD, ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
 from project.nets import ConvNet
-from project.optim import Cosine
+from project.optim import Constant
 
 
 def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -256,8 +256,22 @@ def test_default_statistics(channels, mean, std) -> None:
         ({"label_smoothing": 1.0}, ["model.label_smoothing", "below 1"]),
         ({"class_weights": [1.0, 2.0]}, ["model.class_weights", "3 numbers"]),
         ({"class_weights": [1.0, 2.0, 0.0]}, ["model.class_weights", "above 0"]),
-        ({"schedule_interval": "step"}, ["model.schedule_interval", "remove it"]),
-        ({"schedule_interval": "step", "schedule": Cosine()}, ["model.schedule_interval", "remove it"]),
+        ({"lr": math.nan}, ["model.lr", "nan"]),
+        ({"lr": math.inf}, ["model.lr", "inf"]),
+        ({"mixup": -0.1}, ["model.mixup", "-0.1"]),
+        ({"cutmix": -1.0}, ["model.cutmix", "-1.0"]),
+        ({"warmup": -1}, ["model.warmup", "-1"]),
+        ({"warmup": math.nan}, ["model.warmup", "nan"]),
+        ({"warmup": math.inf}, ["model.warmup", "inf"]),
+        ({"warmup": 1, "warmup_start": 1.1}, ["warmup_start", "1.1"]),
+        ({"warmup": 1, "warmup_start": -0.1}, ["warmup_start", "-0.1"]),
+        ({"warmup": 1, "schedule": lambda optimizer: lr_scheduler.StepLR(optimizer, 1)}, ["model.warmup", "LinearLR"]),
+        ({"schedule_interval": "step"}, ["model.schedule_interval", "leave it out"]),
+        ({"schedule_interval": "epoch", "schedule": Constant()}, ["model.schedule_interval", "leave it out"]),
+        ({"lr_scaling": "linear"}, ["model.lr_scaling", "model.reference_batch"]),
+        ({"lr_scaling": "sqrt"}, ["model.lr_scaling", "model.reference_batch"]),
+        ({"reference_batch": 256}, ["model.lr_scaling", "model.reference_batch"]),
+        ({"reference_batch": 0, "lr_scaling": "linear"}, ["model.reference_batch", "not 0"]),
     ],
 )
 def test_bad_arguments(arguments, words) -> None:
@@ -339,102 +353,189 @@ def test_every_optimizer_from_yaml(cli, few, workdir, name) -> None:
 # Schedulers: epoch e logs the rate that its last optimizer step used
 
 EPOCHS, STEPS = 4, 3  # of every run below
+TOTAL = EPOCHS * STEPS
+OWN = """
+def halve(done): return 0.5 ** done
+def negative(done): return -1.0
+def broken(done): raise RuntimeError("no such epoch")
+
+class Root:
+    def __init__(self, power: float = 0.5): self.power = power
+    def __call__(self, done): return (1 + done) ** -self.power
+
+from lightning import Callback
+class StopInTheWarmUp(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 4: raise KeyboardInterrupt
+"""
 TORCH = {
     "steps": ("StepLR", {"step_size": 2, "gamma": 0.1}),
     "milestones": ("MultiStepLR", {"milestones": [1, 3], "gamma": 0.5}),
     "exponential": ("ExponentialLR", {"gamma": 0.7}),
     "cosine": ("CosineAnnealingLR", {"T_max": 4, "eta_min": 0.001}),
 }
+CYCLE = {"max_lr": 0.02, "total_steps": TOTAL, "div_factor": 10.0, "final_div_factor": 100.0, "cycle_momentum": False}
+OURS = {  # ours with its arguments, torch's with its own, and after how many steps it is stepped
+    "steps": ("Step", {"step_size": 2}, *TORCH["steps"], STEPS),
+    "milestones": ("MultiStep", {"milestones": [1, 3], "gamma": 0.5}, *TORCH["milestones"], STEPS),
+    "exponential": ("Exponential", {"gamma": 0.7}, *TORCH["exponential"], STEPS),
+    "cosine": ("Cosine", {"end": 0.05}, "CosineAnnealingLR", {"T_max": TOTAL, "eta_min": 0.001}, 1),
+    "cosines": ("Cosine", {"cycles": 2}, "CosineAnnealingWarmRestarts", {"T_0": TOTAL // 2}, 1),
+    "one cycle": ("OneCycle", {"div": 10.0, "final_div": 100.0}, "OneCycleLR", CYCLE, 1),
+    "function": ("Lambda", {"function": "own_rates.halve"}, "ExponentialLR", {"gamma": 0.5}, STEPS),
+}
 
 
-def logged_rates(run: str = "runs/fit/version_0") -> list[float]:
+@pytest.fixture
+def own_rates(workdir, monkeypatch) -> None:
+    """A module of the user's."""
+    (workdir / "own_rates.py").write_text(OWN)
+    monkeypatch.syspath_prepend(workdir)
+
+
+def logged_rates(group: str = "all", run: str = "runs/fit/version_0") -> list[float]:
     events = EventAccumulator(run)
     events.Reload()
-    return [event.value for event in events.Scalars("lr/all")]
+    return [event.value for event in events.Scalars(f"lr/{group}")]
 
 
-def rates_of(scheduler: str, arguments: dict, steps: int, lr: float) -> list[float]:
-    """The rate at each step of torch's own scheduler."""
+def rates_of(scheduler: str, arguments: dict, every: int = STEPS, lr: float = 0.02) -> list[float]:
+    """The rate at the last step of each epoch with torch's own scheduler, which is stepped after `every` steps."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = getattr(lr_scheduler, scheduler)(optimizer, **arguments)
     rates = []
-    for _ in range(steps):
+    for step in range(TOTAL):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
-    return rates
+        if (step + 1) % every == 0:
+            schedule.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
+    return rates[STEPS - 1 :: STEPS]
 
 
 def as_options(class_path: str, arguments: dict) -> list[str]:
-    return ["--model.lr", "0.02", "--model.schedule", yaml.safe_dump({"class_path": class_path, "init_args": arguments})]
+    choice = yaml.safe_dump({"class_path": class_path, "init_args": arguments}, sort_keys=False)
+    return ["--model.lr", "0.02", "--model.schedule", choice, "--trainer.max_epochs", str(EPOCHS)]
 
 
 @pytest.mark.parametrize("name", TORCH)
 def test_torchs_schedulers_by_epoch(cli, few, name) -> None:
     scheduler, arguments = TORCH[name]
-    options = as_options(f"torch.optim.lr_scheduler.{scheduler}", arguments)
-    result = cli(*few, *options, "--trainer.max_epochs", str(EPOCHS))
+    result = cli(*few, *as_options(f"torch.optim.lr_scheduler.{scheduler}", arguments))
     assert result.code == 0 and result.err == ""
-    assert logged_rates() == pytest.approx(rates_of(scheduler, arguments, EPOCHS, 0.02), rel=1e-5)
+    assert logged_rates() == pytest.approx(rates_of(scheduler, arguments), rel=1e-5)
     for epoch, rate in enumerate(logged_rates()):  # the same is printed
         assert f"lr/all {rate:.3g}" in next(line for line in result.out.splitlines() if line.startswith(f"epoch {epoch + 1}/"))
 
 
 def test_torchs_scheduler_by_step(cli, few) -> None:
     options = as_options("torch.optim.lr_scheduler.ExponentialLR", {"gamma": 0.9})
-    assert cli(*few, *options, "--model.schedule_interval", "step", "--trainer.max_epochs", str(EPOCHS)).code == 0
-    rates = rates_of("ExponentialLR", {"gamma": 0.9}, EPOCHS * STEPS, 0.02)
-    assert logged_rates() == pytest.approx(rates[STEPS - 1 :: STEPS], rel=1e-5)
+    assert cli(*few, *options, "--model.schedule_interval", "step").code == 0
+    assert logged_rates() == pytest.approx(rates_of("ExponentialLR", {"gamma": 0.9}, every=1), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_schedules(cli, few, workdir, own_rates, name) -> None:
+    schedule, arguments, scheduler, torchs, every = OURS[name]
+    choice = {"class_path": f"project.optim.{schedule}", "init_args": arguments}
+    (workdir / "fit.yaml").write_text(yaml.safe_dump({"model": {"lr": 0.02, "schedule": choice}}))
+    result = cli(*few, "--config", "fit.yaml", "--trainer.max_epochs", str(EPOCHS))
+    assert result.code == 0 and result.err == ""
+    assert logged_rates() == pytest.approx(rates_of(scheduler, torchs, every), rel=1e-4)
+    kept = workdir / "runs" / "fit" / "version_0" / "config.yaml"
+    again = cli("fit", "--config", kept, "--print_config")
+    assert again.code == 0 and yaml.safe_load(again.out)["model"] == yaml.safe_load(kept.read_text())["model"]
 
 
 @pytest.mark.parametrize(
-    ("schedule", "arguments", "scheduler", "torchs"),
+    ("schedule", "arguments", "interval", "scheduler", "torchs", "every"),
     [
-        ("Cosine", {"end": 0.1}, "CosineAnnealingLR", {"T_max": EPOCHS * STEPS - 1, "eta_min": 0.002}),
-        # torch's peak is at pct_start * total_steps - 1, ours at pct_start * (total_steps - 1): see tests/optim/test_schedules.py
-        (
-            "OneCycle",
-            {"pct_start": 0.4, "div": 10.0, "final_div": 100.0},
-            "OneCycleLR",
-            {
-                "max_lr": 0.02,
-                "total_steps": EPOCHS * STEPS,
-                "pct_start": (0.4 * (EPOCHS * STEPS - 1) + 1) / (EPOCHS * STEPS),
-                "div_factor": 10.0,
-                "final_div_factor": 100.0,
-                "cycle_momentum": False,
-            },
-        ),
+        ("Cosine", {}, "epoch", "CosineAnnealingLR", {"T_max": EPOCHS}, STEPS),
+        ("Exponential", {"gamma": 0.9}, "step", "ExponentialLR", {"gamma": 0.9}, 1),
     ],
 )
-def test_our_schedules_span_the_run(cli, few, schedule, arguments, scheduler, torchs) -> None:
-    options = as_options(f"project.optim.{schedule}", arguments)
-    assert cli(*few, *options, "--trainer.max_epochs", str(EPOCHS)).code == 0
-    rates = rates_of(scheduler, torchs, EPOCHS * STEPS, 0.02) if scheduler != "OneCycleLR" else one_cycle(torchs)
-    assert logged_rates() == pytest.approx(rates[STEPS - 1 :: STEPS], rel=1e-4)
+def test_our_schedules_in_the_other_unit(cli, few, schedule, arguments, interval, scheduler, torchs, every) -> None:
+    assert cli(*few, *as_options(f"project.optim.{schedule}", arguments), "--model.schedule_interval", interval).code == 0
+    assert logged_rates() == pytest.approx(rates_of(scheduler, torchs, every), rel=1e-5)
 
 
-def one_cycle(arguments: dict) -> list[float]:
-    """torch's OneCycleLR may not be stepped past its last rate."""
-    return [*rates_of("OneCycleLR", arguments, arguments["total_steps"] - 1, 0.02), 0.02 / 10 / 100]
+@pytest.mark.parametrize("key", ["lightning.pytorch.cli.ReduceLROnPlateau", "project.optim.Plateau"])
+def test_plateau_lowers_the_rate(cli, few, key) -> None:
+    arguments = {"factor": 0.1, "patience": 0, "threshold": 1000.0}  # no loss is ever an improvement
+    assert cli(*few, *as_options(key, {"monitor": "val/loss", **arguments})).code == 0
+    oracle = rates_of("ReduceLROnPlateau", arguments)
+    assert logged_rates() == pytest.approx(oracle, rel=1e-5) and oracle[-1] < oracle[1]
 
 
-def test_plateau_lowers_the_rate(cli, few) -> None:
-    arguments = {"monitor": "val/loss", "factor": 0.1, "patience": 0, "threshold": 1000.0, "threshold_mode": "abs"}
-    options = as_options("lightning.pytorch.cli.ReduceLROnPlateau", arguments)
-    assert cli(*few, *options, "--trainer.max_epochs", str(EPOCHS)).code == 0
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
-    schedule, expected = ReduceLROnPlateau(optimizer, **arguments), []
-    for _ in range(EPOCHS):
-        expected.append(optimizer.param_groups[0]["lr"])
-        schedule.step(1.0)  # with that threshold no loss is ever an improvement
-    assert logged_rates() == pytest.approx(expected, rel=1e-5) and expected[-1] < expected[1]
+def test_each_group_its_own_schedule(cli, few, workdir, own_rates) -> None:
+    """Also when its configuration is read again, and when the run is resumed: the first pattern that matches counts."""
+    root = {"class_path": "own_rates.Root", "init_args": {"power": 1.5}}
+    schedules = {
+        "head": {"class_path": "project.optim.Lambda", "init_args": {"function": root}},
+        ".*": {"class_path": "project.optim.Step", "init_args": {"step_size": 2}},
+    }
+    options = as_options("project.optim.PerGroup", {"schedules": schedules})
+    result = cli(*few, *options, "--model.lr_mult", "{head: 10}", "--trainer.max_epochs", "2")
+    assert result.code == 0 and result.err == ""
+    again = cli("fit", "--config", "runs/fit/version_0/config.yaml", "--trainer.max_epochs", str(EPOCHS))
+    assert again.code == 0 and again.err == ""
+    resumed = cli("fit", "--ckpt_path", "runs/fit/version_0/checkpoints/last.ckpt", "--trainer.max_epochs", str(EPOCHS))
+    assert resumed.code == 0 and resumed.err == ""
+    for run in ("runs/fit/version_0", "runs/config/version_0"):
+        head = [0.2 * (1 + epoch) ** -1.5 for epoch in range(EPOCHS)]
+        assert logged_rates("head", run) == pytest.approx(head, rel=1e-5)
+        assert logged_rates("rest", run) == pytest.approx(rates_of("StepLR", {"step_size": 2}), rel=1e-5)
 
 
-def test_plateau_of_an_unknown_metric_is_one_line(cli, few) -> None:
-    result = cli(*few, *as_options("lightning.pytorch.cli.ReduceLROnPlateau", {"monitor": "val/los"}), "--trainer.max_epochs", "1")
+def test_resuming_within_the_warm_up(cli, few, own_rates) -> None:
+    arguments = {"patience": 0, "factor": 0.5, "threshold": 1000.0}
+    options = [*as_options("project.optim.Plateau", arguments), "--model.warmup", "2.5", "--model.warmup_start", "0.1"]
+    assert cli(*few, *options, "--trainer.callbacks+", "own_rates.StopInTheWarmUp").code == 130
+    assert cli("fit", "--ckpt_path", "last").code == 0
+    plateau = rates_of("ReduceLROnPlateau", arguments)
+    rise = [0.1 + 0.9 * min(1, step / 7.5) for step in (2, 5, 8, 11)]
+    assert logged_rates() == pytest.approx([rate * share for rate, share in zip(plateau, rise, strict=True)], rel=1e-5)
+
+
+def ours(schedule: str, **arguments) -> list[str]:
+    return as_options(f"project.optim.{schedule}", arguments)
+
+
+def torchs(scheduler: str, **arguments) -> list[str]:
+    return as_options(f"torch.optim.lr_scheduler.{scheduler}", arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (ours("Step", step_size=0), "step_size must be 1 or more, not 0"),
+        (ours("Step", step=3), "there is no argument 'step'"),
+        (ours("Step", step_size=1.5), "step_size: expected int"),
+        (ours("Cosin"), "did you mean project.optim.Cosine?"),
+        (ours("Plateau", monitor="val/los"), "no metric 'val/los' is logged; there are .*val/loss"),
+        (as_options("lightning.pytorch.cli.ReduceLROnPlateau", {"monitor": "val/los"}), "no metric 'val/los' .*val/loss"),
+        (ours("Plateau", mode="up"), "not up"),
+        (ours("Lambda", function="own_rates.broken"), "the function failed for 0: no such epoch"),
+        (ours("Lambda", function="own_rates.negative"), "for 0 it returned -1.0"),
+        (ours("Lambda", function="own_rates.halv"), "own_rates has no 'halv'; did you mean own_rates.halve?"),
+        (ours("Lambda", function="halve"), "whole path"),
+        (
+            ours("PerGroup", schedules={"head": {"class_path": "project.optim.Cosine"}}),
+            "'head' decides|no schedule for group 'all'",
+        ),
+        (ours("Cosine", end=2), "end must be"),
+        ([*ours("Constant"), "--model.schedule_interval", "step"], "schedule_interval .* leave it out"),
+        ([*ours("Cosine"), "--model.schedule_interval", "day"], "schedule_interval: expected .* not day"),
+        (["--model.schedule_interval", "step"], "schedule_interval .* leave it out"),
+        ([*torchs("ConstantLR"), "--model.warmup", "1"], "model.warmup goes with"),
+        ([*torchs("OneCycleLR", max_lr=0.1, total_steps=2), "--model.schedule_interval", "step"], "model.schedule: .*steps is 2"),
+        ([*ours("Cosine"), "--model.warmup", "4"], "model.warmup of 4 epochs leaves nothing of a run of 4"),
+        ([*ours("Cosine"), "--trainer.max_epochs=-1", "--trainer.max_time", "00:00:00:09"], "set trainer.max_epochs"),
+    ],
+)
+def test_bad_schedules_are_one_line(cli, few, own_rates, options, words) -> None:
+    result = cli(*few, *options)
     assert result.code == 2 and len(result.err.splitlines()) == 1
-    assert "val/los" in result.err and "val/loss" in result.err
+    assert re.search(words, result.err) and "epoch 1/" not in result.out
 
 
 # Use from Python

@@ -88,7 +88,7 @@ class BestAndLast(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ctrl-C, SIGTERM or an error: keep what has been learnt since the last save."""
         new = self._saved_step is not None and trainer.global_step > self._saved_step
-        for callback in trainer.callbacks if trainer.validating else ():
+        for callback in trainer.callbacks if trainer.state.fn == "fit" and trainer.validating else ():
             if isinstance(callback, WeightAveraging):
                 callback._swap_models(pl_module)  # it validates with the averaged weights: give the model its own back
         if self.folder is not None and trainer.state.fn == "fit" and new and trainer.world_size == 1:

@@ -26,10 +26,13 @@ class RatePlan(L.Callback):
         if self._done or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         self._done = True
-        plan = make_plan(pl_module)
         run = run_of(trainer)
         if run is not None:
             save_table(run / "groups.csv", pl_module.group_table())
+        plan = make_plan(pl_module)
+        if plan is None:
+            return  # nobody knows the end of the run
+        if run is not None:
             self._draw(trainer, plan, run / "rates.png")
         if trainer.resumed_step is None:
             self._advise(trainer, pl_module, plan, run)
@@ -65,9 +68,11 @@ class RatePlan(L.Callback):
                 logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
 
 
-def make_plan(model: Recipe) -> Plan:
-    """The rates of the whole run."""
+def make_plan(model: Recipe) -> Plan | None:
+    """The rates of the whole run, if it has an end."""
     length = model.length()
+    if length.steps is None:
+        return None
     if model.planned is not None:
         return planned_rates(model.planned, length)
     return simulated_rates(model.schedule, model.trainer.optimizers[0].param_groups, model.schedule_interval or "epoch", length)

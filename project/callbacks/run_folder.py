@@ -75,8 +75,9 @@ class RunFolder(L.Callback):
     def _record(self, trainer: L.Trainer) -> dict[str, Any]:
         data = trainer.datamodule
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        return {
-            "commands": [*read(self.run / "run.json").get("commands", []), {"time": now, "arguments": sys.argv[1:]}],
+        known = read(self.run / "run.json")
+        return known | {
+            "commands": [*known.get("commands", []), {"time": now, "arguments": sys.argv[1:]}],
             "seed": data.seed,
             "split": {"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
             "images_left_out": dict(data.bad),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import SGD
 
+from project.errors import UserError
 from project.optim.groups import NO_DECAY
 from project.optim.rates import Length, PlannedRates
 from project.optim.schedules import Interval
@@ -34,7 +35,7 @@ class Plan:
         """Whether any group's rate ends well below its highest: by half, as the mildest of schedules does. In a run of a single
         epoch or step there is nothing to see.
         """
-        return len(self.epochs) < 2 or any(curve[-1] <= max(curve) / 2 for curve in self.rates.values())
+        return self.epochs[-1] < 1 or any(curve[-1] <= max(curve) / 2 for curve in self.rates.values())
 
 
 def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
@@ -64,7 +65,10 @@ def simulated_rates(make: Callable[[Any], Any], groups: list[dict[str, Any]], in
     for _ in range(count):
         table.append([group["lr"] for group in optimizer.param_groups])
         if not by_metric:
-            scheduler.step()
+            try:
+                scheduler.step()
+            except ValueError as error:  # OneCycleLR, past the steps that it was made for
+                raise UserError(f"model.schedule: in a run of {count} {interval}s: {error}") from error
     unit = 1 if interval == "epoch" else length.steps_per_epoch
     return Plan([place / unit for place in range(count)], _curves([g["name"] for g in groups], table))
 

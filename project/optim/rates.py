@@ -15,14 +15,14 @@ from project.optim.schedules import Interval, PerGroup, Plateau, Schedule
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: optimizer steps in all, and in one epoch."""
+    """How long a run is: optimizer steps in all, None where nobody knows the end, and in one epoch."""
 
-    steps: int
+    steps: int | None
     steps_per_epoch: int
 
     @property
-    def epochs(self) -> int:
-        return max(1, -(-self.steps // self.steps_per_epoch))
+    def epochs(self) -> int | None:
+        return None if self.steps is None else max(1, -(-self.steps // self.steps_per_epoch))
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,12 @@ class Warmup:
     epochs: float = 0.0
     start: float = 0.01
 
+    def steps(self, length: Length) -> float:
+        """Its optimizer steps; fractions count."""
+        return round(self.epochs * length.steps_per_epoch, 6)  # 2.2 * 25 is a little more than 55
+
     def factor(self, step: int, length: Length) -> float:
-        rise = self.epochs * length.steps_per_epoch
+        rise = self.steps(length)
         return 1.0 if step >= rise else self.start + (1 - self.start) * step / rise
 
 
@@ -110,18 +114,23 @@ class PlannedRates(LRScheduler):
             start = self.warmup.start if self.warmup.epochs else 1.0
             return [base * start * part.factor(0, 1_000_000) for base, part in zip(self.base_lrs, self.schedules, strict=True)]
         length = self.length()
-        if self.warmup.epochs >= length.epochs:
-            raise UserError(f"model.warmup of {self.warmup.epochs:g} epochs leaves nothing of a run of {length.epochs}; shorten it")
+        rise = self.warmup.steps(length)
+        if length.steps is not None and 0 < length.steps <= rise:
+            run = length.steps / length.steps_per_epoch
+            raise UserError(f"model.warmup of {self.warmup.epochs:g} epochs leaves nothing of a run of {run:g}; shorten it")
         epoch = step // length.steps_per_epoch
         warm = self.warmup.factor(step, length)
         rates = []
         for base, part in zip(self.base_lrs, self.schedules, strict=True):
             by_epoch = (self.interval or part.interval) == "epoch"
             done, total = (epoch, length.epochs) if by_epoch else (step, length.steps)
+            if part.spans_run and total is None:
+                name = type(part).__name__
+                raise UserError(f"model.schedule: {name} needs to know the end of the run: set trainer.max_epochs or max_steps")
             if part.spans_run and self.warmup.epochs:
-                rise = math.ceil(self.warmup.epochs if by_epoch else self.warmup.epochs * length.steps_per_epoch)
-                done, total = max(0, done - rise), total - rise
-            rates.append(base * warm * part.factor(done, total))
+                before = math.ceil(self.warmup.epochs if by_epoch else rise)
+                done, total = max(0, done - before), max(1, total - before)
+            rates.append(base * warm * part.factor(done, total or 1))
         return rates
 
     def get_lr(self) -> list[float]:

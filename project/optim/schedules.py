@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -139,9 +140,11 @@ class OneCycle(Schedule):
     def factor(self, done: int, total: int) -> float:
         first, last = 1 / self.div, 1 / (self.div * self.final_div)
         top = self.pct_start * total - 1  # OneCycleLR counts so that the last step has the last rate
+        if done == 0:
+            return first
         if done <= top:
-            return _between(first, 1.0, done / top if top else 1.0)
-        return _between(1.0, last, min(1.0, (done - top) / (total - 1 - top))) if done else first
+            return _between(first, 1.0, done / top)
+        return _between(1.0, last, min(1.0, (done - top) / (total - 1 - top)))
 
 
 class Lambda(Schedule):
@@ -159,9 +162,10 @@ class Lambda(Schedule):
         try:
             factor = self.function(done)
         except Exception as error:
-            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {reason}") from error
         self.require(
-            isinstance(factor, int | float) and 0 <= factor < math.inf,
+            isinstance(factor, Real) and 0 <= factor < math.inf,
             f"the function must return a number of 0 or more; for {done} it returned {factor!r}",
         )
         return float(factor)

@@ -21,7 +21,7 @@ class FakeTrainer:
     def __init__(self) -> None:
         self.current_epoch, self.global_step, self.world_size, self.is_global_zero = 0, 0, 1, True
         self.callback_metrics: dict[str, torch.Tensor] = {}
-        self.state = SimpleNamespace(fn="fit")
+        self.state, self.validating, self.callbacks = SimpleNamespace(fn="fit"), False, []
         self.saved: list[tuple[str, int]] = []
 
     def save_checkpoint(self, path: Path) -> None:

@@ -12,20 +12,8 @@ from torch import nn
 from torch.optim import SGD, Optimizer, lr_scheduler
 
 from project.errors import UserError
-from project.optim import (
-    Constant,
-    Cosine,
-    Exponential,
-    Lambda,
-    Length,
-    MultiStep,
-    OneCycle,
-    PerGroup,
-    PlannedRates,
-    Plateau,
-    Schedule,
-    Step,
-)
+from project.optim.rates import Length, PlannedRates
+from project.optim.schedules import Constant, Cosine, Exponential, Lambda, MultiStep, OneCycle, PerGroup, Plateau, Schedule, Step
 
 BASES = (0.3, 0.02, 4.0)  # the rates of three groups
 Table = list[list[float]]  # the rate of every group at each optimizer step
@@ -188,6 +176,16 @@ def test_steps_beyond_the_end_keep_the_last_rate(schedule) -> None:
     """Lightning's estimate can be short by a step; the rate must not rise again."""
     last = 0.2 if isinstance(schedule, Cosine) else 1 / 5 / 10
     assert [schedule.factor(done, 12) for done in (12, 13, 40)] == pytest.approx([last] * 3)
+
+
+def test_the_length_is_asked_for_after_the_first_step_only() -> None:
+    asked = []
+    scheduler = PlannedRates(groups(), Cosine(), lambda: asked.append(True) or Length(9, 3))
+    scheduler.state_dict()
+    assert not asked
+    scheduler.optimizer.step()
+    scheduler.step()
+    assert asked
 
 
 def test_a_schedule_of_ones_own_is_one_method() -> None:

@@ -68,11 +68,10 @@ def settle(optimizer: torch.optim.Optimizer, step: int) -> None:
         group["switch_tol"] = 1e6 if step >= at else 0.0
 
 
-def algorithm_1(params: list[np.ndarray], grads: Iterator[list[np.ndarray]], lr: float, tol: float) -> tuple[int, float]:
-    """The paper's Algorithm 1 as it stands there, its names and order, up to the switch: (k, Lambda). The weights are changed."""
+def algorithm_1(grads: Iterator[list[np.ndarray]], lr: float, tol: float) -> tuple[int, float]:
+    """The paper's Algorithm 1 as it stands there, its names and order, up to the switch: (k, Lambda)."""
     beta1, beta2, eps = 0.9, 0.999, 1e-8
-    w = np.concatenate([p.ravel() for p in params])
-    m, a, lam = np.zeros_like(w), np.zeros_like(w), 0.0
+    m, a, lam = 0.0, 0.0, 0.0
     for k, gs in enumerate(grads, 1):
         g = np.concatenate([g.ravel() for g in gs])
         m = beta1 * m + (1 - beta1) * g
@@ -133,18 +132,19 @@ def test_after_the_switch_it_is_torchs_sgd(schedule, decay, beta1) -> None:
     assert [12 < group["switch_step"] < 30 for group in swats.param_groups] == [True, True]
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.05])
 @pytest.mark.parametrize("tol", [0.1, 0.03, LOOSE, 0.003])
-def test_the_switch_is_algorithm_1s(tol) -> None:
+def test_the_switch_is_algorithm_1s(tol, decay) -> None:
     problem = Problem()
-    swats = SWATS(problem.params, lr=0.02, switch_tol=tol)
+    swats = SWATS(problem.params, lr=0.02, weight_decay=decay, switch_tol=tol)
 
     def grads() -> Iterator[list[np.ndarray]]:
-        for _ in problem.run(swats, lambda o: StepLR(o, 1000)):
-            yield [p.grad.numpy().copy() for p in problem.params]
+        for _ in problem.run(swats, lambda o: StepLR(o, 1000), steps=500):
+            yield [(p.grad + decay * p.detach()).numpy() for p in problem.params]
             swats.step()
 
     found = grads()
-    k, rate = algorithm_1([p.detach().numpy() for p in problem.params], found, 0.02, tol)
+    k, rate = algorithm_1(found, 0.02, tol)
     next(found)  # lets SWATS take step k
     group = swats.param_groups[0]
     assert k > 1 and (group["switch_step"], group["projected_rate"]) == (k, pytest.approx(rate, rel=1e-9))
@@ -384,6 +384,16 @@ def test_parameters_of_several_types() -> None:
         swats.step()
     assert swats.param_groups[0]["switch_step"] == 2
     assert all(swats.state[p]["momentum_buffer"].dtype == p.dtype and p.isfinite().all() for p in params)
+
+
+def test_bfloat16_parameters_are_projected_in_float32() -> None:
+    """The moving rate of a first step, 0.001 * 0.01 * d·d / d·g, from the moments as they are stored."""
+    swats = SWATS([p := nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))], lr=0.01)
+    p.grad = torch.randn(1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    swats.step()
+    m, a, g = (tensor.double() for tensor in (swats.state[p]["exp_avg"], swats.state[p]["exp_avg_sq"], p.grad))
+    d = m / 0.1 / ((a / 0.001).sqrt() + 1e-8)
+    assert swats.param_groups[0]["moving_rate"] == pytest.approx(float(1e-5 * (d @ d) / (d @ g)), rel=1e-5)
 
 
 def test_one_synchronisation_per_step(monkeypatch) -> None:
