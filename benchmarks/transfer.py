@@ -4,9 +4,9 @@
 
 CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, with the same images in each seed: from scratch, feature
 extraction (backbone frozen), fine-tuning with one rate, fine-tuning with layer-wise rates. The rate of each way, and for the last
-the decay from layer to layer, is chosen beforehand on other training images (of the same five classes, beyond those that any seed uses); the 5,000
-test images of the five classes are scored once in each run. Prints accuracies with 95 % intervals of the mean (Student's t) and the
-paired differences. About 35 minutes on two CPU cores.
+the decay from layer to layer, is chosen beforehand on other training images (of the same five classes, beyond those that any seed
+uses); the 5,000 test images of the five classes are scored once in each run. Prints accuracies with 95 % intervals of the mean
+(Student's t) and the paired differences. About 35 minutes on two CPU cores.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from conftest import DIGITS, SMALL
 from project.arguments import (
     arrange,
     checkpoint_config,
+    class_first,
     config_files,
     given,
     load_checkpoint,
@@ -49,6 +50,25 @@ def test_what_only_looks_like_a_file() -> None:
         ["--model.lr", "1"],
     )  # the parser says what is missing
     assert split_arguments([]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--a.b.c=1", "--a.b=x"], ["--a.b=x", "--a.b.c=1"]),
+        (["--a.b.c", "1", "2", "--a.b", "x"], ["--a.b", "x", "--a.b.c", "1", "2"]),
+        (["--a.bc=1", "--a.b=x"], ["--a.bc=1", "--a.b=x"]),  # another key
+        (["--a.b=x", "--a.b.c=1"], ["--a.b=x", "--a.b.c=1"]),
+        (["--d", "--a.b.c=1", "--e=2", "--a.b=x"], ["--d", "--a.b=x", "--a.b.c=1", "--e=2"]),
+        (["--a.b.c=1", "--a.b.d=2", "--a.b=x"], ["--a.b=x", "--a.b.c=1", "--a.b.d=2"]),
+        (["--a.b.c.d=1", "--a.b.c=y", "--a.b=x"], ["--a.b=x", "--a.b.c=y", "--a.b.c.d=1"]),
+        ([], []),
+        (["x", "--a.b"], ["x", "--a.b"]),
+    ],
+)
+def test_a_class_comes_before_its_options(given, expected) -> None:
+    assert class_first(given) == expected
+    assert class_first(expected) == expected  # nothing left to do
 
 
 def test_config_files_in_the_order_given(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-from project.arguments import arrange, class_first
+from project.arguments import arrange
 from project.cli import CLI
 from project.errors import UserError
 from project.optim import SWATS
@@ -79,7 +79,10 @@ def chosen(class_path: str, arguments: dict | None = None) -> dict:
 
 
 def spelt(name: str, arguments: dict, key: str = "model.optimizer") -> list[str]:
-    return [f"--{key}{name}.{argument}={json.dumps(value)}" for argument, value in arguments.items()]
+    return [
+        f"--{key}{name}.{argument}={value if isinstance(value, str) else json.dumps(value)}"
+        for argument, value in arguments.items()
+    ]
 
 
 def defaults(make: Any, **arguments) -> dict:
@@ -210,10 +213,8 @@ def test_any_changed_class_has_no_argument_of_the_one_before(parse, key, first, 
             )
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", ["model.net", "model.schedule", "data.source"])
 def test_the_same_class_again_keeps_its_arguments(parse, key) -> None:
-    if key == "trainer.callbacks":
-        pytest.skip("a list in a later file is a new list")
     for class_path, arguments in KEYS[key]:
         again = nested(key, {"class_path": class_path})
         for files, options in (([again], ()), ([], (f"--{key}={class_path}",))):
@@ -246,25 +247,3 @@ def test_a_rate_in_the_optimizer_names_model_lr(parse, optimizer) -> None:
         with pytest.raises(UserError, match=r"model.optimizer: .*model.lr is the one learning rate") as caught:
             parse(files, *options)
         assert "\n" not in str(caught.value)
-
-
-# Order on the command line
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["--a.b.c=1", "--a.b=x"], ["--a.b=x", "--a.b.c=1"]),
-        (["--a.b.c", "1", "2", "--a.b", "x"], ["--a.b", "x", "--a.b.c", "1", "2"]),
-        (["--a.bc=1", "--a.b=x"], ["--a.bc=1", "--a.b=x"]),  # another key
-        (["--a.b=x", "--a.b.c=1"], ["--a.b=x", "--a.b.c=1"]),
-        (["--d", "--a.b.c=1", "--e=2", "--a.b=x"], ["--d", "--a.b=x", "--a.b.c=1", "--e=2"]),
-        (["--a.b.c=1", "--a.b.d=2", "--a.b=x"], ["--a.b=x", "--a.b.c=1", "--a.b.d=2"]),
-        (["--a.b.c.d=1", "--a.b.c=y", "--a.b=x"], ["--a.b=x", "--a.b.c=y", "--a.b.c.d=1"]),
-        ([], []),
-        (["x", "--a.b"], ["x", "--a.b"]),
-    ],
-)
-def test_a_class_comes_before_its_options(given, expected) -> None:
-    assert class_first(given) == expected
-    assert class_first(expected) == expected  # nothing left to do
