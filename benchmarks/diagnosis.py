@@ -4,8 +4,9 @@
 
 CIFAR_FOLDER holds train/<class>/*. Six families of eight runs: a family is one network, optimizer and schedule, and its runs
 differ in nothing but the rate, over five decades. The truth of a run comes from comparing it with its family (`truth`), the
-diagnosis from its own curve alone. These runs did not shape the rules; those that did learned scikit-learn's digits.
---curves keeps the curves in a JSON file, and reads them from there if it exists. Hardware: any CPU, one thread is used.
+diagnosis from its own curve alone. These runs did not shape the rules; those that did learned scikit-learn's digits, clean, noisy,
+and with wrong labels. --curves keeps the curves in a JSON file, and reads them from there if it exists. Hardware: any CPU, one
+thread is used. Time: 12 minutes on a core of an AMD EPYC.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """SWATS beside Adam and SGD (advice A19): same network, images, schedule and number of epochs.
 
-    python -m benchmarks.swats SUBSET [--seeds 3] [--epochs 3] [--switch_tol 1e-4]
+    python -m benchmarks.swats SUBSET [--seeds 3] [--epochs 3] [--switch_tol 1e-3]
 
 SUBSET is a folder with train/ and test/, such as benchmarks/subset.py makes. ResNet9 of configs/folder.yaml at 32 pixels, cosine,
 everything trained on all training images; the last checkpoint is tested once. The rates are the usual ones, Adam 0.001 and SGD 0.1
@@ -65,6 +65,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, metavar="SUBSET")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--switch_tol", type=float, default=1e-4)
+    parser.add_argument("--switch_tol", type=float, default=1e-3)
     given = parser.parse_args()
     compare(given.folder.resolve(), given.seeds, given.epochs, given.switch_tol)

@@ -79,7 +79,8 @@ class Recipe(L.LightningModule):
         self.trains_from: dict[str, int | None] = {}  # name in net -> epoch, None for never; see Freeze.plan
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._known_length: Length | None = None
-        self.curve: list[tuple[float, float]] = []  # training loss and highest rate of each epoch
+        self.curve: list[tuple[float, float]] = []  # training loss, and mean rate of the fastest group, of each epoch
+        self._highest: list[float] = []  # the rate of the fastest group at each batch of this epoch
         self.rates: dict[str, float] = {}  # in force, of every group
         self._asleep: list[nn.Module] = []  # modules that own what is frozen now
         self._built: list[dict[str, Any]] = []  # the optimizer's groups as the configuration has them
@@ -223,11 +224,13 @@ class Recipe(L.LightningModule):
     def note_rates(self) -> None:
         """Keep the rates in force (A17): by the end of the epoch the scheduler will have set the next ones."""
         self.rates = {f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups}
+        self._highest.append(max(self.rates.values()))
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Log the rates, and show this epoch's metrics to the schedules that wait for them."""
-        if self.rates:  # none in an epoch of which all batches were trained before an interruption
-            self.curve.append((metrics["train/loss"], max(self.rates.values())))
+        if self._highest:  # empty in an epoch of which all batches were trained before an interruption
+            self.curve.append((metrics["train/loss"], sum(self._highest) / len(self._highest)))
+            self._highest = []
         for group in self.trainer.optimizers[0].param_groups:
             if "rate_in_force" in group:  # SWATS, whose rate after the switch is its own
                 self.rates[f"lr/{group['name']}"] = group["rate_in_force"]

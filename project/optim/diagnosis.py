@@ -3,7 +3,7 @@
 The shapes are those of the CS231n notes ("Neural Networks Part 3", loss against epochs): with a good rate the loss falls fast and
 levels off low; with one too low it falls along a straight line; with one too high it falls at once and then bounces about a
 worse level; with a far too high one it grows, or the network learns nothing. One curve is weak evidence: a hard task and a low
-rate look alike, and so do wrong labels and a high one. docs/results.md says how often the diagnosis was right.
+rate look alike. "good" means no more than that nothing stands out; benchmarks/diagnosis.py counts how often it is right.
 """
 
 import math
