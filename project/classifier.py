@@ -93,6 +93,8 @@ class ImageClassifier(Recipe):
         self.mixers = [mixer(alpha=alpha, num_classes=self.num_classes) for mixer, alpha in mixers if alpha]
         self._new_metrics: dict[str, float] = {}  # of this epoch so far
         self.train_loss, self.train_acc = MeanMetric(), self._accuracy()
+        for metric in (self.train_loss, self.train_acc):
+            metric.persistent(True)  # an epoch that is gone on with has the loss of all its batches
         self.val_loss, self.val_metrics = MeanMetric(), self._metrics("val/")
         self.test_loss, self.test_metrics = MeanMetric(), self._metrics("test/")
         self.plan_freeze()
@@ -163,7 +165,12 @@ class ImageClassifier(Recipe):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with labels (N,), or shares of each class (N, num_classes); with class weights, the weighted mean."""
-        return nn.functional.cross_entropy(logits.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
+        options = {"weight": self.class_weights, "label_smoothing": self.label_smoothing}
+        if labels.ndim == 1:
+            return nn.functional.cross_entropy(logits.float(), labels, **options)
+        # For shares torch's mean forgets the weights: mixing would change the size of the loss, and so of the steps.
+        total = nn.functional.cross_entropy(logits.float(), labels.float(), reduction="sum", **options)
+        return total / (labels * self.class_weights).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = self.normalise(batch["image"]), batch["label"]

@@ -341,7 +341,9 @@ def test_every_optimizer_from_yaml(cli, few, workdir, name) -> None:
     (workdir / "opt.yaml").write_text(yaml.safe_dump({"model": {"lr": 0.03, "optimizer": choice}}))
     result = cli(*few, "--config", "opt.yaml", "--trainer.max_epochs", "1")
     assert result.code == 0 and result.err == ""
-    assert f"{class_name:10s} group all" in result.out and "rate 0.03" in result.out
+    decay = f"{arguments.get('weight_decay', 0):.4g}"  # none of the others has one by default
+    assert f"optimizer  {class_name}\n" in result.out
+    assert re.search(rf"^           all +\d+ +0\.03 +{re.escape(decay)} +yes$", result.out, re.MULTILINE)
     checkpoint = torch.load("runs/opt/version_0/checkpoints/last.ckpt", weights_only=True)
     (group,) = checkpoint["optimizer_states"][0]["param_groups"]
     oracle = getattr(torch.optim, class_name)([nn.Parameter(torch.zeros(1))], lr=0.03, **arguments).param_groups[0]

@@ -13,8 +13,11 @@ class SwitchLine(L.Callback):
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._told = {group["name"] for group in switched(trainer)}  # before an interruption
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": sorted(self._told)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._told = set(state["told"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

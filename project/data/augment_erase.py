@@ -39,8 +39,9 @@ class RandomErasing(Augmentation):
         erased = draws.bernoulli(self.p)
         side = self._side.to(images.device)[draws.integers(SHAPES)]  # (N,) root of the area's share
         stretch = self._stretch.to(images.device)[draws.integers(SHAPES)]
-        height = (side * stretch * rows).round().clamp(1, rows)
-        width = (side / stretch * columns).round().clamp(1, columns)
+        scale = math.sqrt(rows * columns)
+        height = (side * stretch * scale).round().clamp(1, rows)
+        width = (side / stretch * scale).round().clamp(1, columns)
         top = (draws.uniform() * (rows - height + 1)).floor()
         left = (draws.uniform() * (columns - width + 1)).floor()
         grey = draws.integers(256).to(torch.float32)

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from project.callbacks import EpochLine, StartTable, TerminalBar
-from project.callbacks.progress import describe
+from project.callbacks.progress import describe, rate_words
+from project.recipe import Recipe
 
 
 def fake(groups: list[dict], data: SimpleNamespace | None = None, **arguments) -> SimpleNamespace:
-    named = {"max_epochs": 7, "precision": "32-true", "world_size": 2, "is_global_zero": True, **arguments}
+    named = {"max_epochs": 7, "precision": "32-true", "world_size": 2, "is_global_zero": True, "current_epoch": 0, **arguments}
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(datamodule=data, optimizers=[torch.optim.AdamW(groups)], strategy=strategy, **named)
 
@@ -32,55 +33,110 @@ def images(bad: int = 0) -> SimpleNamespace:
     )
 
 
-def model() -> nn.Module:
-    net = nn.Sequential(nn.Linear(1000, 3), nn.Linear(3, 3))
-    net[0].bias.requires_grad_(False)
-    module = nn.Module()
-    module.net = net
+def model(**recipe) -> Recipe:
+    module = Recipe(**recipe)
+    module.net = nn.Sequential(nn.Linear(1000, 3), nn.Linear(3, 3))
+    module.load_report = None
+    module.trains_from = {"0.bias": None}
     return module
 
 
-def groups(module: nn.Module) -> list[dict]:
+def groups(module: Recipe) -> list[dict]:
     return [
         {"name": "head", "params": list(module.net[1].parameters()), "lr": 0.01, "weight_decay": 0.0},
-        {"name": "rest", "params": [module.net[0].weight], "lr": 0.002, "weight_decay": 0.05},
+        {"name": "rest", "params": list(module.net[0].parameters()), "lr": 0.002, "weight_decay": 0.05},
     ]
 
 
-def test_the_table() -> None:
+def setting(data: SimpleNamespace | None = None, **arguments) -> tuple[SimpleNamespace, Recipe]:
+    """A trainer and its model."""
     module = model()
-    assert describe(fake(groups(module), images()), module) == [
+    module.trainer = fake(groups(module), data, **arguments)
+    return module.trainer, module
+
+
+def test_the_table() -> None:
+    assert describe(*setting(images())) == [
         "data       3 classes, 12 to 30 training images each",
         "           images: train 70  val 20  test 10  (split 0123456789ab)",
         "           shape: 3 x 48 x 48, batch 16",
-        "model      Sequential: 3,015 parameters, 3,012 trainable",
-        "AdamW      group head: 12 parameters, rate 0.01, weight decay 0",
-        "           group rest: 3,000 parameters, rate 0.002, weight decay 0.05",
+        "model      Sequential: 3,015 parameters, 3,012 trainable at the start",
+        "optimizer  AdamW",
+        "           group    parameters       rate     decay  trainable",
+        "           head             12       0.01         0  yes",
+        "           rest          3,003      0.002      0.05  3,000 yes, 3 no",
         "device     2 x cpu, precision 32-true, 7 epochs",
     ]
 
 
+def test_what_trains_later_is_not_counted_at_the_start() -> None:
+    trainer, module = setting()
+    module.trains_from = {"1.weight": 2, "1.bias": 2}
+    lines = describe(trainer, module)
+    assert lines[0] == "model      Sequential: 3,015 parameters, 3,003 trainable at the start"
+    assert lines[3].split()[0] == "head" and lines[3].endswith("  from epoch 3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_epochs": 1}, "1 epochs"),
+        ({"max_epochs": -1, "max_steps": 30}, "30 steps"),
+        ({"max_epochs": None, "max_steps": 30}, "30 steps"),
+        ({"max_epochs": -1, "max_steps": -1}, "as long as max_time says"),
+    ],
+)
+def test_the_length_of_the_run(arguments, words) -> None:
+    assert describe(*setting(**arguments))[-1] == f"device     2 x cpu, precision 32-true, {words}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "words"),
+    [
+        ("linear", 32, ", linear scaling for a batch of 128 instead of 32: rate x 4, weight decay x 1"),
+        ("sqrt", 32, ", sqrt scaling for a batch of 128 instead of 32: rate x 2, weight decay x 2"),
+        ("sqrt", 128, ", for a batch of 128"),  # 16 images x 2 devices x 4 batches
+    ],
+)
+def test_the_table_says_how_the_rate_was_scaled(rule, batch, words) -> None:
+    module = model(reference_batch=batch, lr_scaling=rule)
+    module.trainer = fake(groups(module), images(), accumulate_grad_batches=4)
+    assert f"optimizer  AdamW{words}" in describe(module.trainer, module)
+
+
 def test_the_rate_in_the_table_is_the_base_rate() -> None:
     """A scheduler has moved lr to its first step's before the table is printed."""
-    module = model()
-    trainer = fake(groups(module))
+    trainer, module = setting()
     torch.optim.lr_scheduler.LambdaLR(trainer.optimizers[0], lambda step: 0.04)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0004)
-    text = "\n".join(describe(trainer, module))
-    assert "rate 0.01," in text and "rate 0.002," in text and "data" not in text
+    lines = describe(trainer, module)
+    assert [line.split()[2] for line in lines[3:5]] == ["0.01", "0.002"] and not any(line.startswith("data") for line in lines)
 
 
 @pytest.mark.parametrize(("bad", "names"), [(1, "0.png"), (3, "0.png, 1.png, 2.png"), (4, "0.png, 1.png, 2.png, ...")])
 def test_what_was_left_out(bad, names) -> None:
-    module = model()
-    assert f"           left out {bad} images that cannot be read: {names}" in describe(fake(groups(module), images(bad)), module)
+    assert f"           left out {bad} images that cannot be read: {names}" in describe(*setting(images(bad)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ({"all": 0.01}, "lr/all 0.01"),
+        ({"stem": 1e-5, "head": 0.12345}, "lr/stem 1e-05  lr/head 0.123"),
+        ({"all": 0.01, "all/no_decay": 0.01}, "lr/all 0.01"),  # the two differ in their decay only
+        ({"all": 0.01, "all/no_decay": 0.02}, "lr/all 0.01  lr/all/no_decay 0.02"),
+        ({f"layer {i}": 10.0**-i for i in range(5)}, "lr/layer 4 0.0001 to lr/layer 0 1"),
+        ({f"layer {i}": 10.0**-i for i in range(4)}, "lr/layer 0 1  lr/layer 1 0.1  lr/layer 2 0.01  lr/layer 3 0.001"),
+    ],
+)
+def test_rates_on_a_line(rates, words) -> None:
+    assert rate_words(rates) == words
 
 
 def test_one_process_prints(capsys) -> None:
-    module = model()
-    StartTable().on_fit_start(fake(groups(module), is_global_zero=False), module)
+    StartTable().on_fit_start(*setting(is_global_zero=False))
     assert capsys.readouterr().out == ""
-    StartTable().on_fit_start(fake(groups(module)), module)
+    StartTable().on_fit_start(*setting())
     assert capsys.readouterr().out.startswith("model      Sequential")
 
 

@@ -42,6 +42,23 @@ def test_every_image_once_an_epoch(count, batch_size, epoch):
     assert set(trained) <= set(index)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 60), batch_sizes, st.integers(0, 3), st.integers(1, 4), st.integers(0, 9))
+def test_sequential_training_keeps_the_order(count, batch_size, epoch, ranks, start):
+    """In every epoch, on one rank or shared out, and from where an interrupted epoch stopped."""
+    index = positions(count)
+    whole = [keys(EpochBatches(index, batch_size, True, 1, None, rank, ranks, shuffle=False), epoch) for rank in range(ranks)]
+    for rank, mine in enumerate(whole):
+        expected = [*index, *(key + INDEX_LIMIT for key in index)][rank::ranks][: -(-count // ranks)]  # a few come twice
+        assert mine == (expected if len(mine) == len(expected) else expected[:-1])  # one image left over cannot be a batch
+        assert len(expected) - len(mine) == (len(expected) % batch_size == 1 and len(expected) > batch_size)
+        resumed = EpochBatches(index, batch_size, True, 1, None, rank, ranks, shuffle=False)
+        resumed.set_epoch(epoch)
+        resumed.start = start % len(resumed)
+        assert [key for batch in resumed for _, key in batch] == mine[(start % len(resumed)) * batch_size :]
+        assert [key for batch in resumed for _, key in batch] == mine  # the next pass is whole again
+
+
 def test_a_last_image_alone_is_left_out_in_training_only():
     for count, batches in ((9, 2), (10, 3), (12, 3), (1, 1), (4, 1), (5, 1)):
         assert len(EpochBatches(positions(count), 4, train=True)) == batches

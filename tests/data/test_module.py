@@ -435,3 +435,30 @@ def test_bad_arguments(arguments, words) -> None:
     with pytest.raises(UserError) as caught:
         ImageDataModule("anywhere", **arguments)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sequential_sampler_trains_in_order_and_goes_on_where_it_stopped(fit, cli, folder, workdir, monkeypatch) -> None:
+    seen, stop, real = [], [], ImageClassifier.training_step
+
+    def watch(self, batch, batch_idx):
+        if stop and self.global_step == stop[0]:
+            stop.clear()
+            raise KeyboardInterrupt
+        seen.append((self.current_epoch, batch["index"].tolist()))
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", watch)
+    options = ["--data.sampler", "sequential", "--trainer.max_epochs", "2"]
+    assert fit(folder, *options).code == 0
+    whole, weights = seen.copy(), torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert len(whole) == 6 and [rows for _, rows in whole[:3]] == [rows for _, rows in whole[3:]]  # 16 in a batch
+    order = [row for _, rows in whole[:3] for row in rows]
+    assert order == sorted(set(order)) and len(order) == record()["split"]["train"] > 32
+    seen.clear()
+    stop.append(4)
+    assert fit(folder, *options).code == 130
+    assert seen == whole[:4]
+    assert cli("fit", "--ckpt_path", "last").code == 0
+    assert seen == whole
+    resumed = torch.load(run_folder(1) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())

@@ -1,0 +1,91 @@
+"""The verdict on the loss curve: printed, kept in the run, and of all epochs, an interruption or not."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_folder
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from project.optim.diagnosis import diagnose
+
+RUN = Path("runs/fit/version_0")
+
+
+@pytest.fixture
+def few(tmp_path) -> list[str]:
+    root = make_folder(tmp_path / "few", {"blue": 25, "red": 25})
+    net = ["--model.net", "project.nets.ConvNet", "--model.net.init_args.channels", "[4]", "--data.image_size", "8"]
+    schedule = ["--model.lr=0.05", "--model.schedule=project.optim.Exponential", "--model.schedule.gamma=0.8"]
+    return ["fit", "--data.root", str(root), "--data.batch_size", "12", *net, *schedule]
+
+
+def logged(tag: str) -> list[float]:
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+def kept() -> dict[str, str]:
+    return json.loads((RUN / "run.json").read_text())["learning_curve"]
+
+
+def printed(out: str) -> str:
+    (line,) = re.findall(r"^learning curve: (.*)$", out, re.MULTILINE)
+    return line
+
+
+def curve() -> list[tuple[float, float]]:
+    return [tuple(point) for point in torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["curve"]]
+
+
+def check(out: str, epochs: int) -> None:
+    """The words are those for the logged losses and rates of all epochs."""
+    losses, rates = logged("train/loss"), logged("lr/all")
+    assert len(losses) == epochs and rates == pytest.approx([0.05 * 0.8**epoch for epoch in range(epochs)])
+    found = diagnose(losses, 2, rates)
+    assert kept()["shape"] == found.shape
+    assert kept() == {"shape": found.shape, "evidence": found.evidence, "advice": found.advice}
+    assert printed(out) == f"{found.shape}: {found.evidence}" + (f"; {found.advice}" if found.advice else "")
+    assert curve() == [pytest.approx(point) for point in zip(losses, rates, strict=True)]
+
+
+def test_the_curve_of_all_epochs_is_judged_after_a_resume_too(cli, few) -> None:
+    result = cli(*few, "--trainer.max_epochs=3")
+    assert result.code == 0, result.err
+    assert kept()["shape"] == "undecided" and printed(result.out) == "undecided: 3 epochs are too few; it takes 4"
+    check(result.out, 3)
+    result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs=6")
+    assert result.code == 0, result.err
+    check(result.out, 6)
+    assert kept()["shape"] != "undecided"
+    record = json.loads((RUN / "run.json").read_text())
+    assert record["split"]["train"] == 32  # the rest of the record is as it was
+
+
+def test_an_interrupted_epoch_counts_once(cli, few, workdir, monkeypatch) -> None:
+    (workdir / "stop_curve.py").write_text(
+        "from lightning import Callback\n"
+        "class Stop(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_step == 7: raise KeyboardInterrupt\n"
+    )
+    monkeypatch.syspath_prepend(workdir)
+    assert cli(*few, "--trainer.max_epochs=5", "--trainer.callbacks+=stop_curve.Stop").code == 130
+    assert len(curve()) == 2  # three steps an epoch: stopped in the third
+    result = cli("fit", "--ckpt_path", "last")
+    assert result.code == 0 and len(curve()) == 5
+    resumed = curve()
+    (workdir / "whole").mkdir()
+    monkeypatch.chdir(workdir / "whole")
+    assert cli(*few, "--trainer.max_epochs=5").code == 0
+    for epoch in (0, 1, 3, 4):  # of the third epoch, only the batches after the interruption are counted
+        assert resumed[epoch] == pytest.approx(curve()[epoch])
+    assert resumed[2][1] == curve()[2][1]
+
+
+def test_a_trial_run_is_not_judged(cli, few) -> None:
+    result = cli(*few, "--trainer.fast_dev_run=2")
+    assert result.code == 0 and "learning curve" not in result.out

@@ -1,0 +1,258 @@
+"""Scaling with the batch, mixing of images, clipping, accumulation: against formulas, brute force and plain loops."""
+
+import copy
+import csv
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from project.classifier import ImageClassifier
+from project.nets import ConvNet
+
+LAST = "runs/fit/version_0/checkpoints/last.ckpt"
+STOP = """
+from lightning import Callback
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 5: raise KeyboardInterrupt
+"""
+
+
+def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
+    return ConvNet(in_channels, num_classes, image_size, channels=[4])
+
+
+def make(classes: int = 4, **arguments) -> ImageClassifier:
+    torch.manual_seed(1)
+    return ImageClassifier(small_net, [f"class {i}" for i in range(classes)], image_size=9, **arguments)
+
+
+@pytest.fixture
+def few(tmp_path) -> list[str]:
+    """Options for 32 images to train on, in batches of 8."""
+    root = make_folder(tmp_path / "few", {"blue": 25, "red": 25})
+    net = ["--model.net", "project.nets.ConvNet", "--model.net.init_args.channels", "[4]", "--data.image_size", "8"]
+    return ["fit", "--data.root", str(root), "--data.batch_size", "8", *net, "--model.lr", "0.05"]
+
+
+# Rate and weight decay by the batch
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["linear", "sqrt", "none"]), st.integers(1, 4096), st.integers(1, 8), st.integers(1, 16), st.integers(1, 4096),
+    st.floats(1e-5, 1), st.floats(0, 1), st.booleans(),
+)  # fmt: skip
+def test_rate_and_decay_grow_with_the_batch(rule, images, devices, accumulation, reference, lr, decay, spared) -> None:
+    optimizer = lambda groups, lr: torch.optim.AdamW(groups, lr, weight_decay=decay)  # noqa: E731
+    spared = spared and decay > 0
+    model = make(lr=lr, lr_scaling=rule, reference_batch=None if rule == "none" else reference, lr_mult={"head": 10},
+                 optimizer=optimizer, no_weight_decay=spared)  # fmt: skip
+    ratio = images * devices * accumulation / reference
+    factor, decay_factor = {"linear": (ratio, 1), "sqrt": (ratio**0.5, ratio**0.5), "none": (1, 1)}[rule]
+    data = SimpleNamespace(batch_size=images)
+    model.trainer = SimpleNamespace(datamodule=data, world_size=devices, accumulate_grad_batches=accumulation)
+    groups = model.configure_optimizers()["optimizer"].param_groups
+    assert model.scaling() == pytest.approx((factor, decay_factor)) and len(groups) == (4 if spared else 2)
+    for group in groups:
+        assert group["lr"] == pytest.approx(lr * factor * (10 if group["name"].startswith("head") else 1))
+        assert group["weight_decay"] == pytest.approx(0 if group["name"].endswith("/no_decay") else decay * decay_factor)
+
+
+@pytest.mark.parametrize(("rule", "rate", "decay"), [("linear", 0.2, 0.1), ("sqrt", 0.1, 0.2)])
+def test_the_scaled_rate_is_printed_kept_and_used(cli, few, rule, rate, decay) -> None:
+    choice = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.1", "--trainer.max_epochs=1"]
+    result = cli(*few, *choice, "--model.reference_batch=4", f"--model.lr_scaling={rule}", "--trainer.accumulate_grad_batches=2")
+    assert result.code == 0, result.err
+    words = f"{rule} scaling for a batch of 16 instead of 4: rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
+    assert f"optimizer  AdamW, {words}" in result.out
+    assert re.search(rf"^           all +\d+ +{rate} +{decay} +yes$", result.out, re.MULTILINE)
+    with open("runs/fit/version_0/groups.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert (float(row["rate"]), float(row["weight_decay"])) == pytest.approx((rate, decay))
+    (group,) = torch.load(LAST, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == pytest.approx((rate, decay))
+
+
+# Mixup and CutMix: brute force with the same draws
+
+
+def batch_of(count: int = 6) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (count, 3, 9, 9), dtype=torch.uint8, generator=generator)
+    return {"image": images, "label": torch.arange(count) % 4}
+
+
+def step(model: ImageClassifier, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of one training step, and what the network and the loss were given."""
+    group = {"name": "all", "params": [nn.Parameter(torch.zeros(1))]}
+    model.trainer = SimpleNamespace(log_every_n_steps=0, optimizers=[torch.optim.SGD([group], lr=0.1)])
+    seen: list[Tensor] = []
+    hook = model.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    real, model.loss = model.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
+    torch.manual_seed(seed)
+    loss = model.training_step(batch, 0)
+    hook.remove()
+    model.loss = real
+    return loss, seen[0], seen[1]
+
+
+def mixed(kind: str, images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Every image with the one before it, shares from Beta(alpha, alpha): the papers' formulas, pixel by pixel."""
+    share = float(torch.distributions.Beta(torch.tensor([alpha]), torch.tensor([alpha])).sample())
+    count, _, rows, columns = images.shape
+    result, targets = images.clone(), torch.zeros(count, 4)
+    if kind == "cutmix":  # arXiv:1905.04899, eq. 2: a box of 1 - share of the area around a random centre, cut at the border
+        x, y = int(torch.randint(columns, (1,))), int(torch.randint(rows, (1,)))
+        wide, high = int(0.5 * (1 - share) ** 0.5 * columns), int(0.5 * (1 - share) ** 0.5 * rows)
+        box = [(i, j) for i in range(rows) for j in range(columns) if -high <= i - y < high and -wide <= j - x < wide]
+        share = 1 - len(box) / (rows * columns)
+    for n in range(count):
+        if kind == "mixup":  # arXiv:1710.09412, section 2
+            result[n] = share * images[n] + (1 - share) * images[n - 1]
+        else:
+            for i, j in box:
+                result[n, :, i, j] = images[n - 1, :, i, j]
+        targets[n, labels[n]] += share
+        targets[n, labels[n - 1]] += 1 - share
+    return result, targets
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 4.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_a_step_is_the_papers(kind, alpha, weights, smoothing) -> None:
+    model, batch = make(**{kind: alpha}, class_weights=weights, label_smoothing=smoothing), batch_of()
+    images = model.normalise(batch["image"])
+    for seed in range(6):
+        loss, inputs, labels = step(model, batch, seed)
+        torch.manual_seed(seed)
+        torch.randint(1, ())  # which of the mixers, here the only one
+        expected, targets = mixed(kind, images, batch["label"], alpha)
+        assert torch.allclose(inputs, expected, atol=1e-5) and torch.allclose(labels, targets, atol=1e-6)
+        assert torch.allclose(labels.sum(1), torch.ones(6))
+        weight = torch.tensor(weights or [1.0] * 4)
+        spread = (1 - smoothing) * targets + smoothing / 4
+        errors = -(weight * spread * copy.deepcopy(model.net)(expected).log_softmax(1)).sum(1)
+        # the mean over images weighted by their classes, as it is for labels that are no shares
+        assert torch.allclose(loss, errors.sum() / (targets * weight).sum(), atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.1, 10), min_size=4, max_size=4), st.floats(0, 0.9))
+def test_shares_of_one_class_are_its_label(weights, smoothing) -> None:
+    """So that mixing does not change the size of the loss, and with it that of the steps."""
+    model = make(class_weights=weights, label_smoothing=smoothing)
+    logits, labels = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 0, 1])
+    assert torch.allclose(model.loss(logits, nn.functional.one_hot(labels, 4).float()), model.loss(logits, labels), rtol=1e-4)
+
+
+def test_with_both_every_batch_takes_one_of_them() -> None:
+    model, batch = make(mixup=1.0, cutmix=1.0), batch_of()
+    images = model.normalise(batch["image"])
+    pasted = 0
+    for seed in range(60):
+        _, inputs, _ = step(model, batch, seed)
+        pasted += bool(((inputs == images) | (inputs == images.roll(1, 0))).all())
+        torch.manual_seed(seed)
+        kind = ("mixup", "cutmix")[int(torch.randint(2, ()))]
+        assert torch.allclose(inputs, mixed(kind, images, batch["label"], 1.0)[0], atol=1e-5)
+    assert 15 < pasted < 45
+
+
+def test_validation_is_not_mixed() -> None:
+    model, batch = make(mixup=1.0, cutmix=1.0).eval(), batch_of()
+    model.validation_step(batch, 0)
+    assert torch.allclose(model.val_loss.compute(), nn.functional.cross_entropy(model(batch["image"]), batch["label"]))
+
+
+def weights() -> dict[str, Tensor]:
+    return torch.load(LAST, weights_only=True)["state_dict"]
+
+
+def test_mixed_runs_go_on_bit_by_bit_and_0_is_none(cli, few, workdir, monkeypatch) -> None:
+    (workdir / "stop_mixed.py").write_text(STOP)
+    monkeypatch.syspath_prepend(workdir)
+    both, found = ["--model.mixup=0.4", "--model.cutmix=1"], {}
+    for name, options in {"plain": [], "none": ["--model.mixup=0", "--model.cutmix=0"], "whole": both, "parts": both}.items():
+        (workdir / name).mkdir()
+        monkeypatch.chdir(workdir / name)
+        stop = ["--trainer.callbacks+", "stop_mixed.Stop"] if name == "parts" else []
+        result = cli(*few, *options, *stop, "--trainer.max_epochs", "2")
+        assert result.code == (130 if stop else 0), result.err
+        if stop:
+            assert cli("fit", "--ckpt_path", "last").code == 0
+        found[name] = weights()
+    equal = lambda one, other: all(torch.equal(value, found[other][name]) for name, value in found[one].items())  # noqa: E731
+    assert equal("plain", "none") and equal("whole", "parts") and not equal("plain", "whole")
+
+
+# What users expect of a trainer
+
+
+@pytest.fixture
+def recorded(cli, few, monkeypatch):
+    """A run with SGD: the network before it, the batches as the network saw them, and the weights after it."""
+
+    def run(*options: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        nets, batches, real = [], [], ImageClassifier.training_step
+
+        def keep(self, batch, batch_idx):
+            nets.append(copy.deepcopy(self.net)) if not nets else None
+            batches.append((self.normalise(batch["image"]), batch["label"]))
+            return real(self, batch, batch_idx)
+
+        monkeypatch.setattr(ImageClassifier, "training_step", keep)
+        result = cli(*few, "--model.optimizer=torch.optim.SGD", "--trainer.max_epochs=2", *options)
+        assert result.code == 0 and result.err == "", result.err
+        return nets[0], batches, {name[4:]: value for name, value in weights().items() if name.startswith("net.")}
+
+    return run
+
+
+def same(net: nn.Module, trained: dict[str, Tensor]) -> bool:
+    return all(torch.allclose(value, trained[name], atol=1e-6) for name, value in net.state_dict().items())
+
+
+def test_clipping_is_torchs(recorded) -> None:
+    net, batches, trained = recorded("--trainer.gradient_clip_val=0.1")
+    optimizer, norms = torch.optim.SGD(net.parameters(), lr=0.05), []
+    for images, labels in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), 0.1)))
+        optimizer.step()
+    assert len(batches) == 8 and max(norms) > 0.2 and same(net, trained)
+
+
+def test_accumulated_batches_are_one_step_of_their_mean(recorded) -> None:
+    net, batches, trained = recorded("--trainer.accumulate_grad_batches=2")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    for first in range(0, 8, 2):
+        losses = [nn.functional.cross_entropy(net(images), labels) for images, labels in batches[first : first + 2]]
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    assert same(net, trained) and torch.load(LAST, weights_only=True)["global_step"] == 4
+
+
+def test_bfloat16(recorded, monkeypatch) -> None:
+    dtypes, real = set(), ImageClassifier.loss
+    monkeypatch.setattr(ImageClassifier, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y))
+    _, _, trained = recorded("--trainer.precision=bf16-mixed")
+    assert dtypes == {torch.bfloat16}
+    assert all(value.isfinite().all() and value.dtype in (torch.float32, torch.int64) for value in trained.values())
+
+
+def test_early_stopping_stops(cli, few) -> None:
+    stop = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/acc"]
+    result = cli(*few, *stop, "--trainer.callbacks.min_delta=2", "--trainer.callbacks.patience=2", "--trainer.max_epochs=9")
+    assert result.code == 0, result.err  # an accuracy never rises by 2: the first epoch counts, then two without improvement
+    assert re.findall(r"^epoch (\d)/9", result.out, re.MULTILINE) == ["1", "2", "3"]
