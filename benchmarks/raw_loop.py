@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from project.data import Augment, ImageFolder
 from project.data.load import common_size
@@ -32,7 +33,8 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PRECISION = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16}  # Lightning's name -> type of autocast
 # What the loop repeats, or what makes no difference to it. A setting beyond these is reported, if it is on.
 REPEATED = {
-    "model": "net class_names mean std init lr optimizer schedule schedule_interval label_smoothing channels_last",
+    "model": "net class_names mean std init lr optimizer schedule warmup_start reference_batch lr_scaling "
+    "label_smoothing channels_last",
     "data": "root source image_size channels resize batch_size augment val_size test_size split_seed fold sampler "
     "on_bad_image on_seen_image cache num_workers class_names seed",
 }
@@ -58,7 +60,9 @@ def report_unequal(config: dict[str, dict[str, Any]]) -> None:
     trainer = {"gradient_clip_val": None, "accumulate_grad_batches": 1}
     left_out = [f"trainer.{key}" for key, off in trainer.items() if config["trainer"].get(key, off) != off]
     for part, known in REPEATED.items():
-        left_out += [f"{part}.{key}" for key, value in config[part].items() if key not in known.split() and value]
+        left_out += [f"{part}.{key}" for key, value in config[part].items() if key not in known.split() and value not in (None, False, 0, 1.0)]
+    if config["model"].get("reference_batch") not in (None, config["data"].get("batch_size", 64)):
+        left_out.append("model.lr_scaling")
     if config["data"].get("sampler", "shuffle") != "shuffle":
         left_out.append("data.sampler")
     if left_out:
@@ -101,7 +105,10 @@ def train(config: dict[str, dict[str, Any]], pixels: Tensor, labels: Tensor, epo
 
     full, rest = divmod(len(labels), batch_size)
     steps = full + (rest > 1)  # batch norm cannot take a last batch of a single image
-    schedule = build(model["schedule"]).build(optimizer, lambda: epochs * steps) if model.get("schedule") else None
+    schedule = None
+    if model.get("schedule"):
+        factor = build(model["schedule"]).factor
+        schedule = LambdaLR(optimizer, lambda step: factor(step, epochs * steps))
     seconds = []
     for epoch in range(epochs):
         start = time.perf_counter()
