@@ -60,7 +60,8 @@ def report_unequal(config: dict[str, dict[str, Any]]) -> None:
     trainer = {"gradient_clip_val": None, "accumulate_grad_batches": 1}
     left_out = [f"trainer.{key}" for key, off in trainer.items() if config["trainer"].get(key, off) != off]
     for part, known in REPEATED.items():
-        left_out += [f"{part}.{key}" for key, value in config[part].items() if key not in known.split() and value not in (None, False, 0, 1.0)]
+        given = {key: value for key, value in config[part].items() if value not in (None, False, 0, 1.0)}
+        left_out += [f"{part}.{key}" for key in given if key not in known.split()]
     if config["model"].get("reference_batch") not in (None, config["data"].get("batch_size", 64)):
         left_out.append("model.lr_scaling")
     if config["data"].get("sampler", "shuffle") != "shuffle":

@@ -165,6 +165,7 @@ def quiet() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*``compute`` method of metric .* was called before the ``update`` method.*",  # resumed between epoch and checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
 

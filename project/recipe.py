@@ -199,9 +199,11 @@ class Recipe(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["groups"], checkpoint["curve"] = self._built, self.curve
+        checkpoint["rates"], checkpoint["highest"] = self.rates, self._highest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored, self.curve = checkpoint.get("groups"), checkpoint.get("curve", [])
+        self.rates, self._highest = checkpoint.get("rates", {}), checkpoint.get("highest", [])
 
     def on_train_start(self) -> None:
         """Lightning has restored the optimizer as it was: let what the configuration has changed since take effect."""
@@ -228,7 +230,7 @@ class Recipe(L.LightningModule):
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Log the rates, and show this epoch's metrics to the schedules that wait for them."""
-        if self._highest:  # empty in an epoch of which all batches were trained before an interruption
+        if self._highest:
             self.curve.append((metrics["train/loss"], sum(self._highest) / len(self._highest)))
             self._highest = []
         for group in self.trainer.optimizers[0].param_groups:

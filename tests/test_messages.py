@@ -3,7 +3,7 @@
 import pytest
 from conftest import DIGITS, SMALL
 
-import project.cli
+import project.parser
 from project.messages import LIMIT, one_line
 
 FIT = ["fit", *DIGITS, *SMALL]
@@ -20,7 +20,7 @@ def parsed(cli, monkeypatch):
             raw.append(message)
             return one_line(message, keys)
 
-        monkeypatch.setattr(project.cli, "one_line", record)
+        monkeypatch.setattr(project.parser, "one_line", record)
         result = cli(*arguments)
         assert result.code == 2 and len(result.err.splitlines()) == 1 and result.err.startswith("error: ")
         assert raw, "the parser was not asked"

@@ -65,23 +65,37 @@ def test_the_curve_of_all_epochs_is_judged_after_a_resume_too(cli, few) -> None:
     assert record["split"]["train"] == 32  # the rest of the record is as it was
 
 
-def test_an_interrupted_epoch_counts_once(cli, few, workdir, monkeypatch) -> None:
-    (workdir / "stop_curve.py").write_text(
-        "from lightning import Callback\n"
-        "class Stop(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *_):\n"
-        "        if trainer.global_step == 7: raise KeyboardInterrupt\n"
-    )
+STOP = """
+from lightning import Callback
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 7: raise KeyboardInterrupt
+class StopInValidation(Callback):
+    def on_validation_batch_start(self, trainer, *_):
+        if trainer.global_step == 9 and trainer.resumed_step is None: raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("place", ["Stop", "StopInValidation"])
+def test_an_interrupted_epoch_counts_once_and_whole(cli, few, workdir, monkeypatch, recwarn, place) -> None:
+    """Three steps an epoch, each with a rate of its own; stopped within the third epoch, or after its last step."""
+    (workdir / "stop_curve.py").write_text(STOP)
     monkeypatch.syspath_prepend(workdir)
-    assert cli(*few, "--trainer.max_epochs=5", "--trainer.callbacks+=stop_curve.Stop").code == 130
-    assert len(curve()) == 2  # three steps an epoch: stopped in the third
+    options = [*few, "--trainer.max_epochs=5", "--model.schedule_interval=step"]
+    assert cli(*options, f"--trainer.callbacks+=stop_curve.{place}").code == 130
+    assert len(curve()) == 2
+    recwarn.clear()
     result = cli("fit", "--ckpt_path", "last")
-    assert result.code == 0 and len(curve()) == 5
-    resumed = curve()
+    assert result.code == 0, result.err
+    assert not [str(warning.message) for warning in recwarn if "metric" in str(warning.message)]
+    resumed, words, in_force = curve(), kept(), logged("lr/all")
     (workdir / "whole").mkdir()
     monkeypatch.chdir(workdir / "whole")
-    assert cli(*few, "--trainer.max_epochs=5").code == 0
-    assert resumed == [pytest.approx(point) for point in curve()]  # the third epoch's loss is that of all its batches
+    assert cli(*options).code == 0
+    assert len(curve()) == 5 and resumed == [pytest.approx(point) for point in curve()]
+    rates = [sum(0.05 * 0.8**step for step in range(3 * epoch, 3 * epoch + 3)) / 3 for epoch in range(5)]
+    assert [rate for _, rate in resumed] == pytest.approx(rates)
+    assert words == kept() and in_force == pytest.approx(logged("lr/all"))  # of every epoch
 
 
 def test_a_trial_run_is_not_judged(cli, few) -> None:
