@@ -109,6 +109,10 @@ class CLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         if config["overfit_batches"]:
             raise UserError("trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null")
+        if config["accumulate_grad_batches"] < 1:
+            raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
+        if config["gradient_clip_val"] is not None and not config["gradient_clip_val"] > 0:
+            raise UserError(f"trainer.gradient_clip_val must be above 0, not {config['gradient_clip_val']}; null does not clip")
         own_logger = config["logger"] in (None, True)
         callbacks = [
             RunFolder(
@@ -202,7 +206,7 @@ def main(arguments: list[str]) -> int:
         complain(" ".join(str(error).split()))
         return 2
     except RuntimeError as error:
-        if not str(error).startswith("Early stopping conditioned on metric"):
+        if not str(error).startswith(("Early stopping conditioned on metric", "Found more than one stateful callback")):
             raise
         complain("trainer.callbacks: " + " ".join(str(error).split()))
         return 2

@@ -5,6 +5,14 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+EXAMPLES = {  # key -> a class to name there
+    "schedule": "project.optim.Cosine",
+    "optimizer": "torch.optim.AdamW",
+    "freeze": "project.optim.Freeze",
+    "net": "project.nets.ResNet",
+    "source": "project.data.ImageFolder",
+    "augment": "project.data.HorizontalFlip",
+}
 LIMIT = 400  # characters; a value that is quoted in full can be a whole file
 
 
@@ -36,7 +44,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         where = ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""
         return f"{key}{found[1]} is missing{where}"
     if found := re.search(r"dot import path string: (\S+)", body):
-        return f"{key}{found[1]!r} is no class; write its whole path, such as lightning.pytorch.callbacks.EarlyStopping"
+        example = next((path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping")
+        return f"{key}{found[1]!r} is no class; write its whole path, such as {example}"
     if '"subcommand" to be one of' in body:
         return "say what to do: fit, validate, test or predict; python -m project --help tells more"
     if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", body):

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import LBFGS, AdamW, Optimizer, SparseAdam, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from project.errors import UserError
@@ -155,6 +155,7 @@ class Recipe(L.LightningModule):
             optimizer = self.make_optimizer(groups, rate)
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer: {error}") from error
+        self._check_gradients(optimizer)
         if self.no_weight_decay and not optimizer.defaults.get("weight_decay"):
             raise UserError("model.no_weight_decay has no effect: model.optimizer has no weight_decay")
         for group in optimizer.param_groups:
@@ -168,8 +169,26 @@ class Recipe(L.LightningModule):
             self.check_metric("model.schedule", plateau.monitor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.planned, "interval": "step"}}
 
+    def _check_gradients(self, optimizer: Optimizer) -> None:
+        """Two optimizers fail on the gradients of some networks in their first step, with an error that does not say so."""
+        if isinstance(optimizer, SparseAdam):
+            raise UserError(
+                "model.optimizer: SparseAdam takes sparse gradients alone, which images do not give; choose torch.optim.Adam"
+            )
+        dense = all(parameter.is_contiguous() for parameter in self.net.parameters())
+        if isinstance(optimizer, LBFGS) and not dense:
+            raise UserError("model.optimizer: LBFGS cannot use weights in channels_last order; set model.channels_last: false")
+
     def _scheduler_of_torch(self, optimizer: Optimizer) -> dict[str, Any]:
-        scheduler = self.schedule(optimizer)
+        try:
+            scheduler = self.schedule(optimizer)
+        except (TypeError, ValueError) as error:
+            mend = "; project.optim.OneCycle counts them itself" if "total_steps" in str(error) else ""
+            raise UserError(f"model.schedule: {error}{mend}") from error
+        if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
+            raise UserError(
+                "model.schedule: torch's ReduceLROnPlateau does not say which metric to watch; use project.optim.Plateau"
+            )
         plan = {"scheduler": scheduler, "interval": self.schedule_interval or "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             self.check_metric("model.schedule", scheduler.monitor)

@@ -246,3 +246,33 @@ def test_early_stopping_stops(cli, few) -> None:
     # an accuracy never changes by 2: the first epoch counts, then two without improvement
     assert result.code == 0, result.err
     assert re.findall(r"^epoch (\d)/9", result.out, re.MULTILINE) == ["1", "2", "3"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.optimizer=torch.optim.SparseAdam"], "SparseAdam takes sparse gradients alone"),
+        (["--model.optimizer=torch.optim.LBFGS"], "set model.channels_last: false"),
+        (["--model.schedule=torch.optim.lr_scheduler.ReduceLROnPlateau"], "use project.optim.Plateau"),
+        (
+            ["--model.schedule=torch.optim.lr_scheduler.OneCycleLR", "--model.schedule.max_lr=1"],
+            "project.optim.OneCycle counts them",
+        ),
+        (["--model.schedule=cosine"], "such as project.optim.Cosine"),
+        (["--model.schedule=project.optim.Step", "--model.schedule.step_sise=2"], "did you mean step_size?"),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be 1 or more, not 0"),
+        (["--trainer.gradient_clip_val=-1"], "gradient_clip_val must be above 0, not -1.0"),
+        (["--trainer.callbacks+=project.callbacks.EMA"] * 2, "more than one stateful callback of type `EMA`"),
+    ],
+)
+def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
+    result = cli(*few, *options)
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
+
+
+def test_lbfgs_trains_with_weights_in_the_usual_order(cli, few) -> None:
+    options = ["--model.optimizer=torch.optim.LBFGS", "--model.channels_last=false", "--trainer.max_epochs=1"]
+    assert cli(*few, *options).code == 0
