@@ -137,7 +137,7 @@ def test_the_words_at_the_end(capsys, steps, words) -> None:
     assert out == "" if words is None else words in out and len(out.splitlines()) == 1
 
 
-def test_other_optimizers_have_nothing_to_say(capsys) -> None:
+def test_other_optimizers_have_nothing_to_say(workdir, capsys) -> None:
     run = SimpleNamespace(optimizers=[torch.optim.Adam([nn.Parameter(torch.zeros(1))])], loggers=[], is_global_zero=True)
     line = SwitchLine()
     line.on_train_batch_end(run, None, None, None, 0)
