@@ -9,6 +9,7 @@ import yaml
 from project.errors import UserError
 from project.runs import find_checkpoint
 
+EXPORTED = (".onnx", ".pt2", ".safetensors")
 CONFIG_FLAGS = ("--config", "-c")
 GROUPS = ("--data", "--model", "--trainer")  # --trainer configs/trainer/ddp.yaml: a config for one part
 FROM_MODEL = {"class_names": "class_names", "image_size": "image_size", "in_channels": "channels", "resize": "resize"}
@@ -28,6 +29,7 @@ NO_EFFECT = {  # options that a command would ignore
     "validate": (*TRAINING_ONLY, "data.on_seen_image"),
     "test": TRAINING_ONLY,
     "predict": (*TRAINING_ONLY, *SPLIT_ONLY, "data.on_seen_image", "data.on_bad_image"),
+    "export": (*TRAINING_ONLY, "data.on_seen_image", "trainer.accelerator", "trainer.devices", "trainer.precision"),
 }
 
 
@@ -145,6 +147,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def load_exported(path: Path, command: str) -> dict[str, Any]:
+    """What takes a checkpoint's place where an exported file is given.
+
+    Raises:
+        UserError: when the command needs more than the file has, or it is none of ours.
+    """
+    if command != "predict":
+        raise UserError(
+            f"ckpt_path: {path} is an exported model, which can only predict; {command} needs the checkpoint it was made from"
+        )
+    from project.export.metadata import read_metadata  # here, because training needs none of it
+
+    metadata = read_metadata(path)
+    hyper = {model: metadata[data if data == "channels" else model] for model, data in FROM_MODEL.items()}
+    own = {data: hyper[model] for model, data in FROM_MODEL.items()}
+    return {"hyper_parameters": hyper, "exported": {"data": {"root": None, **own}, "model": {"path": str(path)}}}
+
+
 def checkpoint_config(checkpoint: dict[str, Any], command: str) -> dict[str, Any]:
     """The settings that a command takes from a checkpoint: all of them to go on training, else the model and its data.
 
@@ -187,11 +207,11 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
         return [*files, *options], None, {}
     root = option("trainer.default_root_dir", files, options) or "runs"
     path = find_checkpoint(name, Path(root).expanduser())
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path) if path.suffix not in EXPORTED else load_exported(path, command)
     for model, data in FROM_MODEL.items():
         asked, own = option(f"data.{data}", files, options), checkpoint["hyper_parameters"][model]
         if asked is not None and yaml.safe_load(asked) not in (own, None):
             raise UserError(f"data.{data} is the model's own and cannot be changed: the checkpoint says {own}; leave it out")
-    config = checkpoint_config(checkpoint, command)
+    config = checkpoint["exported"] if "exported" in checkpoint else checkpoint_config(checkpoint, command)
     inline = yaml.safe_dump(config, default_flow_style=True, width=1_000_000_000, sort_keys=False)  # of patterns, the first counts
     return ["--config", inline, *files, *options, f"--ckpt_path={path}"], path, checkpoint

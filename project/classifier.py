@@ -1,7 +1,7 @@
 """The image classifier: network, loss, metrics and steps; how it is trained is its base class's (card C3)."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from project.errors import UserError
 from project.nets.blocks import InitScheme, initialize
 from project.nets.weights import LoadReport, fetch_weights, load_weights
 from project.recipe import Recipe
+
+if TYPE_CHECKING:
+    from project.export.deployable import Deployable
 
 NetCallable = Callable[[int, int, int], nn.Module]  # (in_channels, num_classes, image_size) -> network
 Batch = dict[str, Tensor]  # image (N, C, H, W), uint8 or float in [0, 1]; label int64 (N,); index int64 (N,)
@@ -91,6 +94,7 @@ class ImageClassifier(Recipe):
 
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         self.mixers = [mixer(alpha=alpha, num_classes=self.num_classes) for mixer, alpha in mixers if alpha]
+        self.temperature = 1.0  # the logits are divided by it before the softmax; export fits it and keeps it in the checkpoint
         self._new_metrics: dict[str, float] = {}  # of this epoch so far
         self.train_loss, self.train_acc = MeanMetric(), self._accuracy()
         for metric in (self.train_loss, self.train_acc):
@@ -161,7 +165,29 @@ class ImageClassifier(Recipe):
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in [0, 1] -> float32 probabilities (N, num_classes)."""
-        return self(images).float().softmax(dim=1)
+        return (self(images).float() / self.temperature).softmax(dim=1)
+
+    def fused(self) -> "Deployable":
+        """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
+
+        Returns:
+            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, num_classes). Its `folds` say what
+            became of each batch norm, its `net` is the network alone.
+        """
+        from project.export.deployable import Deployable  # here, because training needs none of it
+        from project.export.fuse import fuse
+
+        size = (2, self.in_channels, self.image_size, self.image_size)
+        example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        net, folds = fuse(self.net, self.normalise(example.to(self.mean.device)))
+        return Deployable(net, self.mean, self.std, folds=folds).eval()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if (
+            self._trainer is None or self._trainer.state.fn != "fit"
+        ):  # a fit that goes on changes the weights for which it was fitted
+            self.temperature = checkpoint.get("temperature", 1.0)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with labels (N,), or shares of each class (N, num_classes); with class weights, the weighted mean."""

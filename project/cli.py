@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -43,7 +44,7 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict`."""
+    """`python -m project fit|validate|test|predict|export`."""
 
     def __init__(self, command: str | None, arguments: list[str]) -> None:
         self.checkpoint_path: Path | None = None
@@ -56,7 +57,7 @@ class CLI(LightningCLI):
             arguments, self.checkpoint_path, self.checkpoint = arrange(command, arguments)
             arguments = [command, *arguments]
         super().__init__(
-            model_class=ImageClassifier,
+            model_class=_model_class(self.checkpoint),
             datamodule_class=ImageDataModule,
             trainer_class=Trainer,
             parser_class=OneLineParser,
@@ -74,6 +75,11 @@ class CLI(LightningCLI):
             args=arguments,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each a method of the trainer, with those of its arguments that are no options."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for source, target in LINKS.items():
             parser.link_arguments(source, target, apply_on="instantiate")
@@ -84,7 +90,7 @@ class CLI(LightningCLI):
 
         Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line instead.
         """
-        if not self.checkpoint:
+        if "config" not in self.checkpoint:  # none, or an exported file
             return
         command = self.config["subcommand"]
         now = yaml.safe_load(self._parser(command).dump(self.config[command], skip_none=False))["model"]
@@ -141,6 +147,7 @@ class CLI(LightningCLI):
             trainer_config["enable_checkpointing"] = False
         trainer = self._instantiate_trainer(trainer_config, callbacks)
         trainer.resumed_step = self.checkpoint.get("global_step")
+        trainer.exported = "exported" in self.checkpoint
         return trainer
 
     def _full_config(self) -> str:
@@ -150,6 +157,15 @@ class CLI(LightningCLI):
         if config["data"]["root"] is not None:
             config["data"]["root"] = os.path.abspath(os.path.expanduser(config["data"]["root"]))
         return yaml.safe_dump(config, sort_keys=False)
+
+
+def _model_class(checkpoint: dict[str, Any]) -> type[LightningModule]:
+    """The classifier, or what takes its place for an exported file."""
+    if "exported" not in checkpoint:
+        return ImageClassifier
+    from project.exported import ExportedClassifier  # here, because training needs none of it
+
+    return ExportedClassifier
 
 
 def run_name(arguments: list[str]) -> str:
@@ -193,6 +209,10 @@ def main(arguments: list[str]) -> int:
         The exit code: 0; 2 after a mistake that the user can mend (PROJECT_TRACEBACK=1 shows where it was noticed); 130 after
         Ctrl-C and 143 after SIGTERM, as shells have it.
     """
+    if arguments[:1] == ["verify"]:  # builds nothing, so it needs none of what follows
+        from project.export.verify import main as verify
+
+        return verify(arguments[1:])
     quiet()
     command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
     try:

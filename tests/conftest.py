@@ -72,6 +72,30 @@ def trained(_trained: Path, workdir: Path) -> Path:
     return workdir / "runs" / "digits" / "version_0"
 
 
+@pytest.fixture(scope="session")
+def exported_once(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained run with its temperature, and model.onnx, model.pt2 and model.safetensors made from it."""
+    from project.cli import main
+
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copytree(_trained / "runs", folder / "runs")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for suffix in ("onnx", "pt2", "safetensors"):
+            assert main(["export", "--ckpt_path", "best", "--out", f"model.{suffix}", "--speed", "false"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def exported(exported_once: Path, workdir: Path) -> Path:
+    """A copy in the current folder: runs, model.onnx, model.pt2, model.safetensors."""
+    shutil.copytree(exported_once, workdir, dirs_exist_ok=True)
+    return workdir
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of images: three classes of 20, 24x20 pixels, told apart by their colour."""

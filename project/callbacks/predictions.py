@@ -1,9 +1,7 @@
 """Write predictions to a CSV file, one row for each image."""
 
 import csv
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,27 +9,32 @@ import torch
 from torch import Tensor
 
 from project.errors import UserError
+from project.outfile import output_path, written_whole
 
 TOP = 5  # predictions named for each image
+UNCERTAIN = "uncertain"
 
 
 class PredictionWriter(L.Callback):
     """path, class, probability, then the second to fifth guess; in the order of the paths, whatever the number of devices."""
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser()
-        if self.path.is_dir():
-            raise UserError(f"out: {self.path} is a folder; give a file, for example --out predictions.csv")
-        if self.path.exists() and not self.path.is_file():
-            raise UserError(f"out: {self.path} is no ordinary file; give one, for example --out predictions.csv")
-        self.path = self.path.resolve()  # a link is to be followed, not replaced
-        if not self.path.parent.is_dir():
-            raise UserError(f"out: there is no folder {self.path.parent}; make it first")
-        if not os.access(self.path.parent, os.W_OK):
-            raise UserError(f"out: {self.path.parent} cannot be written to; choose another folder")
+    def __init__(self, path: str, min_prob: float | None = None) -> None:
+        """
+        Args:
+            path: The file to write.
+            min_prob: Below this probability the class is `uncertain`; a further column, guess, keeps its name.
+        """
+        if min_prob is not None and not 0 < min_prob <= 1:
+            raise UserError(f"min_prob must be above 0 and at most 1, not {min_prob}")
+        self.path, self.min_prob = output_path(path, "predictions.csv"), min_prob
         self._index: list[Tensor] = []
         self._probability: list[Tensor] = []
         self._class: list[Tensor] = []
+        self._uncertain = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.min_prob is not None and UNCERTAIN in pl_module.class_names:
+            raise UserError(f"min_prob: a class of this model is itself called {UNCERTAIN!r}; leave min_prob out")
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,17 +57,21 @@ class PredictionWriter(L.Callback):
     def _write(self, samples, names, index, classes, probabilities) -> None:
         header = ["path", "class", "probability"]
         header += [f"{what}_{n}" for n in range(2, min(TOP, len(names)) + 1) for what in ("class", "probability")]
-        draft = self.path.with_name(f".{self.path.name}.part")  # an interrupted run leaves the old file as it was
-        with draft.open("w", newline="", encoding="utf-8") as file:
+        with written_whole(self.path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(header)
+            table.writerow(header if self.min_prob is None else [*header, "guess"])
             for i, top, shares in sorted(zip(index, classes, probabilities, strict=True)):
-                guesses = [cell for k, share in zip(top, shares, strict=True) for cell in (names[k], f"{share:.6f}")]
-                table.writerow([samples[i].key, *guesses])
-        draft.replace(self.path)
+                row = [samples[i].key, *(cell for k, share in zip(top, shares, strict=True) for cell in (names[k], f"{share:.6f}"))]
+                if self.min_prob is not None:
+                    row.append(row[1])
+                    if shares[0] < self.min_prob:
+                        row[1] = UNCERTAIN
+                        self._uncertain += 1
+                table.writerow(row)
 
     def _report(self, count: int, bad: list[tuple[str, str]]) -> None:
         for key, why in bad:
             print(f"not predicted: {key}: {why}", file=sys.stderr)
         left = f", {len(bad)} could not be read" if bad else ""
-        print(f"{count} predictions are in {self.path}{left}.")
+        doubt = f", {self._uncertain} of them {UNCERTAIN}" if self.min_prob is not None else ""
+        print(f"{count} predictions are in {self.path}{doubt}{left}.")

@@ -11,11 +11,14 @@ from project.callbacks import PredictionWriter
 from project.errors import UserError
 
 
-def write(path: Path, names: list[str], keys: list[str], batches: list[tuple[list[int], torch.Tensor]], bad=()) -> list[dict]:
+def write(
+    path: Path, names: list[str], keys: list[str], batches: list[tuple[list[int], torch.Tensor]], bad=(), **options
+) -> list[dict]:
     """Hand the batches over as Lightning would; the rows of the file."""
     data = SimpleNamespace(source=SimpleNamespace(samples=[SimpleNamespace(key=key) for key in keys]), bad=list(bad))
     trainer = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=data)
-    writer = PredictionWriter(str(path))
+    writer = PredictionWriter(str(path), **options)
+    writer.on_predict_start(trainer, SimpleNamespace(class_names=names))
     for index, probabilities in batches:
         writer.on_predict_batch_end(trainer, None, {"index": torch.tensor(index), "probabilities": probabilities}, None, 0)
     writer.on_predict_end(trainer, SimpleNamespace(class_names=names))
@@ -78,6 +81,32 @@ def test_paths_that_cannot_be_written(tmp_path, monkeypatch) -> None:
         assert words in str(caught.value) and "out: " in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert PredictionWriter("~/p.csv").path == tmp_path / "p.csv"
+
+
+def test_below_the_bound_a_class_is_uncertain(tmp_path, capsys) -> None:
+    probabilities = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1], [0.51, 0.49]])
+    keys = [f"{i}.png" for i in range(4)]
+    rows = write(tmp_path / "p.csv", ["a", "b"], keys, [([3, 1, 2, 0], probabilities)], min_prob=0.5)
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "guess"]
+    assert "uncertain" not in [row["class"] for row in rows]  # a probability of just the bound is sure enough
+    rows = write(tmp_path / "p.csv", ["a", "b"], keys, [([3, 1, 2, 0], probabilities)], min_prob=0.6)
+    assert [row["class"] for row in rows] == ["uncertain", "uncertain", "a", "b"]
+    assert (rows[0]["guess"], rows[0]["probability"], rows[3]["guess"]) == ("a", "0.510000", "b")
+    assert capsys.readouterr().out.endswith(", 2 of them uncertain.\n")
+
+
+def test_a_class_that_is_itself_called_uncertain(tmp_path) -> None:
+    batches = [([0], torch.tensor([[0.2, 0.8]]))]
+    with pytest.raises(UserError, match="is itself called 'uncertain'; leave min_prob out"):
+        write(tmp_path / "p.csv", ["a", "uncertain"], ["x.png"], batches, min_prob=0.5)
+    assert not (tmp_path / "p.csv").exists()
+    assert write(tmp_path / "p.csv", ["a", "uncertain"], ["x.png"], batches)[0]["class"] == "uncertain"
+
+
+@pytest.mark.parametrize("bound", [0, -1, 1.001, float("nan")])
+def test_bounds_that_are_no_probability(tmp_path, bound) -> None:
+    with pytest.raises(UserError, match="min_prob must be above 0 and at most 1"):
+        PredictionWriter(str(tmp_path / "p.csv"), bound)
 
 
 def test_three_classes_through_the_command(cli, folder, tiny_net, workdir) -> None:

@@ -1,0 +1,118 @@
+"""One network of each family, folded and written as .onnx and .pt2, and what the files compute beside the network itself.
+
+    python -m benchmarks.formats [--only REGEX]
+
+Needs `pip install -e ".[export,timm]"`, no data, about 15 minutes on two cores. Weights are random, so are the statistics of the
+batch norms; networks take 64 pixels where they can. Prints a table: batch norms folded, then for each kind of file its size
+and the largest difference of the logits of three images, run as one image and two, over the largest logit; or why there is no file.
+"""
+
+import argparse
+import re
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from project.classifier import ImageClassifier
+from project.errors import UserError
+from project.export.deployable import Deployable
+from project.export.files import write
+from project.export.proof import compare, logits_of
+from project.export.runtime import raw_onnx, raw_pt2
+from project.nets import ConvNet, ResNet, ResNet9, TimmModel, TorchvisionModel
+
+SIZE = 64
+SIZES = {"inception_v3": 128, "maxvit_t": 224, "vit_tiny_patch16_224": 224, "vit_b_16": 64}
+TORCHVISION = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet1_0",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x1_0",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11_bn",
+    "vit_b_16",
+    "wide_resnet50_2",
+]
+TIMM = ["resnet18d", "efficientnet_lite0", "mobilenetv3_small_100", "regnety_002", "convnext_atto", "vit_tiny_patch16_224"]
+OWN = {"ConvNet": ConvNet, "ResNet": ResNet, "ResNet9": ResNet9}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="regular expression: the networks to run")
+    only = re.compile(parser.parse_args().only)
+    networks = {f"torchvision {name}": partial(TorchvisionModel, name=name) for name in TORCHVISION}
+    networks |= {f"timm {name}": partial(TimmModel, name=name) for name in TIMM} | OWN
+    print("| network | pixels | batch norms folded | .onnx | .pt2 |\n|---|---:|---:|---|---|", flush=True)
+    for title, net in networks.items():
+        if only.search(title):
+            print(row(title, net), flush=True)
+
+
+def row(title: str, net: object) -> str:
+    """A line of the table."""
+    size = SIZES.get(title.split()[-1], SIZE)
+    torch.manual_seed(0)
+    model = ImageClassifier(net, [f"class {i}" for i in range(10)], image_size=size).eval()
+    images = torch.randint(256, (3, 3, size, size), dtype=torch.uint8)
+    settle(model, images)
+    with torch.no_grad():
+        reference = model(images).numpy()
+    fused = model.fused()
+    deployable = Deployable(fused.net, model.mean, model.std, 1.0).eval()
+    folded = sum(fold.into is not None for fold in fused.folds)
+    cells = [outcome(deployable, images, reference, suffix) for suffix in (".onnx", ".pt2")]
+    return f"| {title} | {size} | {folded} of {len(fused.folds)} | {' | '.join(cells)} |"
+
+
+def settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Random affine parameters, and the statistics of these images for every norm, so that no activation explodes or dies."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+    with torch.no_grad():
+        model(images)
+    for norm in norms:
+        norm.eval()
+        norm.running_mean += 0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
+
+
+def outcome(module: Deployable, images: torch.Tensor, reference: np.ndarray, suffix: str) -> str:
+    """Size and difference of one kind of file, or why there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{suffix}"
+        try:
+            write(module, images[:2], path, {})
+        except UserError as error:
+            return str(error)
+        run = {".onnx": raw_onnx, ".pt2": raw_pt2}[suffix](path)
+        probabilities = np.concatenate([run(part.numpy()) for part in (images[:1], images[1:])])
+        difference = compare(logits_of(probabilities, 1.0, reference), reference)
+        return f"{path.stat().st_size / 1e6:.1f} MB, {difference.relative:.1e}"
+
+
+if __name__ == "__main__":
+    main()
