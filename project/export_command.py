@@ -2,7 +2,6 @@
 
 import copy
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,14 @@ from project.export.deployable import Deployable, NetworkOnly
 from project.export.files import check_packages, write
 from project.export.fuse import Fold
 from project.export.metadata import pack, suffix_of
-from project.export.proof import compare, first_difference, logits_of, outputs_in_file, outputs_of
-from project.export.runtime import open_exported, raw_onnx, raw_pt2
+from project.export.prove import in_batches, prove
+from project.export.runtime import open_exported
 from project.export.speed import eager, flops, measure
 from project.outfile import output_path, written_whole
 
 CHECKED_ON = 2000  # validation images at most: one number is fitted, and a CPU does some 50 images a second
 PROVEN_ON = 256
 GOLDEN = 4  # images kept in the file
-BATCH = 64
 
 
 def export_checkpoint(
@@ -106,7 +104,7 @@ def export(
     if not 0 < tolerance < 1:
         raise UserError(f"tolerance must be above 0 and below 1, not {tolerance}")
     model = model.eval().cpu()
-    logits = _in_batches(lambda part: model(part).float(), images)
+    logits = in_batches(lambda part: model(part).float(), images)
     if not np.isfinite(logits).all():
         raise UserError("nothing was written: the checkpoint itself gives logits that are no numbers; its training has diverged")
     temperature = _calibrate(logits, labels) if calibrate else model.temperature
@@ -132,25 +130,19 @@ def export(
         "golden": {"images": pack(golden.numpy()), "probabilities": pack(probabilities.numpy())},
         **origin,
     }
+    trained = Deployable(copy.deepcopy(model.net), model.mean, model.std, temperature).eval()
     module = deployable if preprocess else NetworkOnly(fused.net).eval()
     spread = torch.linspace(0, len(images) - 1, min(PROVEN_ON, len(images))).long()
     with written_whole(path) as draft:
         write(module, images[:2].repeat(2, 1, 1, 1)[:2] if preprocess else model.normalise(images[:2]), draft, metadata)
-        _prove(model, deployable, draft, metadata, images[spread], logits[spread], tolerance)
+        print(prove(draft, metadata, deployable, trained, images[spread], logits[spread], tolerance))
         if speed:
-            _show_speed(model, deployable, draft, metadata, images)
+            _show_speed(trained, deployable, draft, metadata, images)
     _save_folds(path.with_suffix(".folds.csv"), fused.folds)
     size = path.stat().st_size / 1e6
     parameters = sum(p.numel() for p in fused.net.parameters())
     print(f"{path}: {size:.2f} MB, {parameters:,} parameters, {flops(deployable, golden) / 1e9:.3g} GFLOPs an image.")
     return temperature
-
-
-def _in_batches(run: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
-    """Run all images: one alone, then batches, so that a file must take any number."""
-    parts = [images[:1], *images[1:].split(BATCH)]
-    with torch.no_grad():
-        return np.concatenate([np.asarray(run(part)) for part in parts if len(part)])
 
 
 def _calibrate(logits: np.ndarray, labels: Tensor) -> float:
@@ -184,71 +176,8 @@ def _save_folds(path: Path, folds: list[Fold]) -> None:
         table.writerows([fold.norm, fold.into or "", fold.reason] for fold in folds)
 
 
-def _prove(
-    model: ImageClassifier,
-    deployable: Deployable,
-    draft: Path,
-    metadata: dict[str, Any],
-    images: Tensor,
-    reference: np.ndarray,
-    bound: float,
-) -> None:
-    """Run the written file beside the trained model.
-
-    Raises:
-        UserError: when they differ by more than the bound, with the first layer that does.
-    """
-    difference = compare(_logits_in_file(deployable, draft, metadata, images, reference), reference)
-    words = (
-        f"the logits of {difference.images} validation images differ by up to {difference.absolute:.1e} "
-        f"({difference.relative:.1e} of the largest), the class is the same for {difference.agreement:.2%}"
-    )
-    if difference.relative <= bound:
-        print(f"Proof: {words}.")
-        return
-    raise UserError(
-        f"nothing was written: {words}; tolerance is {bound:g}. {_blame(model, deployable, draft, metadata, images[:2], bound)}"
-    )
-
-
-def _logits_in_file(
-    deployable: Deployable, draft: Path, metadata: dict[str, Any], images: Tensor, reference: np.ndarray
-) -> np.ndarray:
-    """What the file as written computes."""
-    if draft.suffix == ".safetensors":
-        from safetensors.torch import load_model
-
-        module = copy.deepcopy(deployable)
-        load_model(module, str(draft))
-        module.temperature = None
-        return _in_batches(module, images)
-    run = (raw_onnx if draft.suffix == ".onnx" else raw_pt2)(draft)
-    if metadata["preprocess"]:
-        probabilities = _in_batches(lambda part: run(part.numpy()), images)
-        return logits_of(probabilities, metadata["temperature"], reference)
-    mean, std = (torch.tensor(metadata[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    return _in_batches(lambda part: run(((part / 255 - mean) / std).numpy()), images)
-
-
-def _blame(
-    model: ImageClassifier, deployable: Deployable, draft: Path, metadata: dict[str, Any], images: Tensor, bound: float
-) -> str:
-    """In words, where the difference begins."""
-    trained = Deployable(copy.deepcopy(model.net), model.mean, model.std).eval()
-    fused = outputs_of(deployable, images)
-    folded = [f"net.{fold.into}" for fold in deployable.folds if fold.into]
-    if name := first_difference(fused, outputs_of(trained, images), bound, skip=folded):
-        return f"The first layer that differs is {name}, where the batch norm was folded."
-    if draft.suffix != ".safetensors":
-        given = images if metadata["preprocess"] else model.normalise(images)
-        if name := first_difference(outputs_in_file(draft, given.numpy()), fused, bound):
-            return f"The first layer that differs is {name}, as the file runs it."
-    return "No single layer of these images differs by that much: a larger --tolerance may be justified."
-
-
-def _show_speed(model: ImageClassifier, deployable: Deployable, draft: Path, metadata: dict[str, Any], images: Tensor) -> None:
-    """Time the trained model, its fused forms and the file as written."""
-    trained = Deployable(copy.deepcopy(model.net), model.mean, model.std, deployable.temperature).eval()
+def _show_speed(trained: Deployable, deployable: Deployable, draft: Path, metadata: dict[str, Any], images: Tensor) -> None:
+    """Time the trained network, its fused forms and the file as written."""
     ways = {
         "eager, unfused": eager(trained, channels_last=False),
         "eager, fused": eager(deployable, channels_last=False),

@@ -49,7 +49,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
     if '"subcommand" to be one of' in body:
         return "say what to do: fit, validate, test, predict, export or verify; python -m project --help tells more"
     if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", body):
-        return f"there is no command {found[1]!r}; choose from {found[2]}, 'verify'"
+        commands = found[2].replace("'", "")  # Python 3.12 quotes none of them
+        return f"there is no command {found[1]!r}; choose from {commands}, verify"
     return (key + (_reason(body) or " ".join(body.split())))[:LIMIT]
 
 

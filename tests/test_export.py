@@ -407,7 +407,7 @@ def test_a_tolerance_below_what_rounding_allows_says_that_no_layer_is_to_blame(t
 # Interrupted
 
 
-@pytest.mark.parametrize("place", ["write", "_prove"])
+@pytest.mark.parametrize("place", ["write", "prove"])
 def test_ctrl_c_leaves_what_was_there(trained, cli, workdir, monkeypatch, place) -> None:
     real = getattr(project.export_command, place)
 

@@ -1,6 +1,6 @@
 """Compare what an exported file computes with the network that was trained, and name the first layer that differs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,28 +94,37 @@ def watched(module: nn.Module, outputs: Outputs) -> Iterator[None]:
             handle.remove()
 
 
-def outputs_in_file(path: Path, images: np.ndarray) -> Outputs:
-    """What the modules put out when the file runs: the output of the last step of each."""
-    return _outputs_of_onnx(path, images) if path.suffix == ".onnx" else _outputs_of_pt2(path, images)
+def outputs_in_file(path: Path, only: str | None = None) -> Callable[[np.ndarray], Outputs]:
+    """Open a file so that it tells what its modules put out: the output of the last step of each.
+
+    Args:
+        path: A .onnx or .pt2 file of ours.
+        only: Record this module alone.
+    """
+    return _outputs_of_onnx(path, only) if path.suffix == ".onnx" else _outputs_of_pt2(path, only)
 
 
-def _outputs_of_onnx(path: Path, images: np.ndarray) -> Outputs:
+def _outputs_of_onnx(path: Path, only: str | None) -> Callable[[np.ndarray], Outputs]:
     onnx, runtime = need("onnx"), need("onnxruntime")
     model = onnx.load(str(path))
     last: dict[str, str] = {}
     for node in model.graph.node:
         for entry in node.metadata_props:
             if entry.key == SCOPES:
-                last |= dict.fromkeys(node_modules(entry.value), node.output[0])
+                last |= {name: node.output[0] for name in node_modules(entry.value) if only in (None, name)}
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(set(last.values()) - known))
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = sorted(set(last.values()))
-    values = dict(zip(names, session.run(names, {"images": images}), strict=True))
-    return {module: values[name] for module, name in last.items()}
+
+    def run(images: np.ndarray) -> Outputs:
+        values = dict(zip(names, session.run(names, {"images": images}), strict=True)) if names else {}
+        return {module: values[name] for module, name in last.items()}
+
+    return run
 
 
-def _outputs_of_pt2(path: Path, images: np.ndarray) -> Outputs:
+def _outputs_of_pt2(path: Path, only: str | None) -> Callable[[np.ndarray], Outputs]:
     graph = torch.export.load(path).module()
     outputs: Outputs = {}
 
@@ -123,11 +132,16 @@ def _outputs_of_pt2(path: Path, images: np.ndarray) -> Outputs:
         def run_node(self, node: torch.fx.Node) -> object:
             result = super().run_node(node)
             if isinstance(result, Tensor):
-                for name, _ in node.meta.get("nn_module_stack", {}).values():
-                    outputs[name.removeprefix("L['self'].").split("@")[0]] = result.numpy()
+                for path, _ in node.meta.get("nn_module_stack", {}).values():
+                    name = path.removeprefix("L['self'].").split("@")[0]
+                    if name and only in (None, name):
+                        outputs[name] = result.numpy()
             return result
 
-    with torch.no_grad():
-        Recorder(graph).run(torch.from_numpy(images))
-    outputs.pop("", None)
-    return outputs
+    def run(images: np.ndarray) -> Outputs:
+        outputs.clear()
+        with torch.no_grad():
+            Recorder(graph).run(torch.from_numpy(images))
+        return dict(outputs)
+
+    return run

@@ -131,7 +131,7 @@ def test_no_hook_is_left_after_an_error(deployable) -> None:
 def test_a_file_gives_the_same_outputs_by_the_same_names(deployable, tmp_path, suffix) -> None:
     path = tmp_path / f"m.{suffix}"
     write(deployable, IMAGES, path, {})
-    expected, found = outputs_of(deployable, IMAGES), outputs_in_file(path, IMAGES.numpy())
+    expected, found = outputs_of(deployable, IMAGES), outputs_in_file(path)(IMAGES.numpy())
     assert {"net.0", "net.1.0", "net.1.1", "net.3"} <= set(found) <= set(expected)
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], atol=1e-5)
