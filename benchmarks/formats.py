@@ -22,8 +22,7 @@ from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.export.deployable import Deployable
 from project.export.files import write
-from project.export.proof import compare, logits_of
-from project.export.runtime import raw_onnx, raw_pt2
+from project.export.proof import compare, outputs_in_file
 from project.nets import ConvNet, ResNet, ResNet9, TimmModel, TorchvisionModel
 
 SIZE = 64
@@ -108,10 +107,9 @@ def outcome(module: Deployable, images: torch.Tensor, reference: np.ndarray, suf
             write(module, images[:2], path, {})
         except UserError as error:
             return str(error)
-        run = {".onnx": raw_onnx, ".pt2": raw_pt2}[suffix](path)
-        probabilities = np.concatenate([run(part.numpy()) for part in (images[:1], images[1:])])
-        difference = compare(logits_of(probabilities, 1.0, reference), reference)
-        return f"{path.stat().st_size / 1e6:.1f} MB, {difference.relative:.1e}"
+        run = outputs_in_file(path, only="net")
+        logits = np.concatenate([run(part.numpy())["net"] for part in (images[:1], images[1:])])
+        return f"{path.stat().st_size / 1e6:.1f} MB, {compare(logits, reference).relative:.1e}"
 
 
 if __name__ == "__main__":

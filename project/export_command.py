@@ -138,7 +138,7 @@ def export(
         print(prove(draft, metadata, deployable, trained, images[spread], logits[spread], tolerance))
         if speed:
             _show_speed(trained, deployable, draft, metadata, images)
-    _save_folds(path.with_suffix(".folds.csv"), fused.folds)
+        _save_folds(path.with_suffix(".folds.csv"), fused.folds)
     size = path.stat().st_size / 1e6
     parameters = sum(p.numel() for p in fused.net.parameters())
     print(f"{path}: {size:.2f} MB, {parameters:,} parameters, {flops(deployable, golden) / 1e9:.3g} GFLOPs an image.")
