@@ -107,7 +107,7 @@ def export(
     logits = in_batches(lambda part: model(part).float(), images)
     if not np.isfinite(logits).all():
         raise UserError("nothing was written: the checkpoint itself gives logits that are no numbers; its training has diverged")
-    temperature = _calibrate(logits, labels) if calibrate else model.temperature
+    temperature = _calibrate(logits, labels, model.temperature) if calibrate else model.temperature
 
     fused = model.fused()
     _show_folds(fused.folds)
@@ -145,16 +145,16 @@ def export(
     return temperature
 
 
-def _calibrate(logits: np.ndarray, labels: Tensor) -> float:
+def _calibrate(logits: np.ndarray, labels: Tensor, before: float) -> float:
     if not len(labels):
-        print("Temperature 1: without validation images there is nothing to calibrate on.")
-        return 1.0
+        print(f"Temperature {before:.4g} as before: without validation images there is nothing to calibrate on.")
+        return before
     values = torch.from_numpy(logits)
     temperature = fit_temperature(values, labels)
-    before, after = (calibration_error(values, labels, t) for t in (1.0, temperature))
+    plain, after = (calibration_error(values, labels, t) for t in (1.0, temperature))
     why = "" if temperature != 1 else "; all of them are right, which leaves nothing to calibrate on"
     print(
-        f"Temperature {temperature:.3f} from {len(labels)} validation images: calibration error {before:.4f} before, "
+        f"Temperature {temperature:.3f} from {len(labels)} validation images: calibration error {plain:.4f} before, "
         f"{after:.4f} after{why}."
     )
     return temperature

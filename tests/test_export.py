@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import DIGITS, ROOT, make_folder
+from conftest import DIGITS, ROOT, SMALL, make_folder
 from onnx import numpy_helper
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -285,6 +285,18 @@ def test_a_checkpoint_that_cannot_be_written_is_exported_all_the_same(trained, c
     assert result.code == 0 and "The temperature could not be kept in the checkpoint, which will predict without it: " in result.out
     assert read_metadata(workdir / "m.safetensors")["temperature"] != 1
     assert checkpoint.read_bytes() == before and left_overs(workdir) == []
+
+
+def test_folded_weights_are_no_start_for_training(exported, cli) -> None:
+    result = cli("fit", *DIGITS, *SMALL, "--model.weights", "model.safetensors")
+    assert result.code == 2 and "model.safetensors are folded" in result.err and result.err.count("\n") == 1
+
+
+def test_without_validation_images_a_temperature_is_kept(exported, cli) -> None:
+    before = read_metadata(Path("model.onnx"))["temperature"]
+    options = ["--out", "m.safetensors", "--speed", "false", "--data.val_size", "0"]
+    assert before != 1 and cli("export", "--ckpt_path", "best", *options).code == 0
+    assert read_metadata(Path("m.safetensors"))["temperature"] == before
 
 
 def test_a_model_that_was_never_validated(cli, folder, tiny_net, workdir) -> None:

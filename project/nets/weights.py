@@ -1,5 +1,6 @@
 """Weights to start from: published ones by name, a state dict, a checkpoint of ours. What fits is loaded, all is reported."""
 
+import json
 import os
 import pickle
 import re
@@ -149,9 +150,16 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix.lower() != ".safetensors":
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        from safetensors import safe_open
         from safetensors.torch import load_file
 
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("image_classifier", "{}"))  # of `python -m project export`
+        if any(fold["into"] for fold in about.get("folds", ())):
+            raise UserError(f"model.weights: the batch norms of {path} are folded, so it cannot be trained on; give the checkpoint")
         return load_file(path)
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"model.weights: {path} needs the safetensors library; run pip install safetensors") from error
     except Exception as error:  # torch has a different one for each kind of damage
