@@ -2,12 +2,14 @@
 
 import copy
 import csv
+import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from project import __version__
@@ -43,6 +45,7 @@ def export_checkpoint(
     origin = {name: saved[name] for name in ("epoch", "val/acc") if name in saved}
     origin["model"] = {key: content["hyper_parameters"][key] for key in ("net", *FROM_MODEL)}
     images, labels = _validation_images(trainer, data, content)
+    signal.signal(signal.SIGTERM, _stop)  # Lightning listens to it in its own loops alone; the draft is to be taken away
     temperature = export(model, images, labels, out, origin, *options)
     if temperature == model.temperature:
         return
@@ -51,6 +54,10 @@ def export_checkpoint(
             torch.save({**torch.load(path, weights_only=True, map_location="cpu"), "temperature": temperature}, draft)
     except (UserError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
         print(f"The temperature could not be kept in the checkpoint, which will predict without it: {error}")
+
+
+def _stop(*_: Any) -> None:
+    raise SIGTERMException
 
 
 def _validation_images(trainer: L.Trainer, data: ImageDataModule, checkpoint: dict[str, Any]) -> tuple[Tensor, Tensor]:

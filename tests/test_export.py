@@ -6,6 +6,7 @@ import importlib.util
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -417,6 +418,21 @@ def test_a_tolerance_below_what_rounding_allows_says_that_no_layer_is_to_blame(t
 
 
 # Interrupted
+
+
+def test_a_sigterm_leaves_what_was_there(trained, cli, workdir, monkeypatch) -> None:
+    def terminated(module: object, images: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(project.export_command, "write", terminated)
+    (workdir / "m.onnx").write_bytes(b"old")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli(*EXPORT, "m.onnx").code == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (workdir / "m.onnx").read_bytes() == b"old" and left_overs(workdir) == []
 
 
 @pytest.mark.parametrize("place", ["write", "prove"])
