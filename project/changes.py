@@ -28,6 +28,12 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
     Raises:
         UserError: for a change that cannot.
     """
+    for part in ("lr_mult.", "schedule.init_args.schedules."):
+        orders = [[key for key in settings if key.startswith(part)] for settings in (then, now)]
+        if command == "fit" and orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
+            raise UserError(
+                f"model.{part[:-1]}: the order of its patterns cannot be changed for a trained model, since the first counts"
+            )
     lines = []
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) == then.get(key):
@@ -54,7 +60,13 @@ def _schedule(settings: dict[str, Any]) -> str:
 
 
 def _obstacle(key: str, now: dict[str, Any], then: dict[str, Any]) -> str | None:
-    """Why a rate that could be changed otherwise cannot be."""
+    """Why a setting that could be changed otherwise cannot be."""
+    optimizer, _, name = key.rpartition(".")
+    needs_state = ("amsgrad", "centered", *(("momentum",) if str(now.get("optimizer.class_path")).endswith("RMSprop") else ()))
+    if optimizer == "optimizer.init_args" and name in needs_state:
+        return "for a trained model: the optimizer has not collected what it needs for that"
+    if optimizer == "optimizer.init_args" and name == "initial_accumulator_value":
+        return "for a trained model: it counts at the start alone"
     if not RATE.fullmatch(key):
         return None
     for settings in (then, now):

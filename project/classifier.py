@@ -120,7 +120,8 @@ class ImageClassifier(Recipe):
 
     def metric_names(self) -> set[str]:
         by_class = {f"val/acc_class/{label}" for label in self.class_names}
-        return ({"train/loss", "train/acc", "val/loss", *self.val_metrics} - {"val/by_class"}) | by_class
+        names = ({"train/loss", "train/acc", "val/loss", *self.val_metrics} - {"val/by_class"}) | by_class
+        return names if self.validates else {name for name in names if not name.startswith("val/")}
 
     @property
     def _new(self) -> bool:
@@ -191,12 +192,13 @@ class ImageClassifier(Recipe):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with labels (N,), or shares of each class (N, num_classes); with class weights, the weighted mean."""
-        options = {"weight": self.class_weights, "label_smoothing": self.label_smoothing}
+        weight = self.class_weights.float()  # like the logits, whatever the precision of the run
+        options = {"weight": weight, "label_smoothing": self.label_smoothing}
         if labels.ndim == 1:
             return nn.functional.cross_entropy(logits.float(), labels, **options)
         # For shares torch's mean forgets the weights: mixing would change the size of the loss, and so of the steps.
         total = nn.functional.cross_entropy(logits.float(), labels.float(), reduction="sum", **options)
-        return total / (labels * self.class_weights).sum()
+        return total / (labels * weight).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = self.normalise(batch["image"]), batch["label"]

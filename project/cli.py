@@ -119,6 +119,8 @@ class CLI(LightningCLI):
             raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
         if config["gradient_clip_val"] is not None and not config["gradient_clip_val"] > 0:
             raise UserError(f"trainer.gradient_clip_val must be above 0, not {config['gradient_clip_val']}; null does not clip")
+        if config["gradient_clip_algorithm"] and config["gradient_clip_val"] is None:
+            raise UserError("trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out")
         own_logger = config["logger"] in (None, True)
         callbacks = [
             RunFolder(

@@ -5,14 +5,27 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
-from torch.optim import LBFGS, AdamW, Optimizer, SparseAdam, lr_scheduler
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from project.errors import UserError
-from project.optim import Constant, Freeze, Interval, Length, PlannedRates, Schedule, Warmup, group_table, param_groups
+from project.optim import (
+    SWATS,
+    Constant,
+    Freeze,
+    Interval,
+    Length,
+    PlannedRates,
+    Plateau,
+    Schedule,
+    Warmup,
+    group_table,
+    param_groups,
+)
+from project.optim.of_torch import check_gradients, scheduler_of_torch
 
 OptimizerCallable = Callable[[Iterable, float], Optimizer]  # (parameter groups, lr) -> optimizer
 SchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -68,6 +81,10 @@ class Recipe(L.LightningModule):
         ours = schedule is None or isinstance(schedule, Schedule)
         if schedule_interval is not None and (schedule is None or isinstance(schedule, Constant)):
             raise UserError("model.schedule_interval has an effect on a model.schedule only; leave it out")
+        if not warmup and warmup_start != 0.01:
+            raise UserError("model.warmup_start has an effect on a model.warmup only; leave it out")
+        if schedule_interval == "step" and isinstance(schedule, Plateau):
+            raise UserError("model.schedule_interval: Plateau counts epochs, after which its metric is known; leave it out")
         if warmup and not ours:
             raise UserError("model.warmup goes with the schedules of project.optim; those of torch have torch's LinearLR instead")
         self.lr, self.make_optimizer = lr, optimizer or AdamW
@@ -84,6 +101,7 @@ class Recipe(L.LightningModule):
         self.rates: dict[str, float] = {}  # in force, of every group
         self._asleep: list[nn.Module] = []  # modules that own what is frozen now
         self._built: list[dict[str, Any]] = []  # the optimizer's groups as the configuration has them
+        self._batch_then: int | None = None  # of the run that is resumed
         self._restored: list[dict[str, Any]] | None = None  # the same, of the run that is resumed
 
     # Freezing
@@ -153,9 +171,9 @@ class Recipe(L.LightningModule):
         groups = param_groups(self.net, rate, self.lr_mult, self.layer_decay, self.no_weight_decay)
         try:
             optimizer = self.make_optimizer(groups, rate)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.optimizer: {error}") from error
-        self._check_gradients(optimizer)
+        check_gradients(optimizer, self.net)
         if self.no_weight_decay and not optimizer.defaults.get("weight_decay"):
             raise UserError("model.no_weight_decay has no effect: model.optimizer has no weight_decay")
         for group in optimizer.param_groups:
@@ -169,26 +187,8 @@ class Recipe(L.LightningModule):
             self.check_metric("model.schedule", plateau.monitor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.planned, "interval": "step"}}
 
-    def _check_gradients(self, optimizer: Optimizer) -> None:
-        """Two optimizers fail on the gradients of some networks in their first step, with an error that does not say so."""
-        if isinstance(optimizer, SparseAdam):
-            raise UserError(
-                "model.optimizer: SparseAdam takes sparse gradients alone, which images do not give; choose torch.optim.Adam"
-            )
-        dense = all(parameter.is_contiguous() for parameter in self.net.parameters())
-        if isinstance(optimizer, LBFGS) and not dense:
-            raise UserError("model.optimizer: LBFGS cannot use weights in channels_last order; set model.channels_last: false")
-
     def _scheduler_of_torch(self, optimizer: Optimizer) -> dict[str, Any]:
-        try:
-            scheduler = self.schedule(optimizer)
-        except (TypeError, ValueError) as error:
-            mend = "; project.optim.OneCycle counts them itself" if "total_steps" in str(error) else ""
-            raise UserError(f"model.schedule: {error}{mend}") from error
-        if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
-            raise UserError(
-                "model.schedule: torch's ReduceLROnPlateau does not say which metric to watch; use project.optim.Plateau"
-            )
+        scheduler = scheduler_of_torch(self.schedule, optimizer)
         plan = {"scheduler": scheduler, "interval": self.schedule_interval or "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             self.check_metric("model.schedule", scheduler.monitor)
@@ -198,6 +198,14 @@ class Recipe(L.LightningModule):
     def metric_names(self) -> set[str]:
         """The metrics that a training logs after each epoch."""
         return {"train/loss"}
+
+    @property
+    def validates(self) -> bool:
+        """Whether this run looks at validation images at all."""
+        trainer = self.trainer
+        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else math.inf
+        often = (trainer.check_val_every_n_epoch or 1) <= last
+        return bool(trainer.limit_val_batches) and often and bool(trainer.datamodule.splits["val"])
 
     def check_metric(self, key: str, name: str) -> None:
         if name not in self.metric_names():
@@ -219,14 +227,22 @@ class Recipe(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["groups"], checkpoint["curve"] = self._built, self.curve
         checkpoint["rates"], checkpoint["highest"] = self.rates, self._highest
+        checkpoint["batch"] = self.batch if self.trainer.datamodule is not None else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored, self.curve = checkpoint.get("groups"), checkpoint.get("curve", [])
         self.rates, self._highest = checkpoint.get("rates", {}), checkpoint.get("highest", [])
+        self._batch_then = checkpoint.get("batch")
+        fit = self._trainer is not None and self._trainer.state.fn == "fit"
+        averaged = fit and any(isinstance(callback, WeightAveraging) for callback in self._trainer.callbacks)
+        if fit and not averaged and "current_model_state" in checkpoint:
+            print("The checkpoint has averaged weights, and no EMA is set any more: going on from the weights themselves.")
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     def on_train_start(self) -> None:
         """Lightning has restored the optimizer as it was: let what the configuration has changed since take effect."""
         self._freeze(self.current_epoch)
+        self._check_batch()
         groups = self.trainer.optimizers[0].param_groups
         for group, now, then in zip(groups, self._built, self._restored or self._built, strict=True):
             for key in now.keys() - {"name", "lr"}:
@@ -238,6 +254,20 @@ class Recipe(L.LightningModule):
         before, now = self.planned.planned_steps, self.length().steps
         if before not in (None, now) and self.trainer.is_global_zero and any(part.spans_run for part in self.planned.schedules):
             print(f"The schedule was made for {before} steps and spans {now} from now on: the rates follow.", flush=True)
+
+    def _check_batch(self) -> None:
+        """A resumed run with another batch: say what follows it, or that nothing can."""
+        then, self._batch_then = self._batch_then, None
+        if then is None or then == self.batch:
+            return
+        if self.reference_batch and (self.planned is None or isinstance(self.trainer.optimizers[0], SWATS)):
+            raise UserError(
+                f"the batch was {then} images for one step until here and is {self.batch} now, but a rate that follows it cannot "
+                "change in the middle of a scheduler of torch's or of SWATS; give the old data.batch_size, devices and accumulation"
+            )
+        if self.trainer.is_global_zero:
+            follows = ", and the rate follows" if self.reference_batch else ""
+            print(f"The batch is {self.batch} images for one step from now on, {then} until here{follows}.", flush=True)
 
     def on_train_epoch_start(self) -> None:
         self._freeze(self.current_epoch)

@@ -273,6 +273,71 @@ def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
     assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_every_precision_of_a_cpu_trains(cli, few, precision) -> None:
+    mixed = ["--model.mixup=0.2", "--model.class_weights=balanced"]
+    assert cli(*few, *mixed, "--trainer.max_epochs=1", f"--trainer.precision={precision}").code == 0
+
+
+def test_another_batch_on_resume_is_said(cli, few) -> None:
+    scaled = ["--model.reference_batch=8", "--model.lr_scaling=linear"]
+    assert cli(*few, *scaled, "--trainer.max_epochs=1").code == 0
+    more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
+    result = cli(*more, "--data.batch_size=4")
+    assert result.code == 0 and "4 images for one step from now on, 8 until here, and the rate follows" in result.out
+    assert last()["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    "choice", [["--model.optimizer=project.optim.SWATS"], ["--model.schedule=torch.optim.lr_scheduler.ConstantLR"]]
+)
+def test_another_batch_is_refused_where_the_rate_cannot_follow(cli, few, choice) -> None:
+    scaled = ["--model.reference_batch=8", "--model.lr_scaling=linear"]
+    assert cli(*few, *scaled, *choice, "--trainer.max_epochs=1").code == 0
+    result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--data.batch_size=4")
+    assert result.code == 2 and "the batch was 8 images" in result.err and result.err.count("\n") == 1
+
+
+def test_without_its_average_a_run_goes_on_from_the_weights_themselves(cli, few) -> None:
+    assert cli(*few, "--trainer.max_epochs=1", "--trainer.callbacks+=project.callbacks.EMA").code == 0
+    raw = last()["current_model_state"]
+    result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.lr=1e-12", "--trainer.callbacks=[]")
+    assert result.code == 0 and "going on from the weights themselves" in result.out
+    name = "net.head.weight"
+    assert torch.allclose(last()["state_dict"][name], raw[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (
+            ["--model.lr_mult", '{"head": 10, "weight": 2}'],
+            ["--model.lr_mult", '{"weight": 2, "head": 10}'],
+            "order of its patterns",
+        ),
+        (["--model.optimizer=torch.optim.AdamW"], ["--model.optimizer.init_args.amsgrad=true"], "has not collected"),
+        (["--model.optimizer=torch.optim.RMSprop"], ["--model.optimizer.init_args.momentum=0.9"], "has not collected"),
+        (
+            ["--model.optimizer=torch.optim.Adagrad"],
+            ["--model.optimizer.init_args.initial_accumulator_value=1"],
+            "counts at the start",
+        ),
+    ],
+)
+def test_what_cannot_change_on_resume_is_one_line(cli, few, first, then, words) -> None:
+    assert cli(*few, *first, "--trainer.max_epochs=1").code == 0
+    result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", *then)
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
+
+
+def test_a_plateau_of_another_metric_starts_anew(cli, few) -> None:
+    plateau = ["--model.schedule=project.optim.Plateau", "--model.schedule.patience=0"]
+    assert cli(*few, *plateau, "--trainer.max_epochs=1").code == 0
+    assert cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.schedule.monitor=val/acc").code == 0
+    (state,) = last()["lr_schedulers"][0]["plateaus"]
+    assert state["metric"] == ["val/acc", "max"] and state["best"] <= 1 and state["factor"] == 1
+
+
 def test_lbfgs_trains_with_weights_in_the_usual_order(cli, few) -> None:
     options = ["--model.optimizer=torch.optim.LBFGS", "--model.channels_last=false", "--trainer.max_epochs=1"]
     assert cli(*few, *options).code == 0

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -66,13 +67,22 @@ def _write_onnx(module: nn.Module, images: Tensor, path: Path, metadata: str) ->
         graph = _graph(module, images)
         shapes = {"dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}}
         model = torch.onnx.export(graph, dynamo=True, verbose=False, **names, **shapes).model_proto
-        for node in model.graph.node:  # what else is noted there: lines of source code, and paths of this machine
+        for node in _nodes(
+            model.graph.node, *(function.node for function in model.functions)
+        ):  # what else is noted there: lines of source code, and paths of this machine
             scopes = [entry for entry in node.metadata_props if entry.key == SCOPES]
             del node.metadata_props[:]
             node.metadata_props.extend(scopes)
         onnx.helper.set_model_props(model, {KEY: metadata})
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString())
+
+
+def _nodes(*groups: Any) -> Iterator[Any]:
+    """All nodes of an ONNX graph, those inside its conditions and loops too."""
+    for node in itertools.chain(*groups):
+        yield node
+        yield from _nodes(*(graph.node for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)))
 
 
 def _write_safetensors(module: nn.Module, images: Tensor, path: Path, metadata: str) -> None:

@@ -67,7 +67,7 @@ def simulated_rates(make: Callable[[Any], Any], groups: list[dict[str, Any]], in
         if not by_metric:
             try:
                 scheduler.step()
-            except ValueError as error:  # OneCycleLR, past the steps that it was made for
+            except Exception as error:  # of many kinds; OneCycleLR, for one, past the steps that it was made for
                 raise UserError(f"model.schedule: in a run of {count} {interval}s: {error}") from error
     unit = 1 if interval == "epoch" else length.steps_per_epoch
     return Plan([place / unit for place in range(count)], _curves([g["name"] for g in groups], table))

@@ -73,6 +73,8 @@ def matches(key: str, pattern: str, name: str) -> bool:
     Raises:
         UserError: when it is none.
     """
+    if not isinstance(pattern, str):
+        raise UserError(f"{key}: {pattern!r} is no regular expression but a number; put it in quotes")
     try:
         return re.search(pattern, name) is not None
     except re.error as error:

@@ -212,10 +212,12 @@ class Plateau(Schedule):
 
     def state_dict(self) -> dict[str, Any]:
         return {"factor": self.factor(0, 1), "best": float(self._rule.best), "bad": self._rule.num_bad_epochs,
-                "cooldown": self._rule.cooldown_counter}  # fmt: skip
+                "cooldown": self._rule.cooldown_counter, "metric": [self.monitor, self._rule.mode]}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rate.param_groups[0]["lr"] = state["factor"]
+        if state["metric"] != [self.monitor, self._rule.mode]:
+            return  # the best of another metric is none of this one
         self._rule.best, self._rule.num_bad_epochs = state["best"], state["bad"]
         self._rule.cooldown_counter = state["cooldown"]
 

@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from project.callbacks import SafeInterrupt
 
@@ -19,11 +20,12 @@ def start(callback: SafeInterrupt) -> None:
 @pytest.fixture
 def callback():
     """A callback in force over Python's own handler, and the handler from before back again in the end."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
     some = SafeInterrupt()
     start(some)
     yield some
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
 
 
 def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
@@ -33,7 +35,6 @@ def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
 def places(callback: SafeInterrupt):
     return [
         lambda: batch_end(callback),
-        lambda: callback.on_validation_batch_start(None, None, None, 0),
         lambda: callback.on_train_epoch_start(None, None),
     ]
 
@@ -43,11 +44,26 @@ def test_unasked_it_does_nothing(callback) -> None:
         place()
 
 
-@pytest.mark.parametrize("place", range(3))
-def test_the_first_waits_for_the_next_place(callback, place) -> None:
-    os.kill(os.getpid(), signal.SIGINT)  # a real one; it must not raise here
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("place", range(2))
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SIGTERMException)])
+def test_the_first_waits_for_the_next_place(callback, place, number, error) -> None:
+    os.kill(os.getpid(), number)  # a real one; it must not raise here
+    with pytest.raises(error):
         places(callback)[place]()
+
+
+def test_a_validation_is_finished_and_said_to_be(callback, capsys) -> None:
+    callback._trainer = SimpleNamespace(validating=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert "Stopping after this validation" in capsys.readouterr().out
+
+
+def test_an_accumulation_is_not_torn_apart(callback) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    run = SimpleNamespace(is_last_batch=False, accumulate_grad_batches=2)
+    callback.on_train_batch_end(run, None, None, None, 0)
+    with pytest.raises(SIGTERMException):
+        callback.on_train_batch_end(run, None, None, None, 1)
 
 
 def test_the_end_of_an_epoch_is_not_torn_apart(callback) -> None:

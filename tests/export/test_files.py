@@ -118,9 +118,8 @@ def test_a_file_says_nothing_of_the_machine_it_was_made_on(exported, suffix) -> 
     if suffix == "pt2":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             content = b"".join(name.encode() + archive.read(name) for name in archive.namelist())
-    secrets = ["site-packages", str(Path(__file__).parents[2]), ".py", "/tmp", os.path.expanduser("~") + "/", socket.gethostname()]
-    if len(getpass.getuser()) > 4:
-        secrets.append(getpass.getuser())
+    secrets = ["site-packages", "project/export", str(Path(__file__).parents[2]), "/tmp/", os.path.expanduser("~") + "/"]
+    secrets += [name for name in (getpass.getuser(), socket.gethostname()) if len(name) > 6]  # shorter ones come in random weights
     assert [secret for secret in secrets if secret.encode() in content] == []
 
 

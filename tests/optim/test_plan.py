@@ -61,7 +61,6 @@ OURS = {
 TORCHS: dict[str, Callable] = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 4),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.1, 0.2], total_steps=20),
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, [lambda n: 0.5**n, lambda n: 1 / (1 + n)]),
 }
 
