@@ -135,6 +135,7 @@ class ImageClassifier(Recipe):
 
     def setup(self, stage: str) -> None:
         """Load the weights to start from, and take the class counts from the data module where the loss is to be balanced."""
+        super().setup(stage)
         if self.weights is not None and self._new:
             self.load_report = self._load(self.weights)
         if stage == "fit" and self.balance_loss:

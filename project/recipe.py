@@ -101,6 +101,7 @@ class Recipe(L.LightningModule):
         self.rates: dict[str, float] = {}  # in force, of every group
         self._asleep: list[nn.Module] = []  # modules that own what is frozen now
         self._built: list[dict[str, Any]] = []  # the optimizer's groups as the configuration has them
+        self._patience: dict[EarlyStopping, int] = {}  # as configured
         self._batch_then: int | None = None  # of the run that is resumed
         self._restored: list[dict[str, Any]] | None = None  # the same, of the run that is resumed
 
@@ -224,6 +225,11 @@ class Recipe(L.LightningModule):
 
     # Lightning's hooks
 
+    def setup(self, stage: str) -> None:
+        """Note what Lightning will overrule when it restores a checkpoint."""
+        stoppers = [callback for callback in self.trainer.callbacks if isinstance(callback, EarlyStopping)]
+        self._patience = {callback: callback.patience for callback in stoppers}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["groups"], checkpoint["curve"] = self._built, self.curve
         checkpoint["rates"], checkpoint["highest"] = self.rates, self._highest
@@ -243,6 +249,10 @@ class Recipe(L.LightningModule):
         """Lightning has restored the optimizer as it was: let what the configuration has changed since take effect."""
         self._freeze(self.current_epoch)
         self._check_batch()
+        for callback, patience in self._patience.items():
+            if callback.patience != patience and self.trainer.is_global_zero:
+                print(f"EarlyStopping's patience: {callback.patience} until here, {patience} from now on", flush=True)
+            callback.patience = patience
         groups = self.trainer.optimizers[0].param_groups
         for group, now, then in zip(groups, self._built, self._restored or self._built, strict=True):
             for key in now.keys() - {"name", "lr"}:

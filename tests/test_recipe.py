@@ -330,6 +330,15 @@ def test_what_cannot_change_on_resume_is_one_line(cli, few, first, then, words) 
     assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
 
 
+def test_another_patience_on_resume_takes_effect(cli, few) -> None:
+    stopping = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/acc",
+                "--trainer.callbacks.mode=max"]  # fmt: skip
+    still = ["--model.lr=1e-12", "--trainer.callbacks.patience=50"]  # nothing ever improves
+    assert cli(*few, *stopping, *still, "--trainer.max_epochs=2").code == 0
+    result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=9", "--trainer.callbacks.init_args.patience=1")
+    assert result.code == 0 and "patience: 50 until here, 1 from now on" in result.out and last()["epoch"] < 4
+
+
 def test_a_plateau_of_another_metric_starts_anew(cli, few) -> None:
     plateau = ["--model.schedule=project.optim.Plateau", "--model.schedule.patience=0"]
     assert cli(*few, *plateau, "--trainer.max_epochs=1").code == 0
