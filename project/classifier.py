@@ -225,16 +225,18 @@ class ImageClassifier(Recipe):
         self.end_epoch(self._new_metrics | {name: float(value) for name, value in metrics.items()})
         self._new_metrics = {}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_loss, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """For callbacks: logits (N, num_classes)."""
+        return {"logits": self._evaluate(batch, self.val_loss, self.val_metrics)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.test_loss, self.test_metrics)
 
-    def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch["image"])
         loss.update(self.loss(logits, batch["label"]), len(logits))
         metrics.update(logits, batch["label"])
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val", self.val_loss, self.val_metrics)

@@ -1,0 +1,55 @@
+"""A batch as the network sees it, and the same images before (advice A10, A24)."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from project.callbacks.look import Look, pictures, unnoticed
+from project.classifier import Batch
+from project.errors import UserError
+
+
+class LookAtData(Look):
+    """Draws a training batch with its class names: before augmentation, and as it enters the network, mixup and cutmix included."""
+
+    def __init__(self, every: int = 5, images: int = 32) -> None:
+        """
+        Args:
+            every: Epochs from one picture to the next; the first and the last epoch always have one.
+            images: At most so many of the batch.
+        """
+        super().__init__(every)
+        if images < 1:
+            raise UserError(f"LookAtData: images must be 1 or more, not {images}")
+        self.images = images
+        self._hook = ExitStack()
+        self._seen: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0 and self.due(trainer) and self.writer(trainer) is not None:
+            handle = pl_module.net.register_forward_pre_hook(self._keep)
+            self._hook.callback(handle.remove)
+
+    def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self._seen:  # an optimizer such as LBFGS calls the network several times
+            self._seen.append(inputs[0][: self.images].detach().clone())
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._hook.close()
+        if not self._seen:
+            return
+        with unnoticed(pl_module.device):
+            seen = self._seen.pop().float() * pl_module.std + pl_module.mean  # [0, 1] again, within the float's rounding
+            keys = batch["index"][: self.images].tolist()
+            before, labels = pictures(trainer.datamodule.loaded["train"].images, keys)
+            names = [pl_module.class_names[label] for label in labels]
+            from project.look.figures import image_grid
+
+            self.draw(trainer, "data/1_before_augmentation", lambda: image_grid(before, names))
+            self.draw(trainer, "data/2_as_the_network_sees_it", lambda: image_grid(seen, names))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._hook.close()
+        self._seen.clear()
