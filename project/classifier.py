@@ -201,7 +201,8 @@ class ImageClassifier(Recipe):
         total = nn.functional.cross_entropy(logits.float(), labels.float(), reduction="sum", **options)
         return total / (labels * weight).sum()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss; for callbacks the labels, (N,), or (N, num_classes) where images are mixed."""
         images, labels = self.normalise(batch["image"]), batch["label"]
         if self.mixers:  # drawn from torch's generator, which each step seeds anew
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
@@ -215,7 +216,7 @@ class ImageClassifier(Recipe):
         if (every := self.trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
-        return loss
+        return {"loss": loss, "labels": labels}
 
     def on_train_epoch_end(self) -> None:
         metrics = {"train/loss": self.train_loss.compute(), "train/acc": self.train_acc.compute()}

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores already: threads would only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -38,7 +38,7 @@ def test_first_block_is_the_two_commands_and_nothing_else() -> None:
         install
         == "pip install -e . && python -m project fit --config configs/digits.yaml && python -m project test --ckpt_path best"
     )
-    assert test == 'pip install -e ".[dev]" && pytest'
+    assert test == 'pip install -e ".[dev]" && pytest -n 2'
 
 
 def test_commands_run_as_printed(cli, workdir, monkeypatch) -> None:

@@ -101,7 +101,7 @@ def step(model: ImageClassifier, batch: dict[str, Tensor], seed: int) -> tuple[T
     hook = model.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     real, model.loss = model.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
     torch.manual_seed(seed)
-    loss = model.training_step(batch, 0)
+    loss = model.training_step(batch, 0)["loss"]
     hook.remove()
     model.loss = real
     return loss, seen[0], seen[1]

@@ -33,12 +33,12 @@ class Look(L.Callback):
         if not trainer.fast_dev_run and self.writer(trainer) is None:
             self.say(trainer, "draws nothing, because there is no TensorBoard logger")
 
-    def due(self, trainer: L.Trainer) -> bool:
-        """Whether this epoch is drawn; the same on all ranks."""
+    def due(self, trainer: L.Trainer, since: int | None = None) -> bool:
+        """Whether this epoch, or one from `since` (the first is 1) to it, is drawn; the same on all ranks."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return False
-        epoch = trainer.current_epoch + 1
-        return epoch == 1 or epoch == trainer.max_epochs or epoch % self.every == 0
+        now = trainer.current_epoch + 1
+        return any(epoch in (1, trainer.max_epochs) or epoch % self.every == 0 for epoch in range(since or now, now + 1))
 
     def writer(self, trainer: L.Trainer) -> SummaryWriter | None:
         """TensorBoard's, on rank zero."""

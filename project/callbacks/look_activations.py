@@ -18,7 +18,7 @@ class LookAtActivations(Look):
     def __init__(self, every: int = 5, layers: list[str] | None = None, images: int = 32, channels: int = 32) -> None:
         """
         Args:
-            every: Epochs from one picture to the next; the first and the last epoch always have one.
+            every: Epochs from one picture to the next; the first and the last planned epoch always have one.
             layers: Layers of the network whose feature maps are drawn; null chooses four, from the first to the last.
             images: The first so many validation images (else training images) give the numbers; feature maps are of the first.
             channels: At most so many feature maps of a layer.
@@ -29,6 +29,7 @@ class LookAtActivations(Look):
                 raise UserError(f"LookAtActivations: {name} must be 1 or more, not {value}")
         self.layers, self.images, self.channels = layers, images, channels
         self._fixed: Tensor | None = None
+        self._drawn = -1  # the step
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -44,9 +45,15 @@ class LookAtActivations(Look):
         if self.due(trainer) and self.writer(trainer) is not None:
             self._look(trainer, pl_module)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After an early stop too; with an average of the weights, of the average."""
+        if self.writer(trainer) is not None and trainer.global_step != self._drawn:
+            self._look(trainer, pl_module)
+
     def _look(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         from project.look import figures
 
+        self._drawn = trainer.global_step
         with unnoticed(model.device), torch.no_grad(), evaluating(model):
             if self._fixed is None:
                 loaded = trainer.datamodule.loaded

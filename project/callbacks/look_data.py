@@ -17,7 +17,7 @@ class LookAtData(Look):
     def __init__(self, every: int = 5, images: int = 32) -> None:
         """
         Args:
-            every: Epochs from one picture to the next; the first and the last epoch always have one.
+            every: Epochs from one picture to the next; the first and the last planned epoch always have one.
             images: At most so many of the batch.
         """
         super().__init__(every)
@@ -40,16 +40,25 @@ class LookAtData(Look):
         self._hook.close()
         if not self._seen:
             return
+        from project.look.figures import image_grid
+
         with unnoticed(pl_module.device):
             seen = self._seen.pop().float() * pl_module.std + pl_module.mean  # [0, 1] again, within the float's rounding
             keys = batch["index"][: self.images].tolist()
             before, labels = pictures(trainer.datamodule.loaded["train"].images, keys)
             names = [pl_module.class_names[label] for label in labels]
-            from project.look.figures import image_grid
-
+            mixed = [_in_words(label, pl_module.class_names) for label in outputs["labels"][: self.images]]
             self.draw(trainer, "data/1_before_augmentation", lambda: image_grid(before, names))
-            self.draw(trainer, "data/2_as_the_network_sees_it", lambda: image_grid(seen, names))
+            self.draw(trainer, "data/2_as_the_network_sees_it", lambda: image_grid(seen, mixed))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._hook.close()
         self._seen.clear()
+
+
+def _in_words(label: Tensor, class_names: list[str]) -> str:
+    """The name of a label; of shares (num_classes,), as mixup and cutmix make them, the two largest."""
+    if label.ndim == 0:
+        return class_names[int(label)]
+    (first, second), (a, b) = (each.tolist() for each in label.topk(2))
+    return class_names[a] if second == 0 else f"{first:.0%} {class_names[a]}, {second:.0%} {class_names[b]}"

@@ -24,7 +24,7 @@ class LookAtPredictions(Look):
     def __init__(self, every: int = 5, mistakes: int = 16, embedding: int = 500) -> None:
         """
         Args:
-            every: Epochs from one picture to the next; the first and the last epoch always have one.
+            every: Epochs from one picture to the next; the first and the last planned epoch always have one.
             mistakes: At most so many of the worst; 0 for none.
             embedding: Of the first so many validation images the features are shown in the Projector tab; 0 for none.
         """
@@ -36,6 +36,7 @@ class LookAtPredictions(Look):
         self._hook = ExitStack()
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels, keys of each batch
         self._features: list[Tensor] = []
+        self._next = 1  # the epoch after the last validated one, the first is 1
         self._waiting = False  # the last validation is not drawn: it is, should the training end here
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -43,8 +44,14 @@ class LookAtPredictions(Look):
         if not trainer.fast_dev_run and "val" not in trainer.datamodule.loaded:
             self.say(trainer, "draws nothing, because there are no validation images")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._next = trainer.current_epoch + 1
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        if trainer.world_size > len(trainer.datamodule.loaded["val"].index):
+            self.say(trainer, "draws nothing, because there are fewer validation images than processes")
             return
         self._parts, self._features, self._waiting = [], [], True
         if self.embedding and self.writer(trainer) is not None:
@@ -68,7 +75,9 @@ class LookAtPredictions(Look):
         # Here and not at the end of the validation, where an average of the weights may have been put back already.
         if batch_idx + 1 == trainer.num_val_batches[dataloader_idx]:
             self._hook.close()
-            if self.due(trainer):
+            # An epoch that was due may have had no validation: trainer.check_val_every_n_epoch.
+            since, self._next = self._next, trainer.current_epoch + 2
+            if self.due(trainer, min(since, trainer.current_epoch + 1)):
                 self._waiting = False
                 self._look(trainer, pl_module, cam=True)
 

@@ -21,7 +21,7 @@ class LookAtWeights(Look):
     def __init__(self, every: int = 5, layers: list[str] | None = None, graph: bool = True) -> None:
         """
         Args:
-            every: Epochs from one picture to the next; the first and the last epoch always have one.
+            every: Epochs from one picture to the next; the first and the last planned epoch always have one.
             layers: Histograms and ratios of these layers of the network only, with all that is in them; null for all.
             graph: Put the network's graph into TensorBoard's Graphs tab.
         """
