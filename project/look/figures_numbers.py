@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from project.errors import UserError
@@ -73,11 +74,15 @@ def layer_spread(rows: Sequence[LayerSpread]) -> Figure:
     plots[1].set_title("standard deviation", fontsize=9)
     if (std > 0).any():
         plots[1].set_xscale("log", nonpositive="mask")
+        low, high = std[std > 0].min(), std[std > 0].max()
+        plots[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,), numticks=5))
+        plots[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        plots[1].xaxis.set_minor_formatter(NullFormatter())
     if dead:
         plots[2].barh([i for i, _ in dead], [share for _, share in dead], color=COLOURS[0])
         plots[2].set(xlim=(0, 1))
         plots[2].xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        plots[2].set_title("dead units of ReLUs", fontsize=9)
+        plots[2].set_title("dead units of ReLUs" if any(share for _, share in dead) else "dead units of ReLUs: none", fontsize=9)
     for axes in plots:
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=SMALL)
