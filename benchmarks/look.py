@@ -46,7 +46,10 @@ def main() -> None:
             looked, same = fit(folder, args.epochs, Path(name) / "look", ["--config", "configs/look.yaml", *options])
         ratios.append(looked / plain)
         equal = all(torch.equal(value, same[key]) for key, value in weights.items())
-        print(f"pair {pair}: {plain:.1f} s without, {looked:.1f} s with: {looked / plain - 1:+.2%}; weights equal: {equal}", flush=True)
+        print(
+            f"pair {pair}: {plain:.1f} s without, {looked:.1f} s with: {looked / plain - 1:+.2%}; weights equal: {equal}",
+            flush=True,
+        )
     print(f"median {median(ratios) - 1:+.2%} CPU time ({min(ratios) - 1:+.2%} to {max(ratios) - 1:+.2%})")
 
 
