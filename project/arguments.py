@@ -200,6 +200,8 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
         key = argument.split("=", 1)[0].removeprefix("--").rstrip("+")
         if argument.startswith("--") and any(key == name or key.startswith(f"{name}.") for name in NO_EFFECT.get(command, ())):
             raise UserError(f"{key} has no effect on {command}: leave it out")
+    if command == "check":
+        return [*files, *options], None, {}
     name = option("ckpt_path", files, options)
     if name is None or name in ("null", "None"):
         if command != "fit":

@@ -44,7 +44,9 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export`."""
+    """`python -m project fit|validate|test|predict|export|check`."""
+
+    code = 0  # the exit code of a command that ran to its end
 
     def __init__(self, command: str | None, arguments: list[str]) -> None:
         self.checkpoint_path: Path | None = None
@@ -78,7 +80,7 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, each a method of the trainer, with those of its arguments that are no options."""
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}, "check": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for source, target in LINKS.items():
@@ -105,14 +107,26 @@ class CLI(LightningCLI):
             raise UserError(f"seed_everything: {error}") from error
 
     def instantiate_classes(self) -> None:
+        if self.subcommand == "check":
+            self._check_trainer(self.config["check"]["trainer"])
+            return  # it builds the parts itself, and reports what cannot be built
         try:
             super().instantiate_classes()
         except ValueError as error:
             raise UserError(one_line(str(error), [])) from error
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callbacks that every command has."""
-        config = self.config_init[self.subcommand]["trainer"]
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "check":
+            super()._run_subcommand(subcommand)
+            return
+        from project.check_command import check  # here, because training needs none of it
+
+        config = yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False))
+        out = Path(config["out"] or Path(config["trainer"]["default_root_dir"], "check", self.run_name))
+        self.code = check(config, out, config["images"], config["steps"], config["compare_init"])
+
+    @staticmethod
+    def _check_trainer(config: Any) -> None:
         if config["overfit_batches"]:
             raise UserError("trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null")
         if config["accumulate_grad_batches"] < 1:
@@ -121,6 +135,11 @@ class CLI(LightningCLI):
             raise UserError(f"trainer.gradient_clip_val must be above 0, not {config['gradient_clip_val']}; null does not clip")
         if config["gradient_clip_algorithm"] and config["gradient_clip_val"] is None:
             raise UserError("trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the callbacks that every command has."""
+        config = self.config_init[self.subcommand]["trainer"]
+        self._check_trainer(config)
         own_logger = config["logger"] in (None, True)
         callbacks = [
             RunFolder(
@@ -208,8 +227,8 @@ def main(arguments: list[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 2 after a mistake that the user can mend (PROJECT_TRACEBACK=1 shows where it was noticed); 130 after
-        Ctrl-C and 143 after SIGTERM, as shells have it.
+        The exit code: 0; 1 after a check that found what to stop for; 2 after a mistake that the user can mend
+        (PROJECT_TRACEBACK=1 shows where it was noticed); 130 after Ctrl-C and 143 after SIGTERM, as shells have it.
     """
     if arguments[:1] == ["verify"]:  # builds nothing, so it needs none of what follows
         from project.export.verify import main as verify
@@ -218,7 +237,7 @@ def main(arguments: list[str]) -> int:
     quiet()
     command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
     try:
-        CLI(command, arguments[1:] if command else arguments)
+        return CLI(command, arguments[1:] if command else arguments).code
     except UserError as error:
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
@@ -238,4 +257,3 @@ def main(arguments: list[str]) -> int:
         return 143
     except SystemExit as error:  # Lightning's, after it has ended a run in good order
         return 130 if isinstance(error.__context__, KeyboardInterrupt) else int(error.code or 0)
-    return 0

@@ -106,3 +106,27 @@ class Trainer(L.Trainer):
         from project.export_command import export_checkpoint  # here, because training needs none of it
 
         export_checkpoint(self, model, datamodule, ckpt_path, out, preprocess, calibrate, tolerance, speed)
+
+    def check(
+        self,
+        model: L.LightningModule | None = None,
+        datamodule: L.LightningDataModule | None = None,
+        out: str | None = None,
+        images: int = 2000,
+        steps: int = 100,
+        compare_init: bool = False,
+    ) -> None:
+        """Look at images, model and plan of a fit before it begins; exit code 1 when there is something to stop for.
+
+        Args:
+            model: The classifier.
+            datamodule: The images.
+            out: Folder for the pictures; null: check/<config name> beside the runs.
+            images: Of more images than that, some are looked at, evenly taken.
+            steps: Optimizer steps in which one batch is to be learnt by heart, at most.
+            compare_init: Draw what each model.init makes of this network (A7).
+
+        Raises:
+            RuntimeError: always; the command line runs it from the configuration, since what cannot be built is to be reported.
+        """
+        raise RuntimeError("check runs from the command line: python -m project check --config ...")

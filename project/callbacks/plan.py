@@ -49,16 +49,7 @@ class RatePlan(L.Callback):
                 logger.experiment.add_image("rates/planned", image, trainer.global_step, dataformats="HWC")
 
     def _advise(self, trainer: L.Trainer, model: Recipe, plan: Plan, run: Path | None) -> None:
-        data = trainer.datamodule
-        found = advise(
-            data.batch_size,
-            type(trainer.optimizers[0]).__name__,
-            plan.highest,
-            plan.decays or bool(model.planned.plateaus if model.planned else by_metric(trainer)),
-            data.sampler != "sequential",
-            data.seeded,
-            bool(model.trains_from) and model.weights is None,
-        )
+        found = advice_for(trainer, model, plan)
         for line in found:
             print(f"advice     {line}", flush=True)
         if run is not None:
@@ -66,6 +57,20 @@ class RatePlan(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and found:
                 logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
+
+
+def advice_for(trainer: L.Trainer, model: Recipe, plan: Plan) -> list[str]:
+    """What the guide remarks on this run."""
+    data = trainer.datamodule
+    return advise(
+        data.batch_size,
+        type(trainer.optimizers[0]).__name__,
+        plan.highest,
+        plan.decays or bool(model.planned.plateaus if model.planned else by_metric(trainer)),
+        data.sampler != "sequential",
+        data.seeded,
+        bool(model.trains_from) and model.weights is None,
+    )
 
 
 def make_plan(model: Recipe) -> Plan | None:
