@@ -44,6 +44,9 @@ def check(config: dict[str, Any], out: Path, images: int, steps: int, compare_in
     Returns:
         1 if anything is to stop for, else 0.
     """
+    for name, value, least in (("images", images, 100), ("steps", steps, 1)):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, not {value}")
     found = Findings()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,9 +94,9 @@ def _check_data(config: dict[str, Any], limit: int, found: Findings, keep: Any) 
     rows = part.index[:: max(1, -(-len(part.index) // JUDGED))]
     batch = part.images.__getitems__([(0, row) for row in rows])
     pixels, labels = batch["image"], batch["label"]
-    chosen = _of_each_class(labels.tolist())
+    chosen, columns = _of_each_class(labels.tolist())
     names = [data.class_names[labels[i]] for i in chosen]
-    keep("images.png", "training images of each class; do the names fit?", figures.image_grid(pixels[chosen], names))
+    keep("images.png", "training images of each class; do the names fit?", figures.image_grid(pixels[chosen], names, columns))
 
     def apply(augmentation: Any, plain: torch.Tensor, epoch: int) -> torch.Tensor:
         return Augment([augmentation], data.seed)(plain, epoch, batch["index"])
@@ -104,13 +107,14 @@ def _check_data(config: dict[str, Any], limit: int, found: Findings, keep: Any) 
     return data
 
 
-def _of_each_class(labels: list[int]) -> list[int]:
-    """Some images of every class, class by class."""
+def _of_each_class(labels: list[int]) -> tuple[list[int], int]:
+    """Some images of every class, class by class, and how many fit side by side."""
     places: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
         places.setdefault(label, []).append(i)
     each = max(1, min(8, SHEET // len(places)))
-    return [i for label in sorted(places)[:SHEET] for i in places[label][:each]]
+    few = min(each, *(len(rows) for rows in places.values())) if len(places) > 1 else each
+    return [i for label in sorted(places)[:SHEET] for i in places[label][:each]], few if few > 3 else 8
 
 
 def _check_model(config: dict[str, Any], data: ImageDataModule, steps: int, compare: bool, found: Findings, keep: Any) -> None:

@@ -37,9 +37,8 @@ def check_files(data: ImageDataModule, found: Findings) -> None:
     Raises:
         UserError: where the images cannot be loaded.
     """
-    level, data.on_bad_image = data.on_bad_image, "skip"  # the damaged ones have a line of their own
+    level, data.on_bad_image = data.on_bad_image, "skip"  # the damaged ones have a line of their own; the rest goes on
     data.setup("fit")
-    data.on_bad_image = level
     samples = data.source.samples
     bad = list(data.bad)
     places = [(name, row, digest) for name, part in data.loaded.items() for row, digest in part.digests.items()]
@@ -175,12 +174,12 @@ def stand_ins(data: ImageDataModule, splits: dict[str, list[int]]) -> None:
     """
     for name in list(data.loaded):
         rows, chosen = splits[name], data.loaded[name].images
-        number = {label: i for i, label in enumerate(data.class_names)}
-        labels = [number[data.source.samples[i].label] for i in rows]
         if isinstance(chosen, MemoryImages):
             places = [i % len(chosen) for i in range(len(rows))]
-            images = MemoryImages(chosen.pixels[places], rows, labels)
+            images = MemoryImages(chosen.pixels[places], rows, chosen.labels[places].tolist())
         else:
+            number = {label: i for i, label in enumerate(data.class_names)}
+            labels = [number[data.source.samples[i].label] for i in rows]
             samples = [data.source.samples[i] for i in rows]
             images = FileImages(data.source, samples, rows, labels, chosen.format, chosen.seed, chosen.area)
         data.loaded[name] = Loaded(images, dict.fromkeys(rows, 0), [])

@@ -91,11 +91,7 @@ def check_rate(
     lower = next(
         (factor for factor in (0.1, 0.01) if _better(net, make, factor, images, labels, clip, min(steps, count), first)), None
     )
-    mend = (
-        f"--model.lr {rate * lower:g}, at which it falls smoothly"
-        if lower
-        else "a lower model.lr; python -m project fit warns of it"
-    )
+    mend = f"--model.lr {rate * lower:g}, at which it falls smoothly" if lower else "a lower model.lr"
     if times >= BLOWN_UP:
         top = "no number" if math.isinf(first.highest) else f"{first.highest:.3g}"
         found.stop("one batch", f"{words}; on the way the loss rises to {top}: the rate is far too high", mend)
@@ -127,4 +123,5 @@ def _better(
     attempt = Attempt(net, make, factor, clip)
     attempt.run(images, labels, steps, SECONDS / 4)
     last, before = attempt.losses[-1], first.losses[-1]
-    return attempt.highest < 2 * attempt.losses[0] and last < attempt.losses[0] * 0.9 and not last > before
+    better = last <= before or first.highest >= HIGH * first.losses[0]
+    return attempt.highest < 2 * attempt.losses[0] and last < 0.9 * attempt.losses[0] and better
