@@ -1,4 +1,4 @@
-"""What `check` finds and what it leaves alone: augmentations of the digits, and rates that are right, ten and a hundred times too high.
+"""What `check` finds and what it leaves alone: augmentations of the digits; rates that are right, and 10 and 100 times too high.
 
     python -m benchmarks.check FOLDER
 
