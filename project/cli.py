@@ -26,13 +26,13 @@ from project.callbacks import (
     SwitchLine,
     TerminalBar,
 )
-from project.callbacks.run_folder import flatten
 from project.changes import check_changes
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
 from project.messages import one_line
 from project.parser import OneLineParser
+from project.runs import flatten
 from project.trainer import Trainer
 
 LINKS = {  # the data says these, the model follows; a key of the model that is linked cannot be given
@@ -44,7 +44,7 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export|check`."""
+    """`python -m project fit|validate|test|predict|export|check`; report and verify need no trainer and are in `main`."""
 
     code = 0  # the exit code of a command that ran to its end
 
@@ -235,6 +235,10 @@ def main(arguments: list[str]) -> int:
 
         return verify(arguments[1:])
     quiet()
+    if arguments[:1] == ["report"]:  # of runs that are over: it has no configuration of its own
+        from project.report_command import main as report
+
+        return report(arguments[1:])
     command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
     try:
         return CLI(command, arguments[1:] if command else arguments).code

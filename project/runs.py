@@ -1,6 +1,8 @@
 """Where runs live: runs/<config name>/version_N, and which checkpoint `best` and `last` mean."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from project.errors import UserError
 
@@ -83,3 +85,22 @@ def run_of(checkpoint: Path) -> Path | None:
     if folder.name != CHECKPOINTS or not (run / "config.yaml").is_file():
         return None
     return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file; {} when there is none, or a damaged one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> {"model.lr": 0.1, ...}: plain values, without what is null."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat

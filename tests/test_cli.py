@@ -190,7 +190,7 @@ def test_saved_config_runs_again(cli, trained, workdir) -> None:
         (["test"], ["test needs a trained model", "--ckpt_path best"]),
         (["predict", "--ckpt_path"], ["--ckpt_path"]),
         (["train"], ["no command 'train'", "fit"]),
-        ([], ["fit, validate, test, predict, export, check or verify"]),
+        ([], ["fit, validate, test, predict, export, check, report or verify"]),
     ],
 )
 def test_errors_are_one_line_with_key_and_mend(cli, workdir, arguments, words) -> None:

@@ -58,8 +58,8 @@ def test_they_were_long(parsed) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "say what to do: fit, validate, test, predict, export, check or verify; python -m project --help tells more"),
-        (["train"], "there is no command 'train'; choose from fit, validate, test, predict, export, check, verify"),
+        ([], "say what to do: fit, validate, test, predict, export, check, report or verify; python -m project --help tells more"),
+        (["train"], "there is no command 'train'; choose from fit, validate, test, predict, export, check, report, verify"),
         (["fit"], "net is missing: start from a config file, for example --config configs/digits.yaml"),
     ],
 )

@@ -5,9 +5,10 @@ import json
 import lightning as L
 
 from project.callbacks.plan import run_of
-from project.callbacks.run_folder import read, write
+from project.callbacks.run_folder import write
 from project.optim.diagnosis import diagnose
 from project.recipe import Recipe
+from project.runs import read
 
 
 class LearningCurve(L.Callback):

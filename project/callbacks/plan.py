@@ -9,10 +9,11 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from project.callbacks.run_folder import RunFolder, read, write
+from project.callbacks.run_folder import RunFolder, write
 from project.optim.advice import advise
 from project.optim.plan import Plan, draw_plan, planned_rates, simulated_rates
 from project.recipe import Recipe
+from project.runs import read
 
 
 class RatePlan(L.Callback):

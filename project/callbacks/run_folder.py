@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from project.callbacks.checkpoints import BestAndLast
 from project.callbacks.outcome import fit_words, test_words
 from project.data.split import save_split
-from project.runs import CHECKPOINTS, mark_latest, new_run, run_of
+from project.runs import CHECKPOINTS, flatten, mark_latest, new_run, read, run_of
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy", "pillow")
 FINAL = ("val/acc", "val/loss")  # of the best epoch, shown in TensorBoard's hparams tab as final/...
@@ -169,14 +169,6 @@ class RunFolder(L.Callback):
         write(path, json.dumps(known | finite, indent=2))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file; {} when there is none, or a damaged one."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def write(path: Path, text: str) -> None:
     """Written whole and then renamed, so that a full disk or a kill leaves the old file."""
     draft = path.with_suffix(".part")
@@ -189,17 +181,6 @@ class _EventsOnly(TensorBoardLogger):
 
     def save(self) -> None:
         return
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> {"model.lr": 0.1, ...}: plain values, without what is null."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
 
 
 def _versions() -> dict[str, str]:

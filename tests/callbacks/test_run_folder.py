@@ -8,7 +8,7 @@ import pytest
 
 import project.callbacks.run_folder as module
 from project.callbacks import RunFolder
-from project.callbacks.run_folder import flatten
+from project.runs import flatten
 
 
 def test_flatten() -> None:
