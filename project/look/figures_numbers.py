@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from project.errors import UserError
@@ -112,6 +112,8 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, yla
         lost += sum(map(math.isnan, y))
         axes.plot(x, y, marker="o" if len(points) < 2 else None, label=shorten(name, 30), **style(i))
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    if all(float(point[0]).is_integer() for points in series.values() for point in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 1.5
     if lost:
         axes.set_title(f"{lost} values are not finite: gaps", fontsize=9)
     axes.grid(alpha=0.3)

@@ -36,7 +36,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 nav ul { margin: .3rem 0; padding: 0; list-style: none; columns: 14rem; }
 nav li { padding: .15rem 0; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; padding: 0; list-style: none; }
-.cards li { flex: 1 1 13rem; padding: .8rem 1rem; background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; }
+.cards li { flex: 1 1 11rem; padding: .8rem 1rem; background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; }
 .cards b { display: block; font-size: 1.7rem; line-height: 1.3; }
 .cards span { display: block; }
 figure { margin: .8rem 0 1.2rem; }
