@@ -64,7 +64,7 @@ def test_commands_run_as_printed(cli, workdir, monkeypatch) -> None:
                 ran += 1
             else:
                 assert words[0] in ("pip", "pytest")  # .ci/run runs these
-    assert ran == 10
+    assert ran == 12
     assert len((workdir / "predictions.csv").read_text().splitlines()) == 4
 
 

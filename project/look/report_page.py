@@ -37,7 +37,7 @@ nav ul { margin: .3rem 0; padding: 0; list-style: none; columns: 14rem; }
 nav li { padding: .15rem 0; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; padding: 0; list-style: none; }
 .cards li { flex: 1 1 11rem; padding: .8rem 1rem; background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; }
-.cards b { display: block; font-size: 1.7rem; line-height: 1.3; }
+.cards b { display: block; font-size: 1.35rem; line-height: 1.4; }
 .cards span { display: block; }
 figure { margin: .8rem 0 1.2rem; }
 .picture { display: inline-block; max-width: 100%; overflow-x: auto; background: #fff; border: 1px solid var(--line);

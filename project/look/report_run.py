@@ -134,7 +134,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     middle = share + squared / (2 * total)
     reach = Z * math.sqrt(share * (1 - share) / total + squared / (4 * total * total))
     low, high = ((middle + sign * reach) / (1 + squared / total) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding can put an end beyond the share itself
 
 
 def _saved_metrics(checkpoint: Path | None) -> dict[str, float]:
