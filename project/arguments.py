@@ -25,6 +25,7 @@ TRAINING_ONLY = (
     "trainer.gradient_clip_val",
 )
 SPLIT_ONLY = tuple(f"data.{name}" for name in ("source", "val_size", "test_size", "split_seed", "folds", "fold"))
+FRESH = ("lr_find", "batch_find")  # commands that, like fit, take no checkpoint to begin with
 NO_EFFECT = {  # options that a command would ignore
     "validate": (*TRAINING_ONLY, "data.on_seen_image"),
     "test": TRAINING_ONLY,
@@ -204,9 +205,11 @@ def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None,
         return [*files, *options], None, {}
     name = option("ckpt_path", files, options)
     if name is None or name in ("null", "None"):
-        if command != "fit":
+        if command not in ("fit", *FRESH):
             raise UserError(f"{command} needs a trained model: --ckpt_path best, --ckpt_path last, or the path of a checkpoint")
         return [*files, *options], None, {}
+    if command in FRESH:
+        raise UserError(f"ckpt_path: {command} measures a training from its start, as the configuration has it; leave it out")
     root = option("trainer.default_root_dir", files, options) or "runs"
     path = find_checkpoint(name, Path(root).expanduser())
     checkpoint = load_checkpoint(path) if path.suffix not in EXPORTED else load_exported(path, command)

@@ -44,7 +44,7 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export|check`; report and verify need no trainer and are in `main`."""
+    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; report and verify need no trainer and are in `main`."""
 
     code = 0  # the exit code of a command that ran to its end
 
@@ -80,7 +80,8 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, each a method of the trainer, with those of its arguments that are no options."""
-        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}, "check": {"model", "datamodule"}}
+        own = ("export", "check", "lr_find", "batch_find")
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in own}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for source, target in LINKS.items():

@@ -117,6 +117,16 @@ class Trainer(L.Trainer):
         compare_init: bool = False,
     ) -> None:
         """Look at images, model and plan of a fit before it begins; exit code 1 when there is something to stop for.
+    def lr_find(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        out: str = "lr.yaml",
+        steps: int = 100,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+    ) -> None:
+        """Find a learning rate: train a copy for a moment while the rate rises, and see where the loss falls. Takes fit's options.
 
         Args:
             model: The classifier.
@@ -130,3 +140,36 @@ class Trainer(L.Trainer):
             RuntimeError: always; the command line runs it from the configuration, since what cannot be built is to be reported.
         """
         raise RuntimeError("check runs from the command line: python -m project check --config ...")
+            out: The file to write, to be given to fit as a further --config; the curve is drawn beside it, as .png.
+            steps: Steps of the optimizer, 10 or more; the training images are repeated as often as it takes.
+            min_lr: The value of model.lr to begin with, above 0.
+            max_lr: The value to end with; the test stops before, once the loss is four times its lowest.
+        """
+        from project.lr_find_command import lr_find  # here, because training needs none of it
+
+        lr_find(self, model, datamodule, out, steps, min_lr, max_lr)
+
+    def batch_find(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        out: str = "batch.yaml",
+        min_batch: int = 8,
+        max_batch: int = 1024,
+        steps: int = 5,
+        memory_limit: float | None = None,
+    ) -> None:
+        """Find a batch size: measure speed and memory of every power of two that fits. Takes fit's options.
+
+        Args:
+            model: The classifier.
+            datamodule: The images.
+            out: The file to write, to be given to fit as a further --config.
+            min_batch: The smallest size, a power of two.
+            max_batch: No size above this one; nor above the number of training images.
+            steps: Steps of the optimizer that are timed for each size, after one that is not; the median counts.
+            memory_limit: GB that training may take on a CPU, its data and libraries included; null takes 90 % of what is free.
+        """
+        from project.batch_find_command import batch_find  # here, because training needs none of it
+
+        batch_find(self, model, datamodule, out, min_batch, max_batch, steps, memory_limit)
