@@ -24,7 +24,9 @@ TRAINING_ONLY = (
     "trainer.accumulate_grad_batches",
     "trainer.gradient_clip_val",
 )
-SPLIT_ONLY = tuple(f"data.{name}" for name in ("source", "val_size", "test_size", "split_seed", "folds", "fold"))
+SPLIT_ONLY = tuple(
+    f"data.{name}" for name in ("source", "val_size", "test_size", "split_seed", "folds", "fold", "test_folds", "test_fold")
+)
 FRESH = ("lr_find", "batch_find")  # commands that, like fit, take no checkpoint to begin with
 NO_EFFECT = {  # options that a command would ignore
     "validate": (*TRAINING_ONLY, "data.on_seen_image"),

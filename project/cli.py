@@ -44,7 +44,7 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; report and verify need no trainer and are in `main`."""
+    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; the others need no trainer and are in `main`."""
 
     code = 0  # the exit code of a command that ran to its end
 
@@ -162,6 +162,10 @@ class CLI(LightningCLI):
         ]
         if config["enable_progress_bar"] is not False:
             callbacks.append(TerminalBar())
+        if told := os.environ.get("PROJECT_TRIAL"):  # of a search, which wants to know how it goes
+            from project.callbacks.report_trial import ReportTrial
+
+            callbacks.append(ReportTrial(told))
         trainer_config = {**config, **kwargs, "logger": False if own_logger else config["logger"]}
         if self.subcommand == "fit" and config["enable_checkpointing"] is not False:
             callbacks.append(self.config_init[self.subcommand]["checkpoint"])
@@ -242,6 +246,10 @@ def main(arguments: list[str]) -> int:
         return report(arguments[1:])
     command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
     try:
+        if arguments[:1] == ["search"]:  # many fits, each a process of its own
+            from project.search_command import main as search
+
+            return search(arguments[1:])
         return CLI(command, arguments[1:] if command else arguments).code
     except UserError as error:
         if os.environ.get("PROJECT_TRACEBACK"):

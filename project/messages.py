@@ -47,10 +47,11 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         example = next((path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping")
         return f"{key}{found[1]!r} is no class; write its whole path, such as {example}"
     if '"subcommand" to be one of' in body:
-        return "say what to do: fit, validate, test, predict, export, check, report or verify; python -m project --help tells more"
+        commands = "fit, validate, test, predict, export, check, lr_find, batch_find, search, report or verify"
+        return f"say what to do: {commands}; python -m project --help tells more"
     if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", body):
         commands = found[2].replace("'", "")  # Python 3.12 quotes none of them
-        return f"there is no command {found[1]!r}; choose from {commands}, report, verify"
+        return f"there is no command {found[1]!r}; choose from {commands}, search, report, verify"
     return (key + (_reason(body) or " ".join(body.split())))[:LIMIT]
 
 

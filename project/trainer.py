@@ -117,6 +117,20 @@ class Trainer(L.Trainer):
         compare_init: bool = False,
     ) -> None:
         """Look at images, model and plan of a fit before it begins; exit code 1 when there is something to stop for.
+
+        Args:
+            model: The classifier.
+            datamodule: The images.
+            out: Folder for the pictures; null: check/<config name> beside the runs.
+            images: Of more images than that, some are looked at, evenly taken.
+            steps: Optimizer steps in which one batch is to be learnt by heart, at most.
+            compare_init: Draw what each model.init makes of this network (A7).
+
+        Raises:
+            RuntimeError: always; the command line runs it from the configuration, since what cannot be built is to be reported.
+        """
+        raise RuntimeError("check runs from the command line: python -m project check --config ...")
+
     def lr_find(
         self,
         model: L.LightningModule,
@@ -131,15 +145,6 @@ class Trainer(L.Trainer):
         Args:
             model: The classifier.
             datamodule: The images.
-            out: Folder for the pictures; null: check/<config name> beside the runs.
-            images: Of more images than that, some are looked at, evenly taken.
-            steps: Optimizer steps in which one batch is to be learnt by heart, at most.
-            compare_init: Draw what each model.init makes of this network (A7).
-
-        Raises:
-            RuntimeError: always; the command line runs it from the configuration, since what cannot be built is to be reported.
-        """
-        raise RuntimeError("check runs from the command line: python -m project check --config ...")
             out: The file to write, to be given to fit as a further --config; the curve is drawn beside it, as .png.
             steps: Steps of the optimizer, 10 or more; the training images are repeated as often as it takes.
             min_lr: The value of model.lr to begin with, above 0.

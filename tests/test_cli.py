@@ -190,7 +190,7 @@ def test_saved_config_runs_again(cli, trained, workdir) -> None:
         (["test"], ["test needs a trained model", "--ckpt_path best"]),
         (["predict", "--ckpt_path"], ["--ckpt_path"]),
         (["train"], ["no command 'train'", "fit"]),
-        ([], ["fit, validate, test, predict, export, check, report or verify"]),
+        ([], ["fit, validate, test, predict, export, check, lr_find, batch_find, search, report or verify"]),
     ],
 )
 def test_errors_are_one_line_with_key_and_mend(cli, workdir, arguments, words) -> None:
@@ -321,4 +321,6 @@ def test_without_validation_the_last_epoch_counts(cli, workdir) -> None:
 
 
 def test_every_command_is_documented() -> None:
-    assert list(CLI.subcommands()) == ["fit", "validate", "test", "predict", "export", "check"]
+    assert list(CLI.subcommands()) == ["fit", "validate", "test", "predict", "export", "check", "lr_find", "batch_find"]
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"project {command}" in readme for command in [*CLI.subcommands(), "search", "report", "verify"])

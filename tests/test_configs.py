@@ -14,6 +14,7 @@ import yaml
 from conftest import DIGITS, ROOT, make_folder
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SPACES = [path for path in CONFIGS if path.parent.name == "search"]  # of searches; tests/tune tries them
 TASKS = [path for path in CONFIGS if path.parent.name == "configs"]
 ONE_BATCH = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
 
@@ -88,7 +89,7 @@ def test_published_weights_that_cannot_be_had(name, cli, workdir, monkeypatch) -
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if path not in TASKS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "path", [path for path in CONFIGS if path not in TASKS + SPACES], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_part_runs(path, cli, workdir, monkeypatch) -> None:
     task, options = "folder", []
@@ -112,9 +113,10 @@ def test_part_runs(path, cli, workdir, monkeypatch) -> None:
 def test_header(path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
-    if path.parent.name in ("configs", "trainer"):
+    if path.parent.name in ("configs", "trainer", "search"):
         head = "\n".join(line for line in lines if line.startswith("#"))
-        for word in ("python -m project fit --config configs/", "Purpose:", "Hardware:", "Time", "esult"):
+        command = "search" if path in SPACES else "fit"
+        for word in (f"python -m project {command} --config configs/", "Purpose:", "Hardware:", "Time", "esult"):
             assert word in head, word
     assert all(len(line) <= 132 for line in lines)
     assert isinstance(yaml.safe_load(path.read_text()), dict)

@@ -55,11 +55,20 @@ def test_they_were_long(parsed) -> None:
     assert len(raw.splitlines()) > 3 and "\n" not in said and len(said) < len(raw)
 
 
+COMMANDS = "fit, validate, test, predict, export, check, lr_find, batch_find"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "say what to do: fit, validate, test, predict, export, check, report or verify; python -m project --help tells more"),
-        (["train"], "there is no command 'train'; choose from fit, validate, test, predict, export, check, report, verify"),
+        (
+            [],
+            f"say what to do: {COMMANDS}, search, report or verify; python -m project --help tells more",
+        ),
+        (
+            ["train"],
+            f"there is no command 'train'; choose from {COMMANDS}, search, report, verify",
+        ),
         (["fit"], "net is missing: start from a config file, for example --config configs/digits.yaml"),
     ],
 )

@@ -47,6 +47,8 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: int | None = None,
         class_names: list[str] | None = None,
         seed: int | None = None,
+        test_folds: int | None = None,
+        test_fold: int = 0,
     ) -> None:
         """
         Args:
@@ -74,6 +76,8 @@ class ImageDataModule(L.LightningDataModule):
                 core, at most 8. It changes the speed, never the result.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
+            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is left out (A2).
+            test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
         check_format(image_size, channels, resize)
@@ -84,7 +88,7 @@ class ImageDataModule(L.LightningDataModule):
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self.random_resized_crop = random_resized_crop
         self._sizes = {"test_size": test_size, "val_size": val_size}
-        self._split_arguments = (test_size, val_size, folds, fold, split_seed)
+        self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
         self._class_names = class_names
         self.seeded = seed is not None or "PL_GLOBAL_SEED" in os.environ  # set by seed_everything
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed

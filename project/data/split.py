@@ -20,6 +20,8 @@ def split_samples(
     folds: int | None = None,
     fold: int = 0,
     split_seed: int = 0,
+    test_folds: int | None = None,
+    test_fold: int = 0,
 ) -> Splits:
     """Divide the samples; what the source gives stays as given, what is missing is split off the training images.
 
@@ -34,17 +36,25 @@ def split_samples(
         folds: k of k-fold cross-validation over what is not test; it takes the place of val_size and of a given val split.
         fold: Which of the folds validates, 0 to folds - 1.
         split_seed: Seed of the split alone, so that several training seeds compare on one split.
+        test_folds: k of the outer folds of a nested evaluation; it takes the place of test_size. A given test set is left out
+            altogether, so that it stays unseen until everything has been chosen.
+        test_fold: Which of the outer folds tests, 0 to test_folds - 1.
 
     Raises:
         UserError: for a size out of range, or a class with too few images to be split.
     """
-    _check(test_size, val_size, folds, fold)
+    _check(test_size, val_size)
+    _check_folds("fold", folds, fold)
+    _check_folds("test_fold", test_folds, test_fold)
     given = {name: [i for i, sample in enumerate(samples) if sample.split == name] for name in SPLITS}
     pool = sorted(given["train"] + [i for i, sample in enumerate(samples) if sample.split is None])
     order = _order(samples, split_seed)
 
     test = given["test"]
-    if not test and test_size > 0:
+    if test_folds is not None:
+        chosen = _fold_of(samples, pool, order, test_folds, test_fold, "test_folds")
+        test, pool = sorted(chosen), [i for i in pool if i not in chosen]
+    elif not test and test_size > 0:
         chosen = set(pool) if test_size == 1 else _held_out(samples, pool, order, test_size, "test_size")
         test, pool = sorted(chosen), [i for i in pool if i not in chosen]
     val = given["val"]
@@ -59,17 +69,21 @@ def split_samples(
     return splits
 
 
-def _check(test_size: float, val_size: float, folds: int | None, fold: int) -> None:
+def _check(test_size: float, val_size: float) -> None:
     if not 0 <= test_size <= 1:
         raise UserError(f"data.test_size must lie between 0 and 1 (a share of the images), not {test_size}")
     if not 0 <= val_size < 1:
         raise UserError(f"data.val_size must be at least 0 and below 1 (a share of the images), not {val_size}")
+
+
+def _check_folds(key: str, folds: int | None, fold: int) -> None:
+    """`key` is fold or test_fold."""
     if folds is not None and folds < 2:
-        raise UserError(f"data.folds must be 2 or more, not {folds}")
+        raise UserError(f"data.{key}s must be 2 or more, not {folds}")
     if folds is None and fold:
-        raise UserError(f"data.fold is {fold}, but there are no folds: set data.folds as well")
+        raise UserError(f"data.{key} is {fold}, but there are no folds: set data.{key}s as well")
     if not 0 <= fold < (folds or 1):
-        raise UserError(f"data.fold must lie between 0 and {(folds or 1) - 1}, not {fold}; data.folds says how many there are")
+        raise UserError(f"data.{key} must lie between 0 and {(folds or 1) - 1}, not {fold}; data.{key}s says how many there are")
 
 
 def _check_groups(samples: Sequence[Sample], splits: Splits) -> None:
@@ -127,12 +141,14 @@ def _share(count: int, size: float) -> int:
     return min(max(round(count * size), 1), count - 1)
 
 
-def _fold_of(samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], folds: int, fold: int) -> set[int]:
+def _fold_of(
+    samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], folds: int, fold: int, key: str = "folds"
+) -> set[int]:
     """The positions of one fold. Every unit goes to the fold that has the fewest images of its classes so far."""
     counts = Counter(samples[i].label for i in pool)
     for label, count in counts.items():
         if count < folds:
-            raise UserError(f"class {label!r} has too few images for {folds} folds: {count}; add images or lower data.folds")
+            raise UserError(f"class {label!r} has too few images for {folds} folds: {count}; add images or lower data.{key}")
     have: list[Counter[str | None]] = [Counter() for _ in range(folds)]
     members: list[list[int]] = [[] for _ in range(folds)]
     units = _units(samples, pool, order)
@@ -142,7 +158,7 @@ def _fold_of(samples: Sequence[Sample], pool: list[int], order: Callable[[str], 
         have[where].update(want)
         members[where] += unit
     if any(not part for part in members):
-        raise UserError(f"data.folds is {folds}, but there are only {len(units)} groups; lower data.folds")
+        raise UserError(f"data.{key} is {folds}, but there are only {len(units)} groups; lower data.{key}")
     return set(members[fold])
 
 

@@ -1,1 +1,1 @@
-"""Hyperparameter search (advice A1, A2): the space, the study, its trials, nested evaluation and the summary."""
+"""Finding hyperparameters: rate and batch size by short measurements, the rest by search (advice A1, A8, A11, A12)."""

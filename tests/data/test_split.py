@@ -359,3 +359,60 @@ def test_too_few_groups_name_the_class():
 def test_sizes_out_of_range(options, key):
     with one_line(key + " ", f"{next(reversed(options.values()))}"):
         split_samples(make([20, 20]), **options)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(12, 30), min_size=2, max_size=4), st.integers(2, 5), seeds)
+def test_outer_folds_partition_all_images_and_each_keeps_a_validation_part(class_sizes, folds, seed):
+    samples = make(class_sizes)
+    parts = [split_samples(samples, 0.5, 0.25, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)]
+    assert sorted(i for splits in parts for i in splits["test"]) == list(range(len(samples)))
+    for splits in parts:
+        assert sorted([*splits["train"], *splits["val"], *splits["test"]]) == list(range(len(samples)))
+        tested = Counter(samples[i].label for i in splits["test"])
+        validated = Counter(samples[i].label for i in splits["val"])
+        for label, count in Counter(sample.label for sample in samples).items():
+            assert abs(tested[label] - count / folds) < 1
+            assert abs(validated[label] - 0.25 * (count - tested[label])) <= 0.5
+
+
+def test_inner_folds_lie_inside_an_outer_training_part():
+    samples = make([30, 30])
+    inner = [split_samples(samples, folds=3, fold=fold, test_folds=5, test_fold=2) for fold in range(3)]
+    assert len({tuple(splits["test"]) for splits in inner}) == 1 and len(inner[0]["test"]) == 12
+    assert sorted(i for splits in inner for i in splits["val"]) == sorted(set(range(60)) - set(inner[0]["test"]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(patients, st.integers(2, 4), seeds)
+def test_groups_never_cross_outer_folds(images, folds, seed):
+    samples = grouped(images)
+    try:
+        parts = [split_samples(samples, 0, 0, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)]
+    except UserError as error:
+        assert "data.test_folds" in str(error)
+        return
+    for splits in parts:
+        assert not {samples[i].group for i in splits["test"]} & {samples[i].group for i in splits["train"]}
+
+
+def test_a_given_test_set_stays_out_of_outer_folds():
+    samples = make([10, 10], "train") + [Sample(f"t/{i}.png", f"c{i % 2}", "test") for i in range(8)]
+    for fold in range(2):
+        splits = split_samples(samples, test_folds=2, test_fold=fold)
+        assert max(i for rows in splits.values() for i in rows) < 20 and len(splits["test"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"test_folds": 1}, "data.test_folds must be 2 or more, not 1"),
+        ({"test_fold": 1}, "data.test_fold is 1, but there are no folds: set data.test_folds"),
+        ({"test_folds": 3, "test_fold": 3}, "data.test_fold must lie between 0 and 2, not 3"),
+        ({"test_folds": 3, "test_fold": -1}, "data.test_fold must lie between 0 and 2, not -1"),
+        ({"test_folds": 30}, "too few images for 30 folds: 10; add images or lower data.test_folds"),
+    ],
+)
+def test_outer_folds_that_cannot_be(options, words):
+    with one_line(words):
+        split_samples(make([10, 10]), **options)
