@@ -44,7 +44,7 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; the others need no trainer and are in `main`."""
+    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; the rest needs no trainer: see `main`."""
 
     code = 0  # the exit code of a command that ran to its end
 
