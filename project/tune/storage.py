@@ -17,7 +17,7 @@ from project.errors import UserError
 
 LOCKED = 20  # seconds to wait for another process's write to SQLite
 DRIVERS = {  # SQLAlchemy's default, which has changed with its version, need not be the one that is installed
-    "postgresql": {"psycopg": "psycopg", "psycopg2": "psycopg2"},
+    "postgresql": {"pg8000": "pg8000", "psycopg": "psycopg", "psycopg2": "psycopg2"},
     "mysql": {"mysqldb": "MySQLdb", "pymysql": "pymysql"},
 }
 Result = TypeVar("Result")
@@ -45,8 +45,9 @@ def _reason(error: BaseException) -> str:
     cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
     words = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
     if isinstance(error, ImportError):
-        return f"its driver is not installed ({words}): pip install 'psycopg[binary]' for PostgreSQL, pymysql for MySQL"
+        return f"its driver is not installed ({words}): pip install pg8000 for PostgreSQL, pymysql for MySQL"
     hints = {
+        "create a connection": "is the server up, and can this machine reach it?",
         "locked": "another program holds it; close that, then go on with --resume true",
         "full": "make room, then go on with --resume true",
         "No space": "make room, then go on with --resume true",
