@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from project.look.preflight import Findings
 
 SECONDS = 20.0  # for all attempts together
+ENOUGH = 30  # steps, below which nothing is said of a loss that does not fall; on a slow device fewer images are learnt instead
+FEWEST = 8  # images
 LEARNT = 0.1  # of ln(classes): as good as nothing
 BLOWN_UP, HIGH = 4.0, 2.0  # times the first loss; measured in docs/results.md
 
@@ -80,6 +82,8 @@ def check_rate(
         steps: At most.
         found: Takes the line.
     """
+    few = _affordable(net, make, images, labels, clip)
+    images, labels = images[:few], labels[:few]
     first = Attempt(net, make, 1.0, clip)
     first.run(images, labels, steps, SECONDS / 2)
     count, start, end = len(first.losses), first.losses[0], first.losses[-1]
@@ -95,18 +99,30 @@ def check_rate(
     if times >= BLOWN_UP:
         top = "no number" if math.isinf(first.highest) else f"{first.highest:.3g}"
         found.stop("one batch", f"{words}; on the way the loss rises to {top}: the rate is far too high", mend)
+    elif count < min(steps, ENOUGH) and not first.learnt and times < HIGH:
+        found.ok("one batch", f"{words}; this device is too slow to say more in {SECONDS / 2:.0f} s")
     elif lower and first.losses[-1] > 0.8 * first.losses[0]:
         found.stop("one batch", f"{words}: at this rate it learns nothing", mend)
     elif lower and not first.falling:
         found.look("one batch", f"{words}: a lower rate learns it sooner", mend)
     elif times >= HIGH:
         found.look("one batch", f"{words}; on the way the loss rises to {first.highest:.3g}", f"{mend}; or a model.warmup")
-    elif first.falling or count < steps:
-        found.ok("one batch", f"{words}; it falls, and {SECONDS / 2:.0f} s were not enough for all" if count < steps else words)
+    elif first.falling or first.learnt:
+        found.ok("one batch", words)
     else:
         found.look(
             "one batch", f"{words}: it does not learn even these", "a higher model.lr, a larger network, or --steps for more steps"
         )
+
+
+def _affordable(net: nn.Module, make: MakeOptimizer, images: Tensor, labels: Tensor, clip: float | None) -> int:
+    """As many images as leave time for enough steps."""
+    trial = Attempt(net, make, 1.0, clip)
+    trial.run(images, labels, 1, SECONDS)  # the first step of all is slower than the rest
+    start = time.monotonic()
+    trial.run(images, labels, 1, SECONDS)
+    share = SECONDS / 2 / ENOUGH / max(1e-9, time.monotonic() - start)
+    return len(images) if share >= 1 else max(min(FEWEST, len(images)), int(len(images) * share))
 
 
 def _better(
