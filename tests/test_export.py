@@ -556,4 +556,4 @@ def test_help_names_the_commands_and_options(cli) -> None:
     for name in ("--ckpt_path", "--out", "--preprocess", "--calibrate", "--tolerance", "--speed"):
         assert name in result.out
     assert result.code == 0 and "--min_prob" in cli("predict", "--help").out
-    assert "predict, export, check, report or verify" in error_of(cli())
+    assert "predict, export, check, lr_find, batch_find, search, report or verify" in error_of(cli())
