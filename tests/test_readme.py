@@ -19,8 +19,8 @@ COMMANDS = [
 SMALLER = ["--trainer.max_epochs", "1", "--data.image_size", "16"]
 QUICK = {  # what makes a command quick
     "lr_find": [*SMALLER[2:], "--steps", "10", "--min_lr", "0.0001"],
-    "batch_find": [*SMALLER[2:], "--max_batch", "16"],
-    "search": [*SMALLER, "--trials", "2"],
+    "batch_find": [*SMALLER[2:], "--min_batch", "16", "--max_batch", "16"],
+    "search": [*SMALLER, "--trials", "1"],
 }
 
 
