@@ -94,7 +94,7 @@ def rates(folder: Path) -> None:
                     batch = (images[rows].float() / 255 - 0.45) / 0.25
                     found = Findings()
                     with redirect_stdout(StringIO()):
-                        check_rate(net, make(lr * factor), lr * factor, batch, labels[rows], None, 100, found)
+                        check_rate(net, make(lr * factor), lr * factor, 1.0, batch, labels[rows], None, 100, found)
                     levels.append(found.lines[0][0])
                 cells.append(" ".join(levels))
             print(f"| {name} | {title}, {lr:g} | {' | '.join(cells)} |", flush=True)

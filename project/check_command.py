@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
+from PIL import Image
 
 from project.callbacks import StepSeed
 from project.callbacks.probe import Measured, Probe
@@ -55,7 +56,7 @@ def check(config: dict[str, Any], out: Path, images: int, steps: int, compare_in
     drawn: list[str] = []
 
     def keep(name: str, words: str, figure: Figure) -> None:
-        figure.savefig(out / name, dpi=100)
+        Image.fromarray(figures.pixels(figure)).save(out / name)
         drawn.append(f"{out / name}: {words}")
 
     data = _check_data(config, images, found, keep)
@@ -84,7 +85,7 @@ def _check_data(config: dict[str, Any], limit: int, found: Findings, keep: Any) 
         if total > limit:
             count = sum(map(len, data.splits.values()))
             print(f"Looking at {count:,} of {total:,} images, evenly taken; --images {total} looks at all.")
-        check_files(data, found)
+        check_files(data, found, total)
     except UserError as error:
         found.stop("images", str(error))
         return None
@@ -126,6 +127,8 @@ def _check_model(config: dict[str, Any], data: ImageDataModule, steps: int, comp
         probe = Probe(found, keep, steps, compare)
         with torch.random.fork_rng():
             _begin(build(Trainer, config["trainer"]), model, data, probe)
+        words = "no step would be trained: see trainer.max_epochs, max_steps and limit_train_batches"
+        found.stop("training", words, "raise the one that is 0")
     except UserError as error:
         found.stop("model", str(error))
     except MisconfigurationException as error:

@@ -59,10 +59,16 @@ class Look(L.Callback):
         writer = self.writer(trainer)
         if writer is None:
             return
-        try:
+        with self.guarded(trainer, tag):
             writer.add_image(tag, pixels(make()), trainer.global_step, dataformats="HWC")
+
+    @contextmanager
+    def guarded(self, trainer: L.Trainer, what: str) -> Iterator[None]:
+        """What fails in the block is left out with its reason."""
+        try:
+            yield
         except Exception as error:  # of whatever kind
-            self.say(trainer, f"leaves out {tag}: {type(error).__name__}: {' '.join(str(error).split())}")
+            self.say(trainer, f"leaves out {what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 @contextmanager

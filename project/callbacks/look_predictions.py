@@ -43,6 +43,8 @@ class LookAtPredictions(Look):
         super().on_fit_start(trainer, pl_module)
         if not trainer.fast_dev_run and "val" not in trainer.datamodule.loaded:
             self.say(trainer, "draws nothing, because there are no validation images")
+        elif not trainer.fast_dev_run and not pl_module.validates:
+            self.say(trainer, "draws nothing, because this training never validates")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._next = trainer.current_epoch + 1
@@ -59,7 +61,7 @@ class LookAtPredictions(Look):
             if hasattr(pl_module.net, "forward_features") and isinstance(head, nn.Module):
                 self._hook.callback(head.register_forward_pre_hook(self._keep).remove)
             else:
-                self.say(trainer, "leaves out the projector: the network has no forward_features and head")
+                self.say(trainer, "leaves out the projector: it takes a network with forward_features and head")
 
     def _keep(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         missing = self.embedding - sum(map(len, self._features))
@@ -137,11 +139,12 @@ class LookAtPredictions(Look):
         maps = None
         if cam:
             inputs = images.to(model.device)
-            layer = cam_layer(model.net, model.normalise(inputs[:1]))
-            if layer is None:
-                self.say(trainer, "leaves out Grad-CAM: no convolution gives the last feature maps")
-            else:
-                maps = grad_cam(model.net, layer, model.normalise(inputs), predicted).cpu()
+            with self.guarded(trainer, "Grad-CAM"):
+                layer = cam_layer(model.net, model.normalise(inputs[:1]))
+                if layer is None:
+                    self.say(trainer, "leaves out Grad-CAM: no convolution gives the last feature maps")
+                else:
+                    maps = grad_cam(model.net, layer, model.normalise(inputs), predicted).cpu()
         true, guessed = ([model.class_names[i] for i in which.tolist()] for which in (labels, predicted))
         self.draw(trainer, "predictions/worst_mistakes", lambda: figures.mistakes(images, true, guessed, losses, maps))
 
@@ -152,7 +155,7 @@ class LookAtPredictions(Look):
         keys = torch.cat([keys for _, _, keys in self._parts])[: len(features)]
         if writer is None or len(features) != len(keys):
             return
-        with torch.inference_mode(False), unnoticed(model.device):
+        with torch.inference_mode(False), unnoticed(model.device), self.guarded(trainer, "the projector"):
             images, labels = pictures(trainer.datamodule.loaded["val"].images, keys.tolist())
             small = nn.functional.interpolate(images.float() / 255, (min(SPRITE, images.shape[-1]),) * 2, mode="area")
             small = small[:, :3].expand(-1, 3, -1, -1)

@@ -1,7 +1,8 @@
 """Filters, histograms of weights and gradients, the size of a step, the model's graph (advice A15, A24)."""
 
 import warnings
-from contextlib import contextmanager
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import lightning as L
@@ -29,6 +30,7 @@ class LookAtWeights(Look):
         self.layers, self.graph = layers, graph
         self._before: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
+        self._drawn = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -39,13 +41,11 @@ class LookAtWeights(Look):
         if not self.graph or writer is None or trainer.resumed_step is not None:
             return
         size = (1, pl_module.in_channels, pl_module.image_size, pl_module.image_size)
-        image = pl_module.normalise(torch.zeros(size, device=pl_module.device))
-        with unnoticed(pl_module.device), torch.no_grad(), as_it_was(pl_module.net), warnings.catch_warnings():
+        image = pl_module.normalise(torch.zeros(size, dtype=torch.uint8, device=pl_module.device))
+        with unnoticed(pl_module.device), torch.no_grad(), evaluating(pl_module.net), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that the network's code looks at
-            try:
+            with self.guarded(trainer, "the graph"), redirect_stdout(StringIO()):  # it prints before it raises
                 writer.add_graph(pl_module.net, image)
-            except Exception as error:  # of whatever kind: not every network can be traced
-                self.say(trainer, f"leaves out the graph: tracing fails with {type(error).__name__}")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -75,8 +75,13 @@ class LookAtWeights(Look):
                     if len(finite):
                         writer.add_histogram(f"{kind}/{name}", finite.cpu(), step)
                     if len(finite) < tensor.numel():
-                        self.say(trainer, f"leaves out values of {kind}/{name} that are not finite")
+                        self.say(trainer, f"leaves out {kind} that are not finite")
             self._draw_filters(trainer, pl_module.net)
+            self._drawn = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._drawn and not trainer.fast_dev_run and self.writer(trainer) is not None:
+            self.say(trainer, "drew nothing, because the training ended inside its first epoch")
 
     def _draw_filters(self, trainer: L.Trainer, net: nn.Module) -> None:
         from project.look.figures import filters
@@ -93,15 +98,3 @@ class LookAtWeights(Look):
         if self.layers is None:
             return named
         return {name: p for name, p in named.items() if any(f"{name}.".startswith(f"{layer}.") for layer in self.layers)}
-
-
-@contextmanager
-def as_it_was(net: nn.Module) -> Any:
-    """Eval mode, and afterwards modes and gradients as before: tracing runs the network, and a network may do what it likes."""
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    with evaluating(net):
-        try:
-            yield
-        finally:
-            for name, buffer in net.named_buffers():
-                buffer.data.copy_(buffers[name])

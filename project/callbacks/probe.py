@@ -80,7 +80,9 @@ class Probe(L.Callback):
             if self._alive and math.isfinite(loss):
                 clip = trainer.gradient_clip_val if trainer.gradient_clip_algorithm in (None, "norm") else None
                 some = slice(min(LEARNT, len(labels)))
-                check_rate(net, self._make(model), model.lr, inputs[some], labels[some], clip, self.steps, self.found)
+                check_rate(
+                    net, self._make(model), model.lr, model.scaling()[0], inputs[some], labels[some], clip, self.steps, self.found
+                )
             if self.compare:
                 curves = compare_init(net, inputs)
                 figure = figures.curves(curves, "layer with weights", "standard deviation of its outputs")

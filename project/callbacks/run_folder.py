@@ -81,6 +81,7 @@ class RunFolder(L.Callback):
             "seed": data.seed,
             "split": {"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
             "images_left_out": dict(data.bad),
+            "finished": False,
             "versions": {"python": platform.python_version(), **_versions()},
             "git": _git(),
         }
@@ -117,7 +118,8 @@ class RunFolder(L.Callback):
         if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
         metrics, _ = self._outcome(trainer)
-        self._save_metrics(metrics)
+        self._save_metrics(metrics | _evaluated(trainer, "val"))
+        write(self.run / "run.json", json.dumps(read(self.run / "run.json") | {"finished": True}, indent=2))
         if self.tensorboard and trainer.logger is not None:
             final = {f"final/{name}": metrics[name] for name in FINAL if name in metrics}
             trainer.logger.log_metrics(final, step=trainer.global_step)
@@ -149,7 +151,7 @@ class RunFolder(L.Callback):
             print(f"Not added to {self.run}: these are not the test images that its split set aside.")
             return
         epoch = {"test/epoch": self.validated["epoch"]} if self.validated else {}
-        self._save_metrics(epoch | metrics)
+        self._save_metrics(epoch | metrics | _evaluated(trainer, "test"))
         if any(self.run.glob("events.out.tfevents.*")):
             with SummaryWriter(self.run) as writer:
                 for name, value in metrics.items():
@@ -167,6 +169,16 @@ class RunFolder(L.Callback):
         path = self.run / "metrics.json"
         known = {name: value for name, value in read(path).items() if "test/acc" in metrics or not name.startswith("test/")}
         write(path, json.dumps(known | finite, indent=2))
+
+
+def _evaluated(trainer: L.Trainer, split: str) -> dict[str, float]:
+    """How many images an evaluation saw, where it was limited to some batches."""
+    limit = getattr(trainer, f"limit_{split}_batches")
+    if limit in (None, 1.0) or split not in trainer.datamodule.loaded:
+        return {}
+    batches = getattr(trainer, f"num_{split}_batches")
+    images = sum(batches) * trainer.datamodule.batch_size * trainer.world_size
+    return {f"{split}/images": float(min(images, len(trainer.datamodule.loaded[split].index)))}
 
 
 def write(path: Path, text: str) -> None:

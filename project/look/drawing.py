@@ -1,5 +1,7 @@
 """What the figures share: colours that the colour-blind can tell apart, sheets of small pictures, pixels for TensorBoard."""
 
+import warnings
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -34,7 +36,9 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
     """The figure as uint8 (H, W, 3), as TensorBoard's `add_image` takes it with dataformats="HWC"."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():  # of letters that the font lacks; they are boxes (docs/looking.md)
+        warnings.filterwarnings("ignore", message=".*Glyph .* missing from")
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

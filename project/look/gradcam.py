@@ -34,7 +34,8 @@ def grad_cam(model_net: nn.Module, layer: str, images: Tensor, classes: Tensor) 
     kept: list[Tensor] = []
 
     def cut(_: nn.Module, __: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[-2] * output.shape[-1] < 2:
+        fits = isinstance(output, Tensor) and output.is_floating_point() and output.ndim == 4
+        if not fits or output.shape[-2] * output.shape[-1] < 2:
             raise UserError(f"Grad-CAM: {layer} gives no map of 2 places or more; cam_layer(net, images) finds a layer that does")
         # The graph begins here: nothing below is differentiated, and it works for frozen layers.
         kept.append(output.detach().requires_grad_())
@@ -49,7 +50,9 @@ def grad_cam(model_net: nn.Module, layer: str, images: Tensor, classes: Tensor) 
         if not kept:
             raise UserError(f"Grad-CAM: {layer} is not called in the forward pass")
         score = logits.float().gather(1, classes.to(logits.device)[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, kept[-1])
+        gradient = torch.autograd.grad(score, kept[-1], allow_unused=True)[0] if score.requires_grad else None
+        if gradient is None:
+            raise UserError(f"Grad-CAM: the logits do not depend on {layer}")
     activation = kept[-1].detach().float()
     weights = gradient.float().mean((2, 3), keepdim=True)  # (N, C, 1, 1), equation 1
     maps = (weights * activation).sum(1, keepdim=True).relu().nan_to_num(0, 0, 0)  # equation 2
@@ -87,4 +90,14 @@ def cam_layer(net: nn.Module, images: Tensor | None = None) -> str | None:
         return convolution
     # What its norm and activation give, and what a residual block adds: what the paper calls feature maps.
     after = order[order.index(convolution) :]
-    return [name for name in after if outputs[name].shape == outputs[convolution].shape][-1]
+    alike = [name for name in after if outputs[name].shape == outputs[convolution].shape]
+    return next((name for name in reversed(alike) if _works(net, name, images[:1])), None)
+
+
+def _works(net: nn.Module, layer: str, images: Tensor) -> bool:
+    """Whether the layer gives one map that the logits depend on."""
+    try:
+        grad_cam(net, layer, images, torch.zeros(len(images), dtype=torch.int64))
+    except UserError:
+        return False
+    return True

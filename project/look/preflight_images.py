@@ -24,12 +24,14 @@ def take_some(data: ImageDataModule, limit: int) -> int:
     """
     total = sum(map(len, data.splits.values()))
     if total > limit:
-        step = -(-total // limit)
-        data.splits = {name: rows[::step] for name, rows in data.splits.items()}
+        few = {name: max(1, round(limit * len(rows) / total)) for name, rows in data.splits.items() if rows}
+        data.splits = {
+            name: [rows[i * len(rows) // few[name]] for i in range(few[name])] if rows else [] for name, rows in data.splits.items()
+        }
     return total
 
 
-def check_files(data: ImageDataModule, found: Findings) -> None:
+def check_files(data: ImageDataModule, found: Findings, total: int) -> None:
     """Load the training and validation images, and judge all files.
 
     Test images are read for their identity, and to see whether they can be read at all: no figure of them is used for a choice.
@@ -56,11 +58,11 @@ def check_files(data: ImageDataModule, found: Findings) -> None:
             found.stop("images", words, "remove them, or leave them out with --data.on_bad_image skip")
     else:
         found.ok("images", f"all {len(places):,} can be read")
-    _check_copies(data, places, found)
+    _check_copies(data, places, found, f" of the {len(places):,} looked at" if total > sum(map(len, data.splits.values())) else "")
     _check_shapes(data, [row for _, row, _ in places], found)
 
 
-def _check_copies(data: ImageDataModule, places: list[tuple[str, int, int]], found: Findings) -> None:
+def _check_copies(data: ImageDataModule, places: list[tuple[str, int, int]], found: Findings, of: str) -> None:
     """Files of equal content: across splits (leakage), under two names of classes, or merely twice."""
     samples = data.source.samples
     copies: dict[int, list[tuple[str, int]]] = defaultdict(list)
@@ -77,11 +79,11 @@ def _check_copies(data: ImageDataModule, places: list[tuple[str, int, int]], fou
     if across:
         found.stop(
             "leakage",
-            f"{len(across)} images are in more than one split, so the score flatters: {words(across)}",
+            f"{len(across)} images{of} are in more than one split, so the score flatters: {words(across)}",
             "keep one copy of each, or give the copies one group in a manifest (docs/guide.md)",
         )
     else:
-        found.ok("leakage", "no image is in two splits")
+        found.ok("leakage", f"no image{of} is in two splits")
     if named_twice:
         labels = sorted({str(samples[row].label) for group in named_twice for _, row in group})
         found.look("copies", f"{len(named_twice)} have two classes ({some(labels)}): {words(named_twice)}", "keep the right one")

@@ -71,10 +71,13 @@ def check_augmentations(
         return
     plain = small(images)
     right = skill(plain, labels)
-    if right < SKILL or int(torch.bincount(labels).max()) < ENOUGH:
-        found.ok(
-            "augmentation", f"whether it keeps the labels true, pixels cannot tell here ({right:.0%} skill): look at batch.png"
-        )
+    why = ""
+    if int(torch.bincount(labels).max()) < ENOUGH:
+        why = f"fewer than {ENOUGH} images of a class"
+    elif right < SKILL:
+        why = f"the nearest image is of the same class for {right:.0%} only"
+    if why:
+        found.ok("augmentation", f"whether it keeps the labels true, pixels cannot tell here ({why}): look at batch.png")
         return
     fine = []
     for augmentation in augmentations:

@@ -32,18 +32,25 @@ class Attempt:
         """Train until all is right and the loss next to nothing, or the steps, or the seconds are over."""
         enough = LEARNT * math.log(int(labels.max()) + 1 or 2)
         end = time.monotonic() + seconds
-        for _ in range(steps):
+        seen: list[tuple[float, float]] = []  # of this step: loss and share that is right
+
+        def closure() -> Tensor:  # some optimizers, such as LBFGS, call it several times
             logits = self.net(images).float()
             loss = nn.functional.cross_entropy(logits, labels)
-            self.losses.append(float(loss.detach()))
-            self.right = float((logits.argmax(1) == labels).float().mean())
-            if not math.isfinite(self.losses[-1]) or self.losses[-1] < enough or time.monotonic() > end:
-                break
+            seen.append((float(loss.detach()), float((logits.argmax(1) == labels).float().mean())))
             self.optimizer.zero_grad()
             loss.backward()
             if self.clip:
                 nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
-            self.optimizer.step()
+            return loss
+
+        for _ in range(steps):
+            seen.clear()
+            self.optimizer.step(closure)
+            loss, self.right = seen[0]
+            self.losses.append(loss)
+            if not math.isfinite(loss) or loss < enough or time.monotonic() > end:
+                break
 
     @property
     def highest(self) -> float:
@@ -62,6 +69,7 @@ def check_rate(
     net: nn.Module,
     make: MakeOptimizer,
     rate: float,
+    scaling: float,
     images: Tensor,
     labels: Tensor,
     clip: float | None,
@@ -76,6 +84,7 @@ def check_rate(
         net: In training mode; copies of it are trained.
         make: See `MakeOptimizer`.
         rate: model.lr, for the words.
+        scaling: What lr_scaling makes of it, for the words.
         images: Normalised, (N, C, H, W).
         labels: (N,).
         clip: Norm that gradients are clipped to.
@@ -87,7 +96,10 @@ def check_rate(
     first = Attempt(net, make, 1.0, clip)
     first.run(images, labels, steps, SECONDS / 2)
     count, start, end = len(first.losses), first.losses[0], first.losses[-1]
-    words = f"{len(images)} images, model.lr {rate:g}: loss {start:.3g} to {end:.3g} in {count} steps, {first.right:.0%} right"
+    scaled = "" if scaling == 1 else f" (x {scaling:.3g} by lr_scaling)"
+    words = (
+        f"{len(images)} images, model.lr {rate:g}{scaled}: loss {start:.3g} to {end:.3g} in {count} steps, {first.right:.0%} right"
+    )
     times = first.highest / max(start, 1e-9)
     if times < HIGH and first.learnt:
         found.ok("one batch", words)
@@ -100,7 +112,10 @@ def check_rate(
         top = "no number" if math.isinf(first.highest) else f"{first.highest:.3g}"
         found.stop("one batch", f"{words}; on the way the loss rises to {top}: the rate is far too high", mend)
     elif count < min(steps, ENOUGH) and not first.learnt and times < HIGH:
-        found.ok("one batch", f"{words}; this device is too slow to say more in {SECONDS / 2:.0f} s")
+        if first.losses[-1] < 0.9 * first.losses[0]:
+            found.ok("one batch", f"{words}; it falls, and this device is too slow to say more in {SECONDS / 2:.0f} s")
+        else:
+            found.look("one batch", f"{words}: too few to tell, on this device", "a smaller network or data.image_size, or a GPU")
     elif lower and first.losses[-1] > 0.8 * first.losses[0]:
         found.stop("one batch", f"{words}: at this rate it learns nothing", mend)
     elif lower and not first.falling:

@@ -45,11 +45,17 @@ def check_signal(net: nn.Module, images: Tensor, labels: Tensor, optimizer: torc
         Whether the network can learn.
     """
     with watch(net) as outputs:
-        for _ in range(3):
+        moving: list[str] = []
+
+        def closure() -> Tensor:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images).float(), labels).backward()
-            moving = [name for name, p in net.named_parameters() if p.ndim > 1 and p.grad is not None and bool((p.grad != 0).any())]
-            optimizer.step()
+            loss = nn.functional.cross_entropy(net(images).float(), labels)
+            loss.backward()
+            moving[:] = [name for name, p in net.named_parameters() if p.ndim > 1 and p.grad is not None and bool(p.grad.any())]
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
     weights = [name for name, p in net.named_parameters() if p.ndim > 1 and p.requires_grad]
     first = outputs.items()
     if weights and not moving:

@@ -50,13 +50,17 @@ def result(run: Run, trained: Trained, classes: int) -> list[str]:
         first = ("Test accuracy", "not tested yet", f"python -m project test --ckpt_path {run.checkpoint or 'best'}")
     if val is not None:
         second = ("Validation accuracy", f"{val:.2%}", f"95 % interval {run.interval('val')}; {run.images('val'):,} images")
+    elif trained.found is not None:
+        now = float((trained.found.predicted == trained.found.labels).float().mean())
+        second = ("Validation accuracy", f"{now:.2%}", "taken for this page: the run itself has none on record")
     else:
-        second = ("Validation accuracy", "unknown", "no finished training with validation images")
+        second = ("Validation accuracy", "unknown", "none is on record, and the images are not to be had")
     source = run.config.get("data", {}).get("source")
     kind = source.get("class_path") if isinstance(source, dict) else source
     where = str(kind or "unknown").rsplit(".", 1)[-1]
     third = ("Data", where, f"{classes} classes; {run.images('train'):,} training images")
-    fourth = ("Best epoch", f"{epoch + 1:.0f}" if epoch is not None else "unknown", f"of {_epochs(run)}")
+    best = run.checkpoint is not None and run.checkpoint.name == "best.ckpt"
+    fourth = ("Best epoch" if best else "Epoch", f"{epoch + 1:.0f}" if epoch is not None else "unknown", f"of {_epochs(run)}")
     body = [cards([first, second, third, fourth])]
     if test is not None:
         body.append(paragraph(f"Of 100 new images like the test images, about {100 * test:.0f} are classified rightly. "))
@@ -70,7 +74,7 @@ def result(run: Run, trained: Trained, classes: int) -> list[str]:
     body.append(paragraph("Interval: Wilson's, by the number of images alone; another seed or split can differ by more.", "soft"))
     if not run.finished:
         body.append(paragraph("This training has not finished: what follows is of what it has saved so far.", "warning"))
-    if trained.found is not None and val is not None:
+    if trained.found is not None and val is not None and "val/images" not in run.metrics:
         now = float((trained.found.predicted == trained.found.labels).float().mean())
         if abs(now - val) > 0.5 / max(1, len(trained.found.labels)):
             body.append(

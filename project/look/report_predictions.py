@@ -166,6 +166,8 @@ def worst_mistakes(model: ImageClassifier, found: Predictions) -> list[str]:
 
 def confidence(model: ImageClassifier, found: Predictions) -> list[str]:
     """Reliability diagram of the probabilities that the model gives, with its temperature."""
+    if not bool(found.logits.isfinite().all()):
+        return [missing("Calibration", "the model's outputs are not all finite numbers: its training has diverged")]
     probabilities = (found.logits / model.temperature).softmax(1)
     error = figures.calibration_error(probabilities, found.labels)
     mean, right = float(probabilities.amax(1).mean()), float((found.predicted == found.labels).float().mean())

@@ -47,7 +47,8 @@ class Run:
 
     def images(self, split: str) -> int:
         """Images of train, val or test."""
-        number = self.record.get("split", {}).get(split)
+        number = self.metrics.get(f"{split}/images") or self.record.get("split", {}).get(split)
+        number = int(number) if isinstance(number, float) else number
         return number if isinstance(number, int) else sum(self.counts.get(split, {}).values())
 
     def score(self, name: str) -> float | None:
@@ -71,7 +72,13 @@ def find_run(name: str, root: Path = Path("runs")) -> tuple[Path, Path | None]:
         UserError: when there is none.
     """
     if name == "last":
-        return latest_run(root), None
+        try:
+            return latest_run(root), None
+        except UserError:  # no training has saved a checkpoint: the newest folder, then
+            folders = [path.parent for path in root.glob("*/version_*/config.yaml")]
+            if not folders:
+                raise
+            return max(folders, key=lambda folder: folder.stat().st_mtime), None
     path = Path(name).expanduser()
     if path.is_file():
         run = run_of(path)
@@ -93,14 +100,16 @@ def read_run(folder: Path, checkpoint: Path | None = None) -> Run:
     """Read what is there; files that are missing or damaged leave their parts empty."""
     saved = [folder / CHECKPOINTS / f"{name}.ckpt" for name in ("best", "last")]
     checkpoint = checkpoint or next((path for path in saved if path.is_file()), None)
-    metrics = _dictionary(folder / "metrics.json")
+    recorded, record = _dictionary(folder / "metrics.json"), _dictionary(folder / "run.json")
+    # The checkpoint's own figures count: metrics.json is of the last training that came to its end.
+    metrics = recorded | {name: value for name, value in _saved_metrics(checkpoint).items() if not name.startswith("test/")}
     return Run(
         folder,
         checkpoint,
         (folder / "config.yaml").read_text(errors="replace"),
-        _dictionary(folder / "run.json"),
-        metrics or _saved_metrics(checkpoint),
-        bool(metrics),
+        record,
+        metrics,
+        bool(record.get("finished", recorded)),
         read_curves(folder),
         _rows(folder / "groups.csv"),
         _count(folder / "split.csv"),

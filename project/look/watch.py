@@ -55,8 +55,12 @@ def watch(module: nn.Module, names: Collection[str] | None = None) -> Iterator[d
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards for each layer the mode that it had: `train()` would wake up what is frozen."""
+    """Eval mode, and afterwards for each layer the mode and the buffers that it had: `train()` would wake up what is frozen, and a
+    network may count its forward passes.
+    """
     modes = [(layer, layer.training) for layer in module.modules()]
+    owners = [(layer._buffers, name, buffer) for layer, _ in modes for name, buffer in layer._buffers.items()]
+    buffers = [(owner, name, buffer, buffer.detach().clone()) for owner, name, buffer in owners if buffer is not None]
     try:
         for layer, _ in modes:
             layer.training = False
@@ -64,6 +68,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, mode in modes:
             layer.training = mode
+        with torch.no_grad():
+            for owner, name, buffer, before in buffers:
+                owner[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 def leaves(module: nn.Module) -> list[str]:

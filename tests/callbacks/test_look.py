@@ -349,7 +349,11 @@ def test_a_network_without_convolutions_leaves_pictures_out_with_a_reason(cli, f
     start = few.index("--model.net")
     result = cli(*few[:start], *net, "--data.image_size=16", *LOOK)
     assert result.code == 0, result.err
-    for words in ("the filters: the network has no convolution", "the feature maps: no layer gives any", "no forward_features"):
+    for words in (
+        "the filters: the network has no convolution",
+        "the feature maps: no layer gives any",
+        "the projector: it takes a network with forward_features and head",
+    ):
         assert f"{words}" in result.out
     assert "leaves out the share of dead ReLUs: the network has none" in result.out
 
@@ -389,3 +393,68 @@ def test_the_callbacks_are_plain_lightning_callbacks_too() -> None:
     for callback in (LookAtData, LookAtWeights, LookAtActivations, LookAtPredictions):
         assert callback().every == 5
     assert issubclass(ImageClassifier, LightningModule)
+
+
+class Counting(nn.Module):
+    """Its forward pass depends on how often it was called, and changes a buffer."""
+
+    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(in_channels, 4, 3), nn.Linear(4, num_classes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(self.conv(images).relu().mean((2, 3)) * (1 + self.calls % 7))
+
+
+class Strange(nn.Module):
+    """Layers that Grad-CAM cannot take: one gives a tuple, one whole numbers, one is not used."""
+
+    class Pair(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images, images
+
+    class Whole(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.long()
+
+    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(in_channels, 4, 3), nn.Linear(4, num_classes)
+        self.pair, self.whole, self.unused = self.Pair(), self.Whole(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = self.pair(self.conv(images))
+        self.unused(first)
+        return -self.head((first + self.whole(second)).mean((2, 3)))  # wrong from the start, so that there are mistakes
+
+
+def own(few: list[str], net: type[nn.Module]) -> list[str]:
+    start = few.index("--model.net")
+    return [*few[:start], "--model.net", f"{net.__module__}.{net.__name__}", "--data.image_size=16"]
+
+
+def test_a_network_that_counts_its_calls_trains_the_same(cli, few) -> None:
+    assert cli(*own(few, Counting), "--trainer.max_epochs=3").code == 0
+    assert cli(*own(few, Counting), *LOOK, "--trainer.max_epochs=3").code == 0
+    plain, looked = weights(), weights(Path("runs/look/version_0"))
+    assert all(torch.equal(value, looked[name]) for name, value in plain.items())
+
+
+def test_layers_that_grad_cam_cannot_take_do_not_end_the_training(cli, few) -> None:
+    result = cli(*own(few, Strange), *LOOK, "--model.lr=0.000001")
+    assert result.code == 0 and result.err == "", result.err
+    assert "predictions/worst_mistakes" in images(Path("runs/look/version_0")), result.out
+
+
+def test_what_is_not_drawn_for_want_of_a_validation_or_of_an_epoch_is_said(cli, few) -> None:
+    out = cli(*few, *LOOK, "--trainer.limit_val_batches=0").out
+    assert "LookAtPredictions draws nothing, because this training never validates" in out
+    out = cli(*few, *LOOK, "--trainer.max_epochs=-1", "--trainer.max_steps=1").out
+    assert "LookAtWeights drew nothing, because the training ended inside its first epoch" in out
+
+
+def test_a_run_that_diverges_says_so_once_for_each_kind(cli, few) -> None:
+    result = cli(*few, *LOOK, "--model.lr=1e30")
+    assert result.code == 0 and result.out.count("that are not finite") <= 2

@@ -363,6 +363,28 @@ def test_the_pixels_of_test_images_are_not_used(cli, folder, monkeypatch) -> Non
     assert {stage for stage, _ in stages} == {"fit"} and all(set(data.loaded) == {"train", "val"} for _, data in stages)
 
 
+def test_an_optimizer_with_a_closure_can_be_checked(cli, workdir) -> None:
+    options = ["--model.optimizer=torch.optim.LBFGS", "--model.lr=0.5", "--model.channels_last=false", "--model.schedule=null"]
+    result = cli("check", *DIGITS, *SMALL[:-2], *options)
+    assert result.code == 0 and lines(result.out, "ok", "one batch"), result.out
+
+
+@pytest.mark.parametrize("option", ["--trainer.max_epochs=0", "--trainer.limit_train_batches=0"])
+def test_a_run_without_a_step_stops(cli, workdir, option) -> None:
+    result = cli("check", *DIGITS, *SMALL, option)
+    assert result.code == 1 and lines(result.out, "stop", "training"), result.out
+
+
+def test_a_rate_that_does_nothing_is_looked_at(cli, workdir) -> None:
+    assert lines(cli("check", *DIGITS, *SMALL[:-2], "--model.lr=1e-9").out, "look", "one batch")
+
+
+def test_leaks_that_were_not_looked_for_are_not_denied(cli, tmp_path) -> None:
+    root = make_folder(tmp_path / "large", {"blue": 200, "red": 200})
+    out = cli("check", "--data.root", str(root), *NET, *QUICK, "--images", "100").out
+    assert "no image of the 100 looked at is in two splits" in out
+
+
 def test_nothing_is_written_beside_the_pictures(cli, folder, workdir) -> None:
     assert cli("check", "--data.root", str(folder), *NET, *QUICK, "--out", "pictures").code == 0
     assert {path.name for path in workdir.iterdir()} == {"images", "pictures"}

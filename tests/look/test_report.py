@@ -255,9 +255,58 @@ def test_what_is_lost_is_left_out_with_a_reason_and_the_rest_is_there(lose, cli,
     assert least <= len(page.alts) + 4 and len(page.alts) < len(whole.alts)
 
 
-def test_a_training_that_was_stopped_says_so(cli, trained) -> None:
-    (trained / "metrics.json").unlink()
-    assert "This training has not finished" in report(cli).text
+STOP = """
+from lightning import Callback
+class Stop(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.current_epoch == 12: raise KeyboardInterrupt
+"""
+
+
+def test_a_training_that_was_stopped_says_so_and_has_its_own_figures(cli, trained, workdir, monkeypatch) -> None:
+    (workdir / "stopping_report.py").write_text(STOP)
+    monkeypatch.syspath_prepend(str(workdir))
+    assert "has not finished" not in report(cli).text
+    before = json.loads((trained / "metrics.json").read_text())["val/acc"]
+    more = ["--trainer.max_epochs=24", "--trainer.callbacks+=stopping_report.Stop"]
+    assert cli("fit", "--ckpt_path", "last", *more).code == 130
+    now = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["BestAndLast"]["metrics"]["val/acc"]
+    assert now > before
+    page = report(cli)
+    assert "This training has not finished" in page.text and f"Validation accuracy {now:.2%}" in page.text
+    assert cli("test", "--ckpt_path", "best").code == 0
+    page = report(cli)
+    assert "This training has not finished" in page.text and f"Validation accuracy {now:.2%}" in page.text
+
+
+def test_limited_evaluations_have_the_interval_of_what_they_saw(cli, workdir) -> None:
+    limits = ["--trainer.limit_val_batches=2", "--data.batch_size=8", "--trainer.max_epochs=1"]
+    assert cli("fit", *DIGITS, *SMALL, *limits).code == 0
+    assert cli("test", "--ckpt_path", "best", "--trainer.limit_test_batches=3").code == 0
+    text = report(cli).text
+    metrics = json.loads(Path("runs/digits/version_0/metrics.json").read_text())
+    for split, images in (("val", 16), ("test", 24)):
+        low, high = wilson(round(metrics[f"{split}/acc"] * images), images)
+        assert f"95 % interval {low:.1%} to {high:.1%}; {images} images" in text
+    assert "is another one" not in text
+
+
+def test_a_run_without_a_checkpoint_is_the_last_one_too(cli, workdir) -> None:
+    assert cli("fit", *DIGITS, *SMALL, "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false").code == 0
+    assert "the run has no checkpoint" in report(cli).text
+
+
+def test_a_diverged_run_has_no_calibration_but_a_reason(cli, workdir) -> None:
+    assert cli("fit", *DIGITS, *SMALL[:-2], "--trainer.max_epochs=1", "--model.lr=1e30").code == 0
+    text = report(cli).text
+    assert "nan" not in text.split("The record")[0].replace("not finite", "").lower().split("how far")[0] or "diverged" in text
+    assert "Calibration left out: the model's outputs are not all finite numbers" in text
+
+
+def test_predictions_without_a_validation_on_record_are_said_to_be_new(cli, workdir) -> None:
+    assert cli("fit", *DIGITS, *SMALL, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0").code == 0
+    text = report(cli).text
+    assert "taken for this page: the run itself has none on record" in text and "Best epoch" not in text
 
 
 def test_without_validation_images_there_is_a_reason(cli, folder) -> None:
