@@ -28,7 +28,8 @@ from project.look.preflight_labels import check_augmentations
 from project.parser import OneLineParser
 from project.trainer import Trainer
 
-JUDGED = 1500  # training images that show what an augmentation does to the labels
+JUDGED = 1500  # training images that show what an augmentation does to the labels; of large ones fewer, for the time it takes
+PIXELS = 40_000_000  # values of all their pixels together
 SHEET = 64  # images on the contact sheet
 
 
@@ -92,7 +93,8 @@ def _check_data(config: dict[str, Any], limit: int, found: Findings, keep: Any) 
     check_classes(table, data.sampler, bool(config["model"]["class_weights"]), found)
     keep("classes.png", "images of each class in each split", figures.class_counts(table))
     part = data.loaded["train"]
-    rows = part.index[:: max(1, -(-len(part.index) // JUDGED))]
+    judged = max(200, min(JUDGED, PIXELS // (data.channels * data.image_size**2)))
+    rows = part.index[:: max(1, -(-len(part.index) // judged))]
     batch = part.images.__getitems__([(0, row) for row in rows])
     pixels, labels = batch["image"], batch["label"]
     chosen, columns = _of_each_class(labels.tolist())

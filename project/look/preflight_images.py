@@ -47,7 +47,8 @@ def check_files(data: ImageDataModule, found: Findings, total: int) -> None:
     rows = data.splits["test"]
     if rows:
         folder = data.source.path(samples[rows[0]])
-        verdicts = survey(data.source, [samples[i] for i in rows], data.channels, Verdicts(str(folder and folder.parent)))
+        known, some_of = Verdicts(str(folder and folder.parent)), [samples[i] for i in rows]
+        verdicts = survey(data.source, some_of, data.channels, known, hint=data.image_size)
         bad += [(samples[row].key, verdict.fault) for row, verdict in zip(rows, verdicts, strict=True) if verdict.fault]
         places += [("test", row, verdict.digest) for row, verdict in zip(rows, verdicts, strict=True) if not verdict.fault]
     if bad:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from project.look.preflight import Findings
 
-SECONDS = 20.0  # for all attempts together
+SECONDS = 10.0  # for all attempts together
 ENOUGH = 30  # steps, below which nothing is said of a loss that does not fall; on a slow device fewer images are learnt instead
 FEWEST = 8  # images
 LEARNT = 0.1  # of ln(classes): as good as nothing
