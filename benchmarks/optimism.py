@@ -59,7 +59,7 @@ def main() -> None:
         data = ["--config", str(ROOT / "configs/digits.yaml"), "--data.source", "project.data.ImageFolder", f"--data.root={images}"]
         run = ["--seed_everything", str(seed), "--trainer.max_epochs", str(epochs), f"--trainer.default_root_dir={out}"]
         # No pruning: the guide's warning is about the best of many finished trainings.
-        own = ["--trials", str(trials), "--pruner", "none", "--seed", str(seed), "--name", f"seed_{seed}", "--resume", "true"]
+        own = ["--trials", str(trials), "--pruner", "none", "--seed", str(seed), "--name", f"seed_{seed}", "--resume"]
         command = [sys.executable, "-m", "project", "search", *data, *NET, *run, "--space", str(out / "space.yaml"), *own]
         subprocess.run([*command, "--outer_folds", str(folds)], cwd=ROOT, check=True)
         append(results, {"seed": seed, **json.loads((out / "search" / f"seed_{seed}" / "nested.json").read_text())})

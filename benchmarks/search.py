@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from scipy.stats import t
 
-from project.cli import main as project
+from project.main import main as project
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 15
@@ -81,7 +81,7 @@ def search(kind: str, seed: int, epochs: int, trials: int, out: Path, *more: str
     space = out / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     name, place = f"{kind}_{seed}", f"--trainer.default_root_dir={out}"
-    own = ["--space", str(space), "--trials", str(trials), "--name", name, "--seed", str(seed), "--resume", "true", *more]
+    own = ["--space", str(space), "--trials", str(trials), "--name", name, "--seed", str(seed), "--resume", *more]
     subprocess.run([sys.executable, "-m", "project", "search", *options(seed, epochs), *own, place], cwd=ROOT, check=True)
     with (out / "search" / name / "trials.csv").open() as file:
         return sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))

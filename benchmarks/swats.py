@@ -17,7 +17,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from project.cli import main
+from project.main import main
 
 CONFIG = Path(__file__).parent.parent / "configs" / "folder.yaml"
 

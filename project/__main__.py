@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
         sys.exit(verify(sys.argv[2:]))
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C in the seconds of importing: nothing to save, nothing to say
-    from project.cli import main
+    from project.main import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import yaml
 from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.arguments import arrange, config_files, given, split_arguments
 from project.callbacks import (
@@ -41,10 +39,11 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
     "data.channels": "model.in_channels",
     "data.resize": "model.resize",
 }
+OTHERS = "Also, each with its own --help: search (the best settings), report (runs as one page), verify (an exported file)."
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; the rest needs no trainer: see `main`."""
+    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; main.py has the rest."""
 
     code = 0  # the exit code of a command that ran to its end
 
@@ -63,7 +62,7 @@ class CLI(LightningCLI):
             datamodule_class=ImageDataModule,
             trainer_class=Trainer,
             parser_class=OneLineParser,
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={"allow_abbrev": False, "epilog": OTHERS},
             save_config_callback=None,  # the run folder saves it
             seed_everything_default=0,
             trainer_defaults={
@@ -216,57 +215,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def complain(message: str) -> None:
-    """One error, from the first of several processes only: they all make the same mistake."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr)
-
-
 def say(line: str) -> None:
     """One line, from the first of several processes only."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, flush=True)
-
-
-def main(arguments: list[str]) -> int:
-    """Run one command.
-
-    Returns:
-        The exit code: 0; 1 after a check that found what to stop for; 2 after a mistake that the user can mend
-        (PROJECT_TRACEBACK=1 shows where it was noticed); 130 after Ctrl-C and 143 after SIGTERM, as shells have it.
-    """
-    if arguments[:1] == ["verify"]:  # builds nothing, so it needs none of what follows
-        from project.export.verify import main as verify
-
-        return verify(arguments[1:])
-    quiet()
-    if arguments[:1] == ["report"]:  # of runs that are over: it has no configuration of its own
-        from project.report_command import main as report
-
-        return report(arguments[1:])
-    command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
-    try:
-        if arguments[:1] == ["search"]:  # many fits, each a process of its own
-            from project.search_command import main as search
-
-            return search(arguments[1:])
-        return CLI(command, arguments[1:] if command else arguments).code
-    except UserError as error:
-        if os.environ.get("PROJECT_TRACEBACK"):
-            raise
-        complain(str(error))
-        return 2
-    except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
-        complain(" ".join(str(error).split()))
-        return 2
-    except RuntimeError as error:
-        if not str(error).startswith(("Early stopping conditioned on metric", "Found more than one stateful callback")):
-            raise
-        complain("trainer.callbacks: " + " ".join(str(error).split()))
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except SIGTERMException:
-        return 143
-    except SystemExit as error:  # Lightning's, after it has ended a run in good order
-        return 130 if isinstance(error.__context__, KeyboardInterrupt) else int(error.code or 0)

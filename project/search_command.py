@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from project.cli import quiet
 from project.errors import UserError
 from project.parser import OneLineParser
 from project.search_run import SearchRun
@@ -59,7 +58,6 @@ def search(
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    quiet()
     if find_spec("optuna") is None:
         raise UserError('search needs Optuna: pip install -e ".[search]"')
     parser = OneLineParser(prog="python -m project search")
@@ -79,17 +77,20 @@ def main(arguments: list[str]) -> int:
 
 def _divide(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The command's own arguments, and those of fit."""
-    names = set(inspect.signature(search).parameters)
+    names = inspect.signature(search).parameters
     own: list[str] = []
     fit: list[str] = []
     place = fit
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         if argument.startswith("-") and not _is_number(argument):
             flag = argument.split("=", 1)[0]
             place = own if flag[2:] in names else fit
             near = get_close_matches(flag[2:], names, n=1, cutoff=0.8)
             if place is fit and near and flag.startswith("--") and "." not in flag:
                 raise UserError(f"{flag[2:]}: there is no such key; did you mean {near[0]}?")
+            if place is own and flag == argument and names[flag[2:]].annotation is bool and following.startswith("-"):
+                place.append(f"{flag}=true")  # --resume alone will do
+                continue
         place.append(argument)
     return own, fit
 

@@ -127,7 +127,7 @@ class SearchRun:
         stopped = loop.run()
         best = self._conclude(study.trials())
         if stopped or study.left() > 0:
-            print(f"{study.left()} trials are left: the same command with --resume true goes on", flush=True)
+            print(f"{study.left()} trials are left: the same command with --resume goes on", flush=True)
         if stopped:
             return 128 + stopped, best
         if options.test and study.left() <= 0:

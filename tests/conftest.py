@@ -43,7 +43,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cli(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """`python -m project ...` without a process of its own."""
-    from project.cli import main
+    from project.main import main
 
     def run(*arguments: str) -> Result:
         capsys.readouterr()
@@ -56,7 +56,7 @@ def cli(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three epochs on the digits: a folder with runs/digits/version_0."""
-    from project.cli import main
+    from project.main import main
 
     folder = tmp_path_factory.mktemp("trained")
     before = Path.cwd()
@@ -78,7 +78,7 @@ def trained(_trained: Path, workdir: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported_once(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run with its temperature, and model.onnx, model.pt2 and model.safetensors made from it."""
-    from project.cli import main
+    from project.main import main
 
     folder = tmp_path_factory.mktemp("exported")
     shutil.copytree(_trained / "runs", folder / "runs")

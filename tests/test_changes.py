@@ -15,8 +15,8 @@ from torch import nn
 
 from project.changes import check_changes
 from project.classifier import ImageClassifier
-from project.cli import main
 from project.errors import UserError
+from project.main import main
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}

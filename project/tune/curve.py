@@ -17,6 +17,7 @@ FEWEST = 5  # points that can have a slope
 LITTLE = 0.02  # a fall by less than this share of the first loss is none
 RISE = 0.1  # share of the fall by which the loss may be above its lowest and still counts as low
 NOISES = 2.0  # nor is one by less than this many standard deviations of one batch's loss
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, which the colour-blind can tell apart
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,6 @@ def valley(losses: Sequence[float]) -> int:
 def draw(rates: Sequence[float], losses: Sequence[float], reading: Reading, title: str) -> "Figure":
     """The curve, raw and smoothed, with the suggestions."""
     from matplotlib.figure import Figure
-
-    from project.look.drawing import COLOURS  # which the colour-blind can tell apart
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -179,7 +179,7 @@ class Search:
         for running in self._running:
             running.child.stop()
             self.study.interrupt(running.trial.number)
-            print(f"trial {running.trial.number}  interrupted; --resume true does it again", flush=True)
+            print(f"trial {running.trial.number}  interrupted; --resume does it again", flush=True)
 
 
 def line(number: int, result: dict[str, Any], metric: str, values: Values) -> str:

@@ -48,9 +48,9 @@ def _reason(error: BaseException) -> str:
         return f"its driver is not installed ({words}): pip install pg8000 for PostgreSQL, pymysql for MySQL"
     hints = {
         "create a connection": "is the server up, and can this machine reach it?",
-        "locked": "another program holds it; close that, then go on with --resume true",
-        "full": "make room, then go on with --resume true",
-        "No space": "make room, then go on with --resume true",
+        "locked": "another program holds it; close that, then go on with --resume",
+        "full": "make room, then go on with --resume",
+        "No space": "make room, then go on with --resume",
         "not a database": "this is no SQLite file; give another --storage or --name",
     }
     return words + next((f": {hint}" for word, hint in hints.items() if word in words), "")

@@ -75,9 +75,7 @@ class Study:
             )
         if then is not None:
             if not join:
-                raise UserError(
-                    f"name: there is a search {self.name!r} already: --resume true goes on with it, --name begins another"
-                )
+                raise UserError(f"name: there is a search {self.name!r} already: --resume goes on with it, --name begins another")
             if lines := differences(then, setup):
                 raise UserError(
                     f"the search {self.name!r} was begun with other settings: {'; '.join(lines)}; --name begins another"

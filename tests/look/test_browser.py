@@ -12,7 +12,7 @@ from browser import CHROMIUM, Browser
 from conftest import DIGITS, ROOT, SMALL
 from tensorboard import program
 
-from project.cli import main
+from project.main import main
 
 if CHROMIUM is None and not os.environ.get("CI_BROWSER"):
     pytest.skip("no chromium is installed: apt-get install chromium", allow_module_level=True)

@@ -223,7 +223,7 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs on a folder."""
     import os
 
-    from project.cli import main
+    from project.main import main
 
     folder, before = tmp_path_factory.mktemp("folder_run"), Path.cwd()
     make_folder(folder / "images")

@@ -16,7 +16,7 @@ from conftest import DIGITS, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project.callbacks.run_folder import flatten
-from project.cli import main
+from project.main import main
 from project.search_run import SearchRun, _Parse
 from project.tune.space import read_space
 
@@ -96,22 +96,20 @@ def test_best_yaml_repeats_the_best_trial_exactly(searched, cli) -> None:
 def test_it_is_gone_on_with_only_when_asked_and_only_with_the_same_settings(searched, cli) -> None:
     again = ["search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "2", "--pruner", "none"]
     result = cli(*again)
-    assert result.code == 2 and "--resume true goes on with it" in result.err
-    result = cli(*again, "--resume", "true")
+    assert result.code == 2 and "--resume goes on with it" in result.err
+    result = cli(*again, "--resume")
     assert result.code == 0 and "0 of 2 trials left" in result.out and "2 complete" in result.out
-    result = cli(*again, "--resume", "true", "--model.label_smoothing", "0.05")
+    result = cli(*again, "--resume", "--model.label_smoothing", "0.05")
     assert result.code == 2 and "fit: model.label_smoothing is 0.05, and was 0.1" in result.err
     Path("space.yaml").write_text(SPACE.replace("0.001, 0.1", "0.001, 0.2"))
-    result = cli(*again, "--resume", "true")
+    result = cli(*again, "--resume")
     line = "space: model.lr is {'log_float': [0.001, 0.2]}, and was {'log_float': [0.001, 0.1]}"
     assert result.code == 2 and line in result.err and result.err.count("\n") == 1
 
 
 def test_the_best_is_trained_once_more_and_tested_on_request(searched, cli, monkeypatch) -> None:
     monkeypatch.setattr(SearchRun, "_process", lambda self, arguments: main(arguments))
-    result = cli(
-        "search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "2", "--pruner", "none", "--resume", "true", "--test", "true"
-    )
+    result = cli("search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "2", "--pruner", "none", "--resume", "--test")
     assert result.code == 0, result.err
     metrics = json.loads(Path("runs/digits/version_0/metrics.json").read_text())
     assert metrics["val/acc"] == pytest.approx(float(rows_of(searched)[0]["val/acc"])) and "test/acc" in metrics
@@ -166,7 +164,7 @@ def test_ctrl_c_stops_a_training_in_good_order_and_resume_spends_what_is_left(wo
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "2 trials are left" in out
     assert list(log.parent.glob("*/version_0/checkpoints/last.ckpt")) and "SIGTERM" in log.read_text()
-    assert subprocess.run([*command, "--resume", "true"], env=environment, check=False).returncode == 0
+    assert subprocess.run([*command, "--resume"], env=environment, check=False).returncode == 0
     rows = rows_of(Path("runs/search/digits"))
     assert (
         len(rows) == 2
@@ -203,7 +201,7 @@ OPTIONS = ["--space", "space.yaml"]
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--workers", "2", "--devices", "0,1"], "workers or devices, not both"),
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--devices", "0,,1"], "devices must be numbers of GPUs"),
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--outer_folds", "1"], "outer_folds must be 2 or more"),
-        ("model.lr: {float: [0, 1]}", [*OPTIONS, "--outer_folds", "3", "--test", "true"], "test has no effect with outer_folds"),
+        ("model.lr: {float: [0, 1]}", [*OPTIONS, "--outer_folds", "3", "--test"], "test has no effect with outer_folds"),
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--outer_folds", "3", "--data.test_size", "0.3"], "no effect with outer_folds"),
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--timeout", "-1"], "timeout must be above 0"),
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--heartbeat", "0"], "heartbeat must be above 0"),
@@ -212,7 +210,7 @@ OPTIONS = ["--space", "space.yaml"]
         ("model.lr: {float: [0, 1]}", [*OPTIONS, "--storage", "study.db"], "is no address"),
         (
             "model.lr: {float: [0, 1]}",
-            [*OPTIONS, "--test", "true", "--trainer.enable_checkpointing", "false"],
+            [*OPTIONS, "--test", "--trainer.enable_checkpointing", "false"],
             "keeps no checkpoint",
         ),
     ],
