@@ -1,7 +1,6 @@
 """One search over the fits of a configuration: checks before the first trial, the loop, what is written after (advice A1)."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +63,7 @@ class SearchRun:
         # best.ckpt of a trial is to be the epoch that made its score.
         monitor = {"monitor": options.metric, "mode": "max" if self.maximise else "min"}
         self.extra = {} if monitor == {"monitor": "val/acc", "mode": "max"} else {"checkpoint": monitor}
-        self.epochs = base["trainer"]["max_epochs"]
+        self.trainer = base["trainer"]
         if base["trainer"]["enable_checkpointing"] is False and (options.test or outer is not None):
             raise UserError("trainer.enable_checkpointing false keeps no checkpoint, which test and outer_folds need; leave it out")
         self._base = flatten(base)
@@ -101,6 +100,7 @@ class SearchRun:
 
     def run(self) -> tuple[int, float | None]:
         """Search, and say what was found; the exit code, and the best score."""
+        from project.tune.pruner import make_pruner, planned_validations
         from project.tune.sampler import Seeded
         from project.tune.search import Search, share_of_cores
         from project.tune.study import Study
@@ -114,7 +114,8 @@ class SearchRun:
             raise UserError(f"name: {self.folder} cannot be made ({error.strerror})") from error
         storage = options.storage or f"sqlite:///{(self.folder / 'study.db').absolute()}"
         sampler = Seeded(options.sampler, options.seed)
-        study = Study(storage, self.name, direction(self.maximise), sampler, self._pruner(), options.heartbeat)
+        pruner = make_pruner(options.pruner, planned_validations(self.trainer))
+        study = Study(storage, self.name, direction(self.maximise), sampler, pruner, options.heartbeat)
         study.begin(self._setup(), options.trials, options.resume or options.storage is not None)
         slots = [share_of_cores(options.workers) for _ in range(options.workers)]
         if options.devices is not None:
@@ -140,18 +141,6 @@ class SearchRun:
         fit = {key: value for key, value in self._base.items() if not any(key == p or key.startswith(f"{p}.") for p in PLACE)}
         own = {key: options[key] for key in ("metric", "sampler", "pruner", "seed")}
         return json.loads(json.dumps({**own, "maximise": self.maximise, "space": self.space.spec(), "fit": fit}))
-
-    def _pruner(self) -> Any:
-        import optuna
-
-        epochs = self.epochs if self.epochs and self.epochs > 0 else 9
-        if self.options.pruner == "asha":
-            # Looks at 1/5 and 3/5 of the epochs. Under a schedule that warms up, a ninth, where thirds would begin, says nothing.
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, math.ceil(epochs / 5)), reduction_factor=3)
-        if self.options.pruner == "median":
-            # Five trials to compare with, and not in the first fifth of the epochs, which the warm-up takes.
-            return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 5)
-        return optuna.pruners.NopPruner()
 
     def _trial(self, folder: Path) -> list[str]:
         """The fit of one trial: an ordinary run below its folder, so that `best` and `last` go on to mean what they meant."""
