@@ -44,8 +44,8 @@ def search(
         workers: Trials at a time in this process; they share out the processor's cores.
         devices: GPUs for one trial each, such as 0,1; null leaves that to trainer.devices.
         sampler: tpe learns from the trials before (Watanabe 2023); random does not.
-        pruner: asha stops a trial that is not among the best third so far at 1/5 and 3/5 of trainer.max_epochs (Li et al. 2020);
-            median one below the median of the others at the same epoch; none lets all finish.
+        pruner: asha stops a trial that is not among the best third so far after 1/5 of its validations (Li et al. 2020); median
+            one below the median of the others at the same validation; none lets all finish.
         metric: What is searched for, as it is logged in validation; a trial's is that of its best epoch, which best.ckpt keeps.
         mode: Whether more (max) or less (min) of it is better; null takes less for a loss, else more.
         seed: Of the sampler alone; seed_everything is that of every training.

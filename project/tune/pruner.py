@@ -24,7 +24,7 @@ def make_pruner(kind: str, validations: int) -> BasePruner:
         return EarlyHalving(math.ceil(validations / 5), validations / 2)
     if kind == "median":
         # Five trials to compare with, and not in the first fifth of the training, which the warm-up takes.
-        return MedianPruner(n_startup_trials=5, n_warmup_steps=validations // 5)
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=validations // 5 + 1)
     return NopPruner()
 
 
