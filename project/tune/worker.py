@@ -19,7 +19,8 @@ def gone(worker: str | None) -> bool:
 
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # two containers count their processes apart
     except OSError:
         return f"{uuid.getnode():x}"
 
