@@ -23,6 +23,7 @@ from project.tune.trial import RESULT, Child, write_whole
 SAME = 3  # trials in a row that fail with one and the same error: the settings are at fault, not the values
 PARAMS = "params.yaml"
 TICK = 0.5  # seconds
+PATIENCE = 20.0  # seconds for all trials to stop in good order; SLURM itself gives 30
 
 
 @dataclass
@@ -177,7 +178,10 @@ class Search:
     def _stop(self) -> None:
         """After a signal: end what runs, so that --resume does it again."""
         for running in self._running:
-            running.child.stop()
+            running.child.ask_to_stop()
+        end = time.monotonic() + PATIENCE
+        for running in self._running:
+            running.child.wait(end - time.monotonic())
             self.study.interrupt(running.trial.number)
             print(f"trial {running.trial.number}  interrupted; --resume does it again", flush=True)
 

@@ -43,7 +43,9 @@ def guarded(method: Callable[..., Result]) -> Callable[..., Result]:
 def _reason(error: BaseException) -> str:
     """The driver's own words, not the statement around them."""
     cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
-    words = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
+    driver = getattr(cause, "orig", None) or cause
+    first = driver.args[0] if driver.args else None
+    words = " ".join(str(first.get("M", first) if isinstance(first, dict) else driver).split())[:200]  # pg8000 gives a table
     if isinstance(error, ImportError):
         return f"its driver is not installed ({words}): pip install pg8000 for PostgreSQL, pymysql for MySQL"
     hints = {

@@ -14,7 +14,6 @@ from typing import Any
 TRIAL = "PROJECT_TRIAL"  # the child's environment: "<metric> <number of its socket>"; project/callbacks/report_trial.py reads it
 LOG = "log.txt"
 RESULT = "result.json"
-PATIENCE = 20.0  # seconds for a child to stop in good order; SLURM itself gives 30 to all of us
 LIMIT = 300  # characters of an error that are kept
 
 
@@ -78,12 +77,15 @@ class Child:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def stop(self) -> None:
-        """SIGTERM, on which a training keeps its checkpoint; SIGKILL when that takes too long."""
+    def ask_to_stop(self) -> None:
+        """SIGTERM, on which a training keeps its checkpoint."""
         self._signal(signal.SIGTERM)
         self.answer("stop")
+
+    def wait(self, seconds: float) -> None:
+        """SIGKILL when it takes longer."""
         try:
-            self.process.wait(PATIENCE)
+            self.process.wait(max(0, seconds))
         except subprocess.TimeoutExpired:
             self.kill()
 

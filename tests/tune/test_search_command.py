@@ -241,6 +241,17 @@ def test_help_lists_the_options(cli) -> None:
     assert result.code == 0 and "--outer_folds" in result.out and "--heartbeat" in result.out
 
 
-def test_search_is_documented() -> None:
-    assert "python -m project search" in (ROOT / "README.md").read_text()
-    assert not (ROOT / "configs" / "search" / "slurm.sh").read_text().count("\t")
+@slow
+def test_two_tasks_of_the_cluster_script_share_one_budget(workdir) -> None:
+    (workdir / "space.yaml").write_text("model.lr: {log_float: [0.001, 0.1]}")
+    (workdir / "runs").mkdir()
+    arguments = [*DIGITS, *TINY, "--space", "space.yaml", "--trials", "3", "--pruner", "none"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_SUBMIT_DIR": str(workdir), "PATH": path, "OMP_NUM_THREADS": "1"}
+    script = ["bash", str(ROOT / "configs/search/slurm.sh"), *arguments]
+    tasks = [subprocess.Popen(script, env=environment, cwd="/", stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [task.communicate(timeout=180)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], printed
+    rows = rows_of(workdir / "runs" / "search" / "digits")
+    assert [row["state"] for row in rows] == ["complete"] * 3 and len({row["model.lr"] for row in rows}) == 3
+    assert (workdir / "runs" / "search.journal").is_file()

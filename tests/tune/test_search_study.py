@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from conftest import ROOT
 from optuna.trial import TrialState
 
@@ -18,6 +19,7 @@ from project.errors import UserError
 from project.tune.sampler import Seeded
 from project.tune.search import Search
 from project.tune.space import Parameter, Space
+from project.tune.storage import _reason
 from project.tune.study import Study, counts, differences
 from project.tune.worker import gone, whoami
 
@@ -259,6 +261,14 @@ def test_a_storage_that_is_none(storage, words, tmp_path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         open_study(storage.format(folder=tmp_path)).trials()
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_a_wrong_password_is_said_in_the_servers_own_words() -> None:
+    class DriverError(Exception):
+        pass
+
+    error = sqlalchemy.exc.DBAPIError("SELECT 1", None, DriverError({"S": "FATAL", "C": "28P01", "M": "password failed"}))
+    assert _reason(error) == "password failed"
 
 
 def test_a_study_of_another_program(tmp_path) -> None:
