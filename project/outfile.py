@@ -1,4 +1,4 @@
-"""Files that users ask for by name: written whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -49,6 +49,6 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise UserError(f"out: {path} cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         draft.unlink(missing_ok=True)

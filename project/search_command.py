@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from project.errors import UserError
+from project.outfile import written_whole
 from project.parser import OneLineParser
 from project.search_run import SearchRun
 from project.tune.space import Space, read_space
@@ -123,7 +124,6 @@ def _check(options: Any) -> None:
 def _nested(options: Any, space: Space, fit: list[str]) -> int:
     """A search for every outer fold, each tested once on images that its search never saw."""
     from project.tune.nested import report
-    from project.tune.trial import write_whole
 
     for argument in fit:
         if argument.split("=", 1)[0].startswith(("--data.test_size", "--data.test_fold")):
@@ -140,6 +140,7 @@ def _nested(options: Any, space: Space, fit: list[str]) -> int:
             )
         folds.append({"inner": inner, "outer": command.outer_score()})
     numbers, lines = report(folds, options.metric, command.maximise)
-    write_whole(command.folder.parent / "nested.json", json.dumps(numbers, indent=2) + "\n")
+    with written_whole(command.folder.parent / "nested.json") as draft:
+        draft.write_text(json.dumps(numbers, indent=2) + "\n")
     print("\n" + "\n".join(lines), flush=True)
     return 0

@@ -12,6 +12,7 @@ from project.arguments import arrange, option, split_arguments
 from project.callbacks.run_folder import flatten
 from project.cli import CLI, LINKS, run_name
 from project.errors import UserError
+from project.outfile import written_whole
 from project.runs import CHECKPOINTS, latest_run
 from project.tune.space import Space, put
 
@@ -150,7 +151,6 @@ class SearchRun:
     def _conclude(self, trials: list[Any]) -> float | None:
         """Write and print what is known so far; the best score."""
         from project.tune import summary
-        from project.tune.trial import write_whole
 
         keys, metric = self.space.keys, self.options.metric
         best = summary.best_trial(trials, self.maximise)
@@ -161,7 +161,8 @@ class SearchRun:
         if shares:
             print("importance  " + "  ".join(f"{name} {shares[key]:.2f}" for key, name in summary.short_keys(list(shares)).items()))
         if best is not None:
-            write_whole(self.folder / BEST, self._best_yaml(best))
+            with written_whole(self.folder / BEST) as draft:
+                draft.write_text(self._best_yaml(best))
             files, _ = split_arguments(self.fit)
             print(f"best        trial {best.number}: python -m project fit {' '.join(files)} --config {self.folder / BEST}")
         print(f"pictures    {'  '.join(map(str, pictures))}")
@@ -209,5 +210,6 @@ class SearchRun:
             wanted = f"test/{self.options.metric.removeprefix('val/')}"
             if wanted not in metrics:
                 raise UserError(f"metric: a test logs no {wanted}, so outer folds cannot be scored by {self.options.metric}")
-            path.write_text(json.dumps({"outer": metrics[wanted]}))
+            with written_whole(path) as draft:
+                draft.write_text(json.dumps({"outer": metrics[wanted]}))
         return float(json.loads(path.read_text())["outer"])

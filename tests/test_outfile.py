@@ -41,7 +41,7 @@ def test_a_full_disk_is_one_line(tmp_path) -> None:
     path = tmp_path / "model.onnx"
     with pytest.raises(UserError) as caught:
         write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    assert str(caught.value) == f"out: {path} cannot be written (No space left on device)"
+    assert str(caught.value) == f"{path} cannot be written (No space left on device)"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,9 +16,10 @@ import optuna
 import yaml
 
 from project.errors import UserError
+from project.outfile import written_whole
 from project.tune.space import Space, Values
 from project.tune.study import Study
-from project.tune.trial import RESULT, Child, write_whole
+from project.tune.trial import RESULT, Child
 
 SAME = 3  # trials in a row that fail with one and the same error: the settings are at fault, not the values
 PARAMS = "params.yaml"
@@ -168,12 +169,15 @@ class Search:
             "seconds": round(time.monotonic() - child.began, 1),
             "validations": len(child.values),
         }
-        write_whole(child.folder / RESULT, json.dumps(result) + "\n")  # first: should the storage fail, it is not lost
         self._errors = [*self._errors, error] if error else []
-        if self.study.finish(number, result):
-            print(line(number, result, self.metric, running.values), flush=True)
-        else:
-            print(f"trial {number}  was taken for dead, and is done by another worker", flush=True)
+        try:  # first: should the storage fail, it is not lost
+            with written_whole(child.folder / RESULT) as draft:
+                draft.write_text(json.dumps(result) + "\n")
+        finally:  # it may be this disk alone that is full
+            if self.study.finish(number, result):
+                print(line(number, result, self.metric, running.values), flush=True)
+            else:
+                print(f"trial {number}  was taken for dead, and is done by another worker", flush=True)
 
     def _stop(self) -> None:
         """After a signal: end what runs, so that --resume does it again."""

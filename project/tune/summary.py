@@ -13,8 +13,8 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from project.outfile import written_whole
 from project.tune.study import counts
-from project.tune.trial import write_whole
 
 SHOWN = 10  # rows of the printed table
 ENOUGH = 8  # trials with a score, below which an importance is noise
@@ -51,6 +51,8 @@ def short_keys(keys: list[str]) -> dict[str, str]:
 
 def table(trials: list[FrozenTrial], keys: list[str], metric: str, maximise: bool) -> list[str]:
     """The best trials as aligned lines, and a line of how many ended how."""
+    if not ranked(trials, maximise):
+        return [totals(trials)]
     rows = [["trial", metric, "epochs", "", *short_keys(keys).values()]]
     for trial in ranked(trials, maximise)[:SHOWN]:
         score = trial.user_attrs.get("best")
@@ -94,7 +96,8 @@ def write_csv(path: Path, trials: list[FrozenTrial], keys: list[str], metric: st
         known = trial.user_attrs
         head = [trial.number, trial.state.name.lower(), *(known.get(name, "") for name in ("best", "validations", "seconds"))]
         rows.writerow([*head, *(trial.params.get(key, "") for key in keys), known.get("error", "")])
-    write_whole(path, text.getvalue())
+    with written_whole(path) as draft:
+        draft.write_text(text.getvalue())
 
 
 def importances(trials: list[FrozenTrial], keys: list[str], maximise: bool) -> dict[str, float]:
@@ -179,9 +182,8 @@ def write_pictures(folder: Path, trials: list[FrozenTrial], shares: dict[str, fl
     if shares:
         pictures["importance.png"] = importance_figure(shares, metric)
     for name, figure in pictures.items():
-        draft = folder / f".{name}"
-        figure.savefig(draft, dpi=150, format="png")
-        draft.replace(folder / name)
+        with written_whole(folder / name) as draft:
+            figure.savefig(draft, dpi=150)
     return [folder / name for name in pictures]
 
 
