@@ -43,13 +43,14 @@ def draw(seed: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=20, help="of each search (default: 20)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_optimism"))
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     out = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / "space.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
-    folds, trials, epochs = (2, 2, 2) if given.smoke else (5, 20, 15)
+    folds, trials, epochs = (2, 2, 2) if given.smoke else (5, given.trials, 15)
     results = out / "results.jsonl"
     for seed in range(1 if given.smoke else given.seeds):
         if any(row["seed"] == seed for row in known(results)):

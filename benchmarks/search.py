@@ -91,9 +91,9 @@ def within(rows: list[dict[str, str]], budget: float) -> tuple[float, int]:
     """Best completed score, and epochs, of the first trials that together keep within a budget of epochs."""
     spent, best = 0, 0.0
     for row in rows:
-        if spent + int(row["validated_epochs"] or 0) > budget:
+        if spent + int(row["validations"] or 0) > budget:
             break
-        spent += int(row["validated_epochs"] or 0)
+        spent += int(row["validations"] or 0)
         best = max(best, float(row["val/acc"]) if row["state"] == "complete" else 0.0)
     return best, spent
 

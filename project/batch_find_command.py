@@ -1,6 +1,7 @@
 """`python -m project batch_find`: measure every batch size in a process of its own, so that running out of memory is survived."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from project.recipe import Recipe
 from project.tune import batch_find as tune
 from project.tune.batch_find import Measurement
 from project.tune.lr_find import borrowed
+from project.tune.signals import run_to_the_end
 
 RESULT = "PROJECT_BATCH_RESULT"  # in the environment of a process that measures: the file to write
+SMALLEST_LIMIT = 0.1  # GB; the libraries alone take more
+FIRST_LINE = "# The batch size that batch_find recommends"
 GB = 1e9
 
 
@@ -43,7 +47,7 @@ def batch_find(
     if RESULT in os.environ:
         _measure(trainer, model, data, steps, limit, Path(os.environ[RESULT]))
         return
-    path = yaml_path(out, "batch.yaml")
+    path = yaml_path(out, "batch.yaml", FIRST_LINE)
     images = len(data.splits["train"])
     _check(trainer, smallest, largest, images, steps, limit)
     device = trainer.strategy.root_device.type
@@ -61,15 +65,16 @@ def batch_find(
     if not fit:
         print(f"nothing    a batch of {smallest} does not fit; {path} was not written. Smaller images or another network would.")
         raise SystemExit(1)
-    fastest, (chosen, why) = max(fit, key=lambda m: m.speed), tune.recommend(measured, images)
+    accumulated = trainer.accumulate_grad_batches
+    fastest, (chosen, why) = max(fit, key=lambda m: m.speed), tune.recommend(measured, images, accumulated)
     bound = "" if measured[-1].failure else ", as far as was measured"
     print(f"largest    {fit[-1].batch} fits{bound}")
     print(f"fastest    {fastest.batch}, {fastest.speed:,.0f} images/s")
     print(f"recommend  {chosen.batch}: {why}")
-    print(f"           {_rate_words(model, chosen, trainer.accumulate_grad_batches)}")
+    print(f"           {_rate_words(model, chosen, accumulated)}")
     with written_whole(path) as draft:
-        draft.write_text(_yaml(path, chosen, why, images, device, trainer), encoding="utf-8")
-    print(f"Wrote {path}; take it with: python -m project fit --config ... --config {path.name}", flush=True)
+        draft.write_text(_yaml(out, chosen, why, images, device, trainer), encoding="utf-8")
+    print(f"Wrote {path}; take it with: python -m project fit --config ... --config {shlex.quote(out)}", flush=True)
 
 
 def _check(trainer: L.Trainer, smallest: int, largest: int, images: int, steps: int, limit: float | None) -> None:
@@ -83,8 +88,8 @@ def _check(trainer: L.Trainer, smallest: int, largest: int, images: int, steps: 
         raise UserError(f"min_batch is {smallest}, but there are {images} training images")
     if steps < 1:
         raise UserError(f"steps must be 1 or more, not {steps}")
-    if limit is not None and not limit > 0:
-        raise UserError(f"memory_limit must be above 0 GB, not {limit:g}; null takes 90 % of what is free")
+    if limit is not None and not SMALLEST_LIMIT <= limit <= 1e6:
+        raise UserError(f"memory_limit must be {SMALLEST_LIMIT:g} to 1e+06 GB, not {limit:g}; null takes 90 % of what is free")
     if limit is not None and trainer.strategy.root_device.type != "cpu":
         raise UserError("memory_limit is for a CPU; a GPU has a limit of its own. Leave it out")
 
@@ -101,19 +106,21 @@ def _in_a_process(config: str, size: int) -> Measurement:
         here = os.pathsep.join(part or os.getcwd() for part in sys.path)
         command = [sys.executable, "-m", "project", "batch_find", "--config", str(file), "--data.batch_size", str(size)]
         environment = os.environ | {RESULT: str(result), "PYTHONPATH": here}
-        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        with (Path(folder) / "log.txt").open("w+") as log:
+            code, stopped = run_to_the_end(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+            log.seek(0)
+            lines = [line.rstrip() for line in log if line.strip()] or ["it said nothing"]
         measured = tune.read(result)
-    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+    if stopped:
+        raise SystemExit(128 + stopped)
     if measured is not None:
         return measured
-    if done.returncode == -signal.SIGKILL:  # as the kernel does to whoever takes the last memory
+    if code == -signal.SIGKILL:  # as the kernel does to whoever takes the last memory
         return Measurement(size, failure="out of memory: its process was killed")
-    if any("bad_alloc" in line for line in lines):  # C++ ends the process
+    if any(tune.says_out_of_memory(line) for line in lines):  # C++ ends the process; so does a library that cannot be loaded
         return Measurement(size, failure="out of memory")
-    if done.returncode in (130, -signal.SIGINT):
-        raise KeyboardInterrupt
     reason = lines[-1].removeprefix("error: ")
-    raise UserError(reason if done.returncode == 2 else f"a batch of {size}: training failed, and not for lack of memory: {reason}")
+    raise UserError(reason if code == 2 else f"a batch of {size}: training failed, and not for lack of memory: {reason}")
 
 
 def _measure(trainer: L.Trainer, model: Recipe, data: ImageDataModule, steps: int, limit: float | None, result: Path) -> None:
@@ -170,10 +177,10 @@ def _rate_words(model: Recipe, chosen: Measurement, accumulated: int) -> str:
     return f"{model.lr_scaling} scaling: {made}, weight decay x {chosen.decay_factor:.3g} (A12)"
 
 
-def _yaml(path: Path, chosen: Measurement, why: str, images: int, device: str, trainer: L.Trainer) -> str:
+def _yaml(out: str, chosen: Measurement, why: str, images: int, device: str, trainer: L.Trainer) -> str:
     header = [
-        f"The batch size that batch_find recommends: {why}.",
-        "    python -m project fit --config ... --config " + path.name,
+        f"{FIRST_LINE.removeprefix('# ')}: {why}.",
+        f"    python -m project fit --config ... --config {shlex.quote(out)}",
         f"Measured with {images} training images on {device}, precision {trainer.precision}, "
         f"{trainer.accumulate_grad_batches} batches a step: {chosen.speed:,.0f} images/s.",
     ]

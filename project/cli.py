@@ -17,12 +17,14 @@ from project.callbacks import (
     FreezeAudit,
     LearningCurve,
     RatePlan,
+    ReportTrial,
     RunFolder,
     SafeInterrupt,
     StartTable,
     StepSeed,
     SwitchLine,
     TerminalBar,
+    this_trial,
 )
 from project.changes import check_changes
 from project.classifier import ImageClassifier
@@ -140,7 +142,7 @@ class CLI(LightningCLI):
         """The trainer, with the callbacks that every command has."""
         config = self.config_init[self.subcommand]["trainer"]
         self._check_trainer(config)
-        own_logger = config["logger"] in (None, True)
+        own_logger, trial = config["logger"] in (None, True), this_trial()
         callbacks = [
             RunFolder(
                 config["default_root_dir"],
@@ -149,6 +151,7 @@ class CLI(LightningCLI):
                 own_logger,
                 self.checkpoint_path,
                 self.checkpoint.get("callbacks", {}).get("BestAndLast", {}).get("metrics"),
+                trial,
             ),
             StartTable(),
             EpochLine(),
@@ -161,10 +164,8 @@ class CLI(LightningCLI):
         ]
         if config["enable_progress_bar"] is not False:
             callbacks.append(TerminalBar())
-        if told := os.environ.get("PROJECT_TRIAL"):  # of a search, which wants to know how it goes
-            from project.callbacks.report_trial import ReportTrial
-
-            callbacks.append(ReportTrial(told))
+        if trial is not None:  # of a search, which wants to know how it goes
+            callbacks.append(ReportTrial(trial))
         trainer_config = {**config, **kwargs, "logger": False if own_logger else config["logger"]}
         if self.subcommand == "fit" and config["enable_checkpointing"] is not False:
             callbacks.append(self.config_init[self.subcommand]["checkpoint"])
@@ -210,6 +211,8 @@ def quiet() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*The `srun` command is available on your system but is not used.*",
+        ".*Encountered `nan` values in tensor.*",  # the learning curve says so
         ".*``compute`` method of metric .* was called before the ``update`` method.*",  # resumed between epoch and checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)

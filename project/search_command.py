@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from project.arguments import GROUPS
 from project.errors import UserError
 from project.outfile import written_whole
 from project.parser import OneLineParser
@@ -87,7 +88,7 @@ def _divide(arguments: list[str]) -> tuple[list[str], list[str]]:
             flag = argument.split("=", 1)[0]
             place = own if flag[2:] in names else fit
             near = get_close_matches(flag[2:], names, n=1, cutoff=0.8)
-            if place is fit and near and flag.startswith("--") and "." not in flag:
+            if place is fit and near and flag.startswith("--") and "." not in flag and flag not in GROUPS:
                 raise UserError(f"{flag[2:]}: there is no such key; did you mean {near[0]}?")
             if place is own and flag == argument and names[flag[2:]].annotation is bool and following.startswith("-"):
                 place.append(f"{flag}=true")  # --resume alone will do
@@ -113,6 +114,8 @@ def _check(options: Any) -> None:
             raise UserError(f"{key} must be above 0 (seconds), not {options[key]}")
     if not options.metric.startswith("val/") or " " in options.metric:
         raise UserError(f"metric must be one of validation, such as val/acc or val/loss, not {options.metric!r}")
+    if options.name is not None and any(part in ("", ".", "..") for part in options.name.split("/")):
+        raise UserError(f"name must be that of a folder below runs/search, not {options.name!r}")
     if options.devices is not None and options.workers != 1:
         raise UserError("give workers or devices, not both: there is one trial for each device")
     if options.devices is not None and not all(part.strip() for part in options.devices.split(",")):
@@ -131,14 +134,19 @@ def _nested(options: Any, space: Space, fit: list[str]) -> int:
     folds = []
     for outer in range(options.outer_folds):
         command = SearchRun(options, space, fit, outer)
-        code, inner = command.run()
+        code, best = command.run()
         if code:
             return code
-        if inner is None:
+        if best is None and command.spent:
             raise UserError(
                 f"{command.name}: no trial was completed, so there is nothing to test; see {command.folder / 'trials.csv'}"
             )
-        folds.append({"inner": inner, "outer": command.outer_score()})
+        if best is None:
+            return 0  # time is up
+        code, outer_score = command.outer_score(best)
+        if code:
+            return code
+        folds.append({"inner": best.value, "outer": outer_score})
     numbers, lines = report(folds, options.metric, command.maximise)
     with written_whole(command.folder.parent / "nested.json") as draft:
         draft.write_text(json.dumps(numbers, indent=2) + "\n")

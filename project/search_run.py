@@ -1,7 +1,8 @@
 """One search over the fits of a configuration: checks before the first trial, the loop, what is written after (advice A1)."""
 
 import json
-import subprocess
+import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from project.callbacks.run_folder import flatten
 from project.cli import CLI, LINKS, run_name
 from project.errors import UserError
 from project.outfile import written_whole
-from project.runs import CHECKPOINTS, latest_run
-from project.tune.space import Space, put
+from project.runs import CHECKPOINTS, latest_run, read
+from project.tune.signals import run_to_the_end
+from project.tune.space import Space, leaves
 
 FIXED = (  # what every trial must have in common, or is none of its business
+    *("trainer.limit_val_batches", "trainer.overfit_batches"),
     *(f"data.{name}" for name in ("root", "source", "class_names", "seed", "on_bad_image", "on_seen_image")),
     *(f"data.{name}" for name in ("val_size", "test_size", "split_seed", "folds", "fold", "test_folds", "test_fold")),
     *("checkpoint", "ckpt_path", "seed_everything", "trainer.default_root_dir", "trainer.logger", "trainer.fast_dev_run"),
@@ -45,21 +48,46 @@ class _Parse(CLI):
         return yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
 
 
+def difference(wanted: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """What has to be laid over one configuration to make it another; a list, or another class, comes whole."""
+    found: dict[str, Any] = {}
+    for key, value in wanted.items():
+        then = base.get(key)
+        if isinstance(value, dict) and isinstance(then, dict) and value.get("class_path") == then.get("class_path"):
+            found |= {key: inner} if (inner := difference(value, then)) else {}
+        elif value != then:
+            found[key] = value
+    return found
+
+
+def overlaid(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """One configuration laid over another; a class given by its path alone makes room for its arguments."""
+    result = dict(base)
+    for key, value in top.items():
+        then = result.get(key)
+        if isinstance(value, dict) and isinstance(then, (dict, str)):
+            result[key] = overlaid({"class_path": then} if isinstance(then, str) else then, value)
+        else:
+            result[key] = value
+    return result
+
+
 class SearchRun:
     """One search: for the whole command, or for one outer fold."""
 
     def __init__(self, options: Any, space: Space, fit: list[str], outer: int | None = None) -> None:
         self.options, self.space, self.fit = options, space, list(fit)
         self.maximise = (options.mode or ("min" if options.metric.endswith("loss") else "max")) == "max"
+        if outer is not None:
+            self.fit += [f"--data.test_folds={options.outer_folds}", f"--data.test_fold={outer}"]
         files, single = split_arguments(fit)
         self._check_options(files, single)
-        self._parse = _Parse("fit", fit)
-        base = self._parse.read(fit, {})
+        self._parse = _Parse("fit", self.fit)
+        base = self._parse.read(self.fit, {})
         self.root = Path(base["trainer"]["default_root_dir"] or "runs").expanduser()
         self.name = options.name or run_name(fit)
         if outer is not None:
             self.name = f"{self.name}/outer_{outer}"
-            self.fit += [f"--data.test_folds={options.outer_folds}", f"--data.test_fold={outer}"]
         self.folder = self.root / "search" / self.name
         # best.ckpt of a trial is to be the epoch that made its score.
         monitor = {"monitor": options.metric, "mode": "max" if self.maximise else "min"}
@@ -67,6 +95,8 @@ class SearchRun:
         self.trainer = base["trainer"]
         if base["trainer"]["enable_checkpointing"] is False and (options.test or outer is not None):
             raise UserError("trainer.enable_checkpointing false keeps no checkpoint, which test and outer_folds need; leave it out")
+        if base["trainer"]["fast_dev_run"]:
+            raise UserError("trainer.fast_dev_run has no scores to compare: leave it out")
         self._base = flatten(base)
 
     def _check_options(self, files: list[str], single: list[str]) -> None:
@@ -77,10 +107,6 @@ class SearchRun:
             if key in LINKS.values():
                 source = next(data for data, model in LINKS.items() if model == key)
                 raise UserError(f"space: {key} follows the data: search {source} instead")
-            if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
-                raise UserError(
-                    f"space: {key} must be the same in every trial, or scores could not be compared; set it in the config"
-                )
             for argument in single:
                 flag = argument.split("=", 1)[0].removeprefix("--").rstrip("+")
                 if argument.startswith("--") and (flag == key or key.startswith(f"{flag}.") or flag.startswith(f"{key}.")):
@@ -92,15 +118,21 @@ class SearchRun:
     def check_candidates(self) -> None:
         """Parse every choice and both ends of every range as fit would: a bad one is found before the first trial."""
         for key, value, values in self.space.candidates():
+            settings = self.space.settings(values)
+            for leaf in leaves(settings):
+                if any(leaf == fixed or leaf.startswith(f"{fixed}.") for fixed in FIXED):
+                    raise UserError(
+                        f"space: {leaf} must be the same in every trial, or scores could not be compared; set it in the config"
+                    )
             try:
-                self._parse.read(self.fit, {**self.space.settings(values), **self.extra})
+                self._parse.read(self.fit, {**settings, **self.extra})
             except UserError as error:
                 words = str(error).removeprefix("config: ")
                 of = key if words.startswith(f"{key}: there is no such key") else f"{key} = {value}"
                 raise UserError(f"space: {of}: {words.removeprefix(f'{key}: ')}") from error
 
-    def run(self) -> tuple[int, float | None]:
-        """Search, and say what was found; the exit code, and the best score."""
+    def run(self) -> tuple[int, Any]:
+        """Search, and say what was found; the exit code, and the best trial if the budget is spent."""
         from project.tune.pruner import make_pruner, planned_validations
         from project.tune.sampler import Seeded
         from project.tune.search import Search, share_of_cores
@@ -113,27 +145,33 @@ class SearchRun:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"name: {self.folder} cannot be made ({error.strerror})") from error
+        if options.storage is None and "?" in str(self.folder.absolute()):
+            raise UserError(f"{self.folder.absolute()}: a ? cannot be part of SQLite's address; choose another folder")
         storage = options.storage or f"sqlite:///{(self.folder / 'study.db').absolute()}"
         sampler = Seeded(options.sampler, options.seed)
         pruner = make_pruner(options.pruner, planned_validations(self.trainer))
         study = Study(storage, self.name, direction(self.maximise), sampler, pruner, options.heartbeat)
+        if study.new and any(self.folder.glob("trial_*")):
+            raise UserError(f"{self.folder} has trials of a search whose study is gone: remove it, or choose another --name")
         study.begin(self._setup(), options.trials, options.resume or options.storage is not None)
         slots = [share_of_cores(options.workers) for _ in range(options.workers)]
         if options.devices is not None:
             slots = [{"CUDA_VISIBLE_DEVICES": device.strip()} for device in options.devices.split(",")]
-        left = study.left()
+        left = max(0, study.left())
         print(f"search {self.name}: {left} of {options.trials} trials left, {len(slots)} at a time, in {self.folder}", flush=True)
         loop = Search(
             study, self.space, self.folder, self._trial, options.metric, self.maximise, self.extra, slots, options.timeout
         )
         stopped = loop.run()
         best = self._conclude(study.trials())
-        if stopped or study.left() > 0:
-            print(f"{study.left()} trials are left: the same command with --resume goes on", flush=True)
-        if stopped:
-            return 128 + stopped, best
-        if options.test and study.left() <= 0:
-            self._best_run(self.root)
+        left = study.left()
+        self.spent = left <= 0
+        if left > 0:
+            print(f"{left} trials are left: the same command with --resume goes on", flush=True)
+        if stopped or left > 0:
+            return 128 + stopped if stopped else 0, None
+        if options.test and best is not None:
+            return self._best_run(self.root)[0], best
         return 0, best
 
     def _setup(self) -> dict[str, Any]:
@@ -148,8 +186,8 @@ class SearchRun:
         place = f"--trainer.default_root_dir={folder}"
         return [sys.executable, "-m", "project", "fit", *self.fit, "--config", str(folder / "params.yaml"), place]
 
-    def _conclude(self, trials: list[Any]) -> float | None:
-        """Write and print what is known so far; the best score."""
+    def _conclude(self, trials: list[Any]) -> Any:
+        """Write and print what is known so far; the best trial, or None."""
         from project.tune import summary
 
         keys, metric = self.space.keys, self.options.metric
@@ -163,53 +201,67 @@ class SearchRun:
         if best is not None:
             with written_whole(self.folder / BEST) as draft:
                 draft.write_text(self._best_yaml(best))
-            files, _ = split_arguments(self.fit)
-            print(f"best        trial {best.number}: python -m project fit {' '.join(files)} --config {self.folder / BEST}")
+            print(f"best        trial {best.number}: {self._best_command()}")
         print(f"pictures    {'  '.join(map(str, pictures))}")
-        print(f"curves      tensorboard --logdir {self.folder}", flush=True)
-        return best.value if best is not None else None
+        if self.trainer["logger"] is not False:
+            print(f"curves      {shlex.join(['tensorboard', '--logdir', str(self.folder)])}", flush=True)
+        return best
+
+    def _best_command(self) -> str:
+        files, _ = split_arguments(self.fit)
+        return shlex.join(["python", "-m", "project", "fit", *files, "--config", str(self.folder / BEST)])
 
     def _best_yaml(self, best: Any) -> str:
-        """The searched values, and what was given on the search's command line, which a later fit would lack."""
-        settings = {**self.space.settings(best.params), **self.extra}
-        resolved = self._parse.read(self.fit, settings)
-        _, single = split_arguments(self.fit)
-        for argument in single:
-            key = argument.split("=", 1)[0].removeprefix("--").rstrip("+")
-            if argument.startswith("--") and key != "trainer.default_root_dir":
-                value: Any = resolved
-                for name in key.split("."):
-                    value = value[name] if isinstance(value, dict) else None
-                put(settings, key, value)
+        """What the config files lack of the best trial: its values, and what was given on the search's command line."""
         files, _ = split_arguments(self.fit)
+        settings = {**self.space.settings(best.params), **self.extra}
+        wanted = self._parse.read(self.fit, settings)
+        lacking = overlaid(settings, difference(wanted, self._parse.read(files, settings)))
+        lacking.get("trainer", {}).pop("default_root_dir", None)
+        wanted["trainer"]["default_root_dir"] = self._parse.read(files, lacking)["trainer"]["default_root_dir"]
+        if self._parse.read(files, lacking) != wanted:  # a class whose arguments cannot be told in parts
+            lacking = wanted
+        tried = "  ".join(f"{key} {value}" for key, value in best.params.items())
         head = [
             f"# Trial {best.number} of the search {self.name}: {self.options.metric} {best.value:.4f}, the best of its epochs.",
-            f"#     python -m project fit {' '.join(files)} --config {self.folder / BEST}",
+            f"#     {self._best_command()}",
+            f"# Tried: {tried}",
         ]
-        return "\n".join([*head, yaml.safe_dump(settings, sort_keys=False)])
+        return "\n".join([*head, yaml.safe_dump(lacking, sort_keys=False, allow_unicode=True)])
 
-    def _best_run(self, root: Path) -> dict[str, float]:
-        """Train the best once more, as its trial was, and test it; the metrics of the run."""
-        fit = ["fit", *self.fit, "--config", str(self.folder / BEST), f"--trainer.default_root_dir={root}"]
-        self._process(fit)
+    def _best_run(self, root: Path) -> tuple[int, dict[str, float]]:
+        """Train the best once more, as its trial was, and test it; the exit code, and the metrics of the run."""
+        files, single = split_arguments(self.fit)
+        if code := self._process(["fit", *files, "--config", str(self.folder / BEST), f"--trainer.default_root_dir={root}"]):
+            return code, {}
         run = latest_run(root)
-        _, single = split_arguments(self.fit)
         machine = [word for i, word in enumerate(single) if word.startswith(MACHINE) or (i and single[i - 1] in MACHINE)]
-        self._process(["test", "--ckpt_path", str(run / CHECKPOINTS / "best.ckpt"), *machine])
-        return json.loads((run / "metrics.json").read_text())
+        if code := self._process(["test", "--ckpt_path", str(run / CHECKPOINTS / "best.ckpt"), *machine]):
+            return code, {}
+        return 0, json.loads((run / "metrics.json").read_text())
 
-    def _process(self, arguments: list[str]) -> None:
-        if code := subprocess.run([sys.executable, "-m", "project", *arguments], check=False).returncode:
+    def _process(self, arguments: list[str]) -> int:
+        """Run a command; 0, or the exit code that a signal to us asks for."""
+        code, stopped = run_to_the_end([sys.executable, "-m", "project", *arguments])
+        if stopped:
+            print(f"the best trial was not tested: the same command with --resume begins its {arguments[0]} again", flush=True)
+            return 128 + stopped
+        if code:
             raise UserError(f"{arguments[0]} of the best trial ended with exit code {code}; what it printed says why")
+        return 0
 
-    def outer_score(self) -> float:
-        """The best's score on the outer fold, taken once."""
+    def outer_score(self, best: Any) -> tuple[int, float]:
+        """The best's score on the outer fold, taken once for each best; the exit code, and the score."""
         path = self.folder / "outer.json"
-        if not path.is_file():
-            metrics = self._best_run(self.folder / "best")
+        known = read(path)
+        if known.get("trial") != best.number:  # none yet, or the search has gone on since and found another
+            code, metrics = self._best_run(self.folder / "best")
+            if code:
+                return code, math.nan
             wanted = f"test/{self.options.metric.removeprefix('val/')}"
             if wanted not in metrics:
                 raise UserError(f"metric: a test logs no {wanted}, so outer folds cannot be scored by {self.options.metric}")
+            known = {"trial": best.number, "values": best.params, "outer": metrics[wanted]}
             with written_whole(path) as draft:
-                draft.write_text(json.dumps({"outer": metrics[wanted]}))
-        return float(json.loads(path.read_text())["outer"])
+                draft.write_text(json.dumps(known, indent=2) + "\n")
+        return 0, float(known["outer"])

@@ -45,7 +45,7 @@ def test_lightnings_small_rates_are_numbers_in_yaml(cli, workdir, monkeypatch) -
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [(["--min_lr", "1e-12", "--max_lr", "1e-11"], "does not fall"), (["--min_lr", "1e4", "--max_lr", "1e6"], "the loss")],
+    [(["--min_lr", "1e-12", "--max_lr", "1e-11"], "does not fall"), (["--min_lr", "1e4", "--max_lr", "1e5"], "the loss")],
 )
 def test_without_a_descent_it_says_so_and_writes_no_rate(cli, workdir, option, words) -> None:
     (workdir / "lr.yaml").write_text("model: {lr: 0.5}\n")
@@ -65,6 +65,11 @@ def test_callbacks_that_have_no_part_are_named(cli, workdir) -> None:
         (["--steps", "9"], "steps must be 10 or more"),
         (["--min_lr", "1", "--max_lr", "0.1"], "min_lr must be above 0 and below max_lr"),
         (["--min_lr=-1"], "min_lr"),
+        (["--min_lr", "0.1", "--max_lr", "0.5"], "max_lr must be at least 10 times min_lr"),
+        (["--max_lr", "1e30"], "at most 1e+06"),
+        (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches 0 leaves no step to measure"),
+        (["--model.optimizer", "torch.optim.Rprop"], "Rprop"),
+        (["--out", "/proc/lr.yaml"], "cannot be written"),
         (["--step", "20"], "step: there is no such key"),
         (["--out", "nowhere/lr.yaml"], "there is no folder"),
         (["--out", "lr.txt"], "must end in .yaml"),

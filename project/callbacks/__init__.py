@@ -12,6 +12,7 @@ from project.callbacks.look_weights import LookAtWeights
 from project.callbacks.plan import RatePlan
 from project.callbacks.predictions import PredictionWriter
 from project.callbacks.progress import EpochLine, StartTable, TerminalBar
+from project.callbacks.report_trial import ReportTrial, this_trial
 from project.callbacks.run_folder import RunFolder
 from project.callbacks.seed import StepSeed
 from project.callbacks.switch import SwitchLine
@@ -28,10 +29,12 @@ __all__ = [
     "LookAtWeights",
     "PredictionWriter",
     "RatePlan",
+    "ReportTrial",
     "RunFolder",
     "SafeInterrupt",
     "StartTable",
     "StepSeed",
     "SwitchLine",
     "TerminalBar",
+    "this_trial",
 ]

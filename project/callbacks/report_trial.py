@@ -3,25 +3,40 @@
 import json
 import os
 import socket
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import lightning as L
 
 from project.errors import UserError
 
-TRIAL = "PROJECT_TRIAL"  # environment variable of a trial: the metric, and the number of the socket to the search
+TRIAL = "PROJECT_TRIAL"  # environment variable of a trial: the metric, the number of the socket to the search, what is tried
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a search has told this process: the metric it wants to hear, over which socket, and the values that are tried."""
+
+    metric: str
+    socket: int
+    values: dict[str, Any]
+
+
+def this_trial() -> Trial | None:
+    """None when no search has begun this process."""
+    told = os.environ.get(TRIAL)
+    return Trial(**json.loads(told)) if told else None
 
 
 class ReportTrial(L.Callback):
     """Stops the training in good order when the search prunes it, or has died."""
 
-    def __init__(self, told: str) -> None:
+    def __init__(self, trial: Trial) -> None:
         """
         Args:
-            told: What the search put into the environment: "val/acc 5".
+            trial: What the search has told.
         """
-        self.metric, number = told.split()
-        self._number, self._count = int(number), 0
+        self.metric, self._number, self._count = trial.metric, trial.socket, 0
         self._told: TextIO | None = None  # two streams: writing to one of both ways forgets what it has read ahead
         self._heard: TextIO | None = None
 

@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from project.callbacks.checkpoints import BestAndLast
 from project.callbacks.outcome import fit_words, test_words
+from project.callbacks.report_trial import Trial
 from project.data.split import save_split
 from project.runs import CHECKPOINTS, flatten, mark_latest, new_run, read, run_of
 
@@ -36,6 +37,7 @@ class RunFolder(L.Callback):
         tensorboard: bool,
         checkpoint: Path | None = None,
         validated: dict[str, float] | None = None,
+        trial: Trial | None = None,
     ) -> None:
         """
         Args:
@@ -45,7 +47,9 @@ class RunFolder(L.Callback):
             tensorboard: Whether to write TensorBoard events into the run.
             checkpoint: The one that is loaded: a fit goes on in its run, a test adds its result there.
             validated: The metrics that the checkpoint was saved with.
+            trial: Of a search, by whose values TensorBoard is to compare the runs.
         """
+        self.trial, self.final = trial, FINAL if trial is None else tuple(dict.fromkeys((trial.metric, *FINAL)))
         self.root, self.name, self.config = Path(root), name, config
         self.checkpoint, self.tensorboard, self.validated = checkpoint, tensorboard, validated or {}
         self.run = run_of(checkpoint) if checkpoint else None
@@ -104,8 +108,15 @@ class RunFolder(L.Callback):
                 logger.log_metrics({"data/images_left_out": len(bad)}, step=trainer.global_step)
 
     def _write_hparams(self, writer: SummaryWriter, flat: dict[str, Any]) -> None:
-        """Announce the hyperparameters and the names of the results; the results come later, as ordinary scalars."""
-        names = [*(f"final/{name}" for name in FINAL), "test/acc", "test/loss"]
+        """Announce the hyperparameters and the names of the results; the results come later, as ordinary scalars.
+
+        Of a trial only what is tried, and no test: TensorBoard's parallel coordinates leave out a run that lacks a result.
+        """
+        names = [f"final/{name}" for name in self.final]
+        if self.trial is None:
+            names += ["test/acc", "test/loss"]
+        else:
+            flat = self.trial.values
         for summary in hparams(flat, dict.fromkeys(names, 0.0)):
             writer.file_writer.add_summary(summary)
 
@@ -121,7 +132,7 @@ class RunFolder(L.Callback):
         self._save_metrics(metrics | _evaluated(trainer, "val"))
         write(self.run / "run.json", json.dumps(read(self.run / "run.json") | {"finished": True}, indent=2))
         if self.tensorboard and trainer.logger is not None:
-            final = {f"final/{name}": metrics[name] for name in FINAL if name in metrics}
+            final = {f"final/{name}": metrics[name] for name in self.final if name in metrics}
             trainer.logger.log_metrics(final, step=trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

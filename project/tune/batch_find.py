@@ -14,6 +14,10 @@ import torch
 
 SMALLEST, LARGEST = 16, 256  # A11: rarely below 16; larger ones are hard to optimise and generalise worse (Keskar et al. 2017)
 STEPS_PER_EPOCH = 10  # fewer make an epoch a handful of updates
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc", "memoryerror"),
+    *("can't start new thread", "failed to map segment", "killed by signal: killed"),
+)
 NEARLY = 0.9  # share of the highest speed that counts as fast: what is above is not worth a larger batch
 
 
@@ -85,8 +89,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is lacking: torch has one for GPUs, and a plain RuntimeError for CPUs."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    words = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory", "bad_alloc")
-    return isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in words)
+    return isinstance(error, (RuntimeError, OSError, ImportError)) and says_out_of_memory(str(error))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """By the words of torch, of Python, of the operating system, and of a worker that the kernel has killed."""
+    return any(word in text.lower() for word in OUT_OF_MEMORY)
 
 
 def free_memory() -> int | None:
@@ -112,7 +120,7 @@ def sizes(smallest: int, largest: int) -> list[int]:
     return [smallest << i for i in range(64) if smallest << i <= largest]
 
 
-def recommend(measured: Sequence[Measurement], images: int) -> tuple[Measurement, str]:
+def recommend(measured: Sequence[Measurement], images: int, accumulated: int = 1) -> tuple[Measurement, str]:
     """The size that the guide's rule picks among those that fit, and why.
 
     The smallest one from 16 to 256 that is nearly as fast as the fastest of them, and leaves an epoch at least ten steps.
@@ -120,17 +128,21 @@ def recommend(measured: Sequence[Measurement], images: int) -> tuple[Measurement
     Args:
         measured: In ascending order; at least one fits.
         images: Number of training images.
+        accumulated: Batches of a step.
     """
     fit = [m for m in measured if not m.failure]
     usable = [m for m in fit if m.batch >= SMALLEST]
     if not usable:
         return fit[-1], f"the largest that was measured and fits; below {SMALLEST} gradients are noisy (A11)"
-    few = [m for m in usable if m.batch <= LARGEST and m.batch * STEPS_PER_EPOCH <= images] or usable[:1]
+    few = [m for m in usable if m.batch <= LARGEST and m.batch * accumulated * STEPS_PER_EPOCH <= images]
+    if not few:
+        why = f"it is above {LARGEST}" if usable[0].batch > LARGEST else f"{images} images give few steps an epoch"
+        return usable[0], f"the smallest one measured from {SMALLEST} up, though {why}"
     best = max(m.speed for m in few)
     chosen = next(m for m in few if m.speed >= NEARLY * best)
+    if len(few) == 1 and few[0] is fit[-1]:
+        return chosen, f"the only one from {SMALLEST} up that " + ("fits" if measured[-1].failure else "was measured")
     if len(few) == 1:
-        if few[0] is fit[-1]:
-            return chosen, f"the only one from {SMALLEST} up that fits"
         return chosen, f"the smallest one from {SMALLEST} up, because {images} images give few steps an epoch"
     span = f"from {few[0].batch} to {few[-1].batch}"
     if few[-1] is not usable[-1] and few[-1].batch < LARGEST:

@@ -3,8 +3,11 @@
 The test and its curve are those of Smith 2017, arXiv:1506.01186, section 3.3; the suggestions are the ones that fastai made usual.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +37,8 @@ class Reading:
     """What a curve says.
 
     `smoothed` has a value for each loss; `suggestions` is empty and `chosen` None where the loss does not fall, which `why` says;
-    `why` else says why the chosen one was. `falling` is true where the loss is still low at the highest rate.
+    `why` else says why the chosen one was. `falling` is true where the loss is still low at the highest rate, so that how much the
+    network bears is not known.
     """
 
     smoothed: np.ndarray
@@ -50,9 +54,16 @@ def smooth(losses: Sequence[float], reach: float) -> np.ndarray:
     It looks both ways, so that it shifts nothing to higher rates, as a running mean does by its reach. The weights of each mean
     add up to 1, at the ends too, so that it begins without a bias.
     """
-    place = np.arange(len(losses))
-    weights = np.exp(-np.abs(place[:, None] - place) / reach)
-    return weights @ np.asarray(losses, dtype=float) / weights.sum(axis=1)
+    values, keep = np.asarray(losses, dtype=float), math.exp(-1 / reach)
+
+    def before(sequence: np.ndarray) -> np.ndarray:
+        """For each place the weighted sum of what is there and before."""
+        return np.fromiter(accumulate(sequence, lambda total, value: keep * total + value), float, len(sequence))
+
+    def both(sequence: np.ndarray) -> np.ndarray:
+        return before(sequence) + before(sequence[::-1])[::-1] - sequence
+
+    return both(values) / both(np.ones(len(values)))
 
 
 def reach_of(steps: int) -> float:
@@ -73,7 +84,7 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], steps: int) -> R
         easy task is learned before the rate is high, and their rates were 10 to 100 times too low on the digits.
     """
     if len(losses) < FEWEST:
-        return Reading(np.asarray(losses, dtype=float), [], None, f"the loss blew up after {len(losses)} steps")
+        return Reading(np.asarray(losses, dtype=float), [], None, f"the loss blew up at step {len(losses) + 1}")
     rates, raw = np.asarray(rates, dtype=float), np.asarray(losses, dtype=float)
     first = float(np.median(raw[: max(FEWEST, steps // 10)]))
     # How high it shoots up tells nothing, and would pull up the means of the steps before.
@@ -82,7 +93,7 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], steps: int) -> R
     noise = float(1.4826 * np.median(np.abs(np.diff(raw))) / 2**0.5)  # of one batch, however far the curve itself moves
     fall = first - float(smoothed[low])
     if low < FEWEST - 1 or fall <= max(LITTLE * abs(first), NOISES * noise):
-        return Reading(smoothed, [], None, _no_fall(first, fall, noise, raw))
+        return Reading(smoothed, [], None, _no_fall(first, fall, noise, raw, low))
     risen = np.flatnonzero(smoothed[low:] > smoothed[low] + RISE * fall)
     edge = low + int(risen[0]) - 1 if len(risen) else len(raw) - 1
     slope = np.gradient(smoothed[: low + 1], np.log(rates[: low + 1]))
@@ -96,22 +107,25 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], steps: int) -> R
     return Reading(smoothed, found, found[-1], why, falling=edge == steps - 1)
 
 
-def _no_fall(first: float, fall: float, noise: float, raw: np.ndarray) -> str:
+def _no_fall(first: float, fall: float, noise: float, raw: np.ndarray, low: int) -> str:
     moved = f"{first:.3g} at the start, at best {fall:.2g} lower" if fall > 0 else f"{first:.3g} at the start, and never lower"
-    if raw[-1] > 1.5 * first:
-        return f"the loss grows without having fallen ({moved})"
-    return f"the loss does not fall ({moved}; single batches differ by {noise:.2g})"
+    if low < FEWEST - 1 and raw[-1] > first:
+        return f"the loss was lowest at step {low + 1} of {len(raw)}, too soon to have fallen, and then grew"
+    return f"the loss does not fall by more than single batches differ ({moved}; batches differ by {noise:.2g})"
 
 
 def valley(losses: Sequence[float]) -> int:
-    """Place of the middle of the longest strictly falling subsequence of losses; of equally long ones, that which ends first."""
-    length = [1] * len(losses)
-    before: list[int | None] = [None] * len(losses)
+    """Place of the middle of the longest strictly falling subsequence of losses; of equally long ones, one that ends first."""
+    tails: list[float] = []  # of the subsequences of each length, the highest last loss, with its sign turned
+    ends: list[int] = []  # its place
+    before: list[int | None] = []  # for each place, the one before it in its subsequence
+    place: int | None = None
     for i, loss in enumerate(losses):
-        for j in range(i):
-            if losses[j] > loss and length[j] + 1 > length[i]:
-                length[i], before[i] = length[j] + 1, j
-    place: int | None = int(np.argmax(length))
+        length = bisect_left(tails, -loss)
+        before.append(ends[length - 1] if length else None)
+        if length == len(tails):
+            place = i
+        tails[length : length + 1], ends[length : length + 1] = [-loss], [i]
     chain = []
     while place is not None:
         chain.append(place)

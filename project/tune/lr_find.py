@@ -11,12 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from project.errors import UserError
 from project.tune.curve import reach_of
 
-BLOWN = 4.0  # times the lowest smoothed loss: the test has seen enough
+BLOWN = 4.0  # times the lowest smoothed loss, and above the first ones: the test has seen enough
+HELD = ("_lightning_module", "_model", "_optimizers", "_lightning_optimizers", "lr_scheduler_configs")  # by a trainer's strategy
+METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
+FIRST = 5  # steps whose mean loss is the first one
 
 
 @dataclass
@@ -26,6 +31,7 @@ class RangeTest:
     planned: int
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # finite
+    optimizer: str = ""  # name of its class
     stopped: str = ""  # empty after all planned steps
 
 
@@ -46,6 +52,9 @@ class RateSweep(L.Callback):
         self._best = math.inf
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(trainer.optimizers[0], torch.optim.Rprop):
+            raise UserError("model.optimizer: Rprop sizes every step by itself, so there is no rate to find")
+        self.result.optimizer = type(trainer.optimizers[0]).__name__
         # A scheduler has put the rate of its first step in force, and keeps the one of before as initial_lr.
         self._base = [float(group.get("initial_lr", group["lr"])) for group in trainer.optimizers[0].param_groups]
 
@@ -77,7 +86,8 @@ class RateSweep(L.Callback):
         self._weighted, self._weights = keep * self._weighted + loss, keep * self._weights + 1
         smoothed = self._weighted / self._weights
         self._best = min(self._best, smoothed)
-        if smoothed > BLOWN * self._best:
+        first = sum(self.result.losses[:FIRST]) / len(self.result.losses[:FIRST])
+        if smoothed > max(BLOWN * self._best, first):  # of an easy task, whose loss is near zero, 4 times that is still low
             self.result.stopped = f"at {rate:.3g} the loss was {BLOWN:.0f} times its lowest"
             trainer.should_stop = True
 
@@ -113,6 +123,9 @@ def borrowed(trainer: L.Trainer, callbacks: list[L.Callback], steps: int) -> Ite
     """
     before, loggers, loop, validate = trainer.callbacks, trainer.loggers, trainer.fit_loop, trainer.limit_val_batches
     plugin = trainer.precision_plugin.state_dict()  # the scale of 16-mixed
+    # Else a validation without a model would take the one that was tested, which would also stay in memory.
+    parts = ((trainer.strategy, HELD), (trainer._logger_connector, METRICS), (trainer.state, tuple(vars(trainer.state))))
+    held = [(part, name, getattr(part, name)) for part, names in parts for name in names]
     trainer.callbacks, trainer.loggers, trainer.limit_val_batches = callbacks, [], 0
     trainer.fit_loop = type(loop)(trainer, min_epochs=0, max_epochs=-1)
     trainer.fit_loop.epoch_loop = type(loop.epoch_loop)(trainer, max_steps=steps)
@@ -121,4 +134,6 @@ def borrowed(trainer: L.Trainer, callbacks: list[L.Callback], steps: int) -> Ite
     finally:
         trainer.callbacks, trainer.loggers, trainer.fit_loop, trainer.limit_val_batches = before, loggers, loop, validate
         trainer.precision_plugin.load_state_dict(plugin)
+        for part, name, value in held:
+            setattr(part, name, value)
         trainer.should_stop = False

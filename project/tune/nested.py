@@ -34,6 +34,7 @@ def report(folds: list[dict[str, float]], metric: str, maximise: bool) -> tuple[
         inner, outer, gap = (spread[part][name] for part in ("inner", "outer", "gap"))
         lines.append(f"{words:>6s}  {inner:>8.4f}  {outer:>8.4f}  {gap:>{'+' if name == 'mean' else ''}8.4f}")
     lines.append(
-        f"The outer mean is the figure to quote for this search; the inner one flatters it by {spread['gap']['mean']:.4f}."
+        "The outer mean is the figure to quote for this search; the inner one "
+        + (f"flatters it by {gap:.4f}." if (gap := spread["gap"]["mean"]) > 0 else f"was worse by {-gap:.4f}, by luck.")
     )
     return {"metric": metric, "folds": rows, **spread}, lines

@@ -21,27 +21,21 @@ def planned_validations(trainer: dict[str, Any]) -> int:
 def make_pruner(kind: str, validations: int) -> BasePruner:
     """The pruner that `--pruner` names, for trainings of so many validations."""
     if kind == "asha":
-        return EarlyHalving(math.ceil(validations / 5), validations / 2)
+        # Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934), in the first half only: a schedule that ends low
+        # keeps the rate high in the middle, where the trials that end best have poor scores.
+        return Until(validations / 2, SuccessiveHalvingPruner(min_resource=math.ceil(validations / 5), reduction_factor=3))
     if kind == "median":
-        # Five trials to compare with, and not in the first fifth of the training, which the warm-up takes.
-        return MedianPruner(n_startup_trials=5, n_warmup_steps=validations // 5 + 1)
+        # Five trials to compare with, and not in the first fifth of the training, which the warm-up takes. After the last
+        # validation there is nothing left to save.
+        return Until(validations - 1, MedianPruner(n_startup_trials=5, n_warmup_steps=validations // 5 + 1))
     return NopPruner()
 
 
-class EarlyHalving(BasePruner):
-    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934) that looks in the first half of a training only.
+class Until(BasePruner):
+    """Asks another pruner up to some validation; after it trials go on to their end."""
 
-    A schedule that ends low keeps the rate high in the middle, where the trials that end best have poor scores.
-    """
-
-    def __init__(self, first: int, last: float) -> None:
-        """
-        Args:
-            first: The validation at which it looks first; the next is three times as far.
-            last: It does not look after this one.
-        """
-        self.last = last
-        self.halving = SuccessiveHalvingPruner(min_resource=max(1, first), reduction_factor=3)
+    def __init__(self, last: float, pruner: BasePruner) -> None:
+        self.last, self.pruner = last, pruner
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        return trial.last_step is not None and trial.last_step <= max(1, self.last) and self.halving.prune(study, trial)
+        return trial.last_step is not None and trial.last_step <= self.last and self.pruner.prune(study, trial)

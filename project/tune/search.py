@@ -3,13 +3,11 @@
 import json
 import os
 import selectors
-import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -17,6 +15,7 @@ import yaml
 
 from project.errors import UserError
 from project.outfile import written_whole
+from project.tune.signals import signals
 from project.tune.space import Space, Values
 from project.tune.study import Study
 from project.tune.trial import RESULT, Child
@@ -71,7 +70,7 @@ class Search:
         self._running: list[Running] = []
         self._errors: list[str] = []
         self._began, self._looked, self._waiting = time.monotonic(), 0.0, False
-        with _signals() as asked:
+        with signals("Stopping the running trials; a second Ctrl-C does not wait for them.") as asked:
             try:
                 while not asked and self._go_on():
                     self._listen()
@@ -115,11 +114,11 @@ class Search:
         trial, values = reserved
         folder = Path(trial.user_attrs["folder"])
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)  # a new one: what an earlier trial left there would be taken for this one's
             settings = {**self.space.settings(values), **self.extra}
             (folder / PARAMS).write_text(yaml.safe_dump(settings, sort_keys=False))
             slot = min(set(range(len(self.slots))) - {running.slot for running in self._running})
-            child = Child(self.command(folder), folder, self.metric, self.slots[slot])
+            child = Child(self.command(folder), folder, self.metric, values, self.slots[slot])
         except OSError as error:
             self.study.interrupt(trial.number)
             raise UserError(f"{folder} cannot be written or its trial not be started ({error.strerror or error})") from error
@@ -156,7 +155,7 @@ class Search:
     def _record(self, running: Running) -> None:
         child, number = running.child, running.trial.number
         if child.refused:
-            self.study.interrupt(number)
+            self.study.drop(number)
             return
         scores, error = child.scores(), child.error()
         best = (max(scores) if self.maximise else min(scores)) if scores else None
@@ -170,14 +169,12 @@ class Search:
             "validations": len(child.values),
         }
         self._errors = [*self._errors, error] if error else []
-        try:  # first: should the storage fail, it is not lost
-            with written_whole(child.folder / RESULT) as draft:
-                draft.write_text(json.dumps(result) + "\n")
-        finally:  # it may be this disk alone that is full
-            if self.study.finish(number, result):
-                print(line(number, result, self.metric, running.values), flush=True)
-            else:
-                print(f"trial {number}  was taken for dead, and is done by another worker", flush=True)
+        with suppress(UserError), written_whole(child.folder / RESULT) as draft:  # for the case that the storage fails
+            draft.write_text(json.dumps(result) + "\n")
+        if self.study.finish(number, result):
+            print(line(number, result, self.metric, running.values), flush=True)
+        else:
+            print(f"trial {number}  was taken for dead, and is done by another worker", flush=True)
 
     def _stop(self) -> None:
         """After a signal: end what runs, so that --resume does it again."""
@@ -196,25 +193,6 @@ def line(number: int, result: dict[str, Any], metric: str, values: Values) -> st
     score = f"{metric} {result['best']:.4f}  " if result["best"] is not None else ""
     shown = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
     return f"trial {number}  {words[result['state']]}{score}{shown}  {result['seconds']:.0f} s"
-
-
-@contextmanager
-def _signals() -> Any:
-    """Ctrl-C and SIGTERM end the search after what it is doing; a second one ends it at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("\nStopping the running trials; a second Ctrl-C does not wait for them.", flush=True)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def share_of_cores(workers: int) -> dict[str, str]:

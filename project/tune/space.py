@@ -112,13 +112,29 @@ class Space:
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a.b.c in nested configuration; a class given by its path alone makes room for its arguments."""
+    """Set a.b.c in nested configuration; a class given by its path alone makes room for its arguments.
+
+    Raises:
+        UserError: a or a.b is there already, and has nothing inside.
+    """
     *folders, last = key.split(".")
-    for name in folders:
+    for i, name in enumerate(folders):
         if isinstance(config.get(name), str):
             config[name] = {"class_path": config[name]}
         config = config.setdefault(name, {})
+        if not isinstance(config, dict):
+            outer = ".".join(folders[: i + 1])
+            raise UserError(f"space: {key} lies inside {outer}, which can be {label(config)}: give it a `when`")
     config[last] = _copy(value)
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[str]:
+    """The keys that nested settings give a value to, as a.b.c."""
+    if not isinstance(value, dict):
+        yield prefix
+        return
+    for name, inner in value.items():
+        yield from leaves(inner, f"{prefix}.{name}" if prefix else str(name))
 
 
 def _copy(value: Any) -> Any:
@@ -140,6 +156,10 @@ def read_space(path: Path) -> Space:
         raise UserError(f"space: {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})") from error
     except yaml.YAMLError as error:
         raise UserError(f"space: {path} is no valid YAML: {' '.join(str(error).split())[:200]}") from error
+    try:
+        content = _copy(content)
+    except RecursionError as error:
+        raise UserError(f"space: {path} refers to itself") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"space: {path} must hold keys with ranges, such as `model.lr: {{log_float: [0.0001, 0.1]}}`")
     parameters: list[Parameter] = []
@@ -199,13 +219,15 @@ def _number(key: str, kind: str, value: Any) -> float:
         raise UserError(f"space: {key}: {value!r} is no number")
     if kind.endswith("int") and number != int(number):
         raise UserError(f"space: {key}: {value} is no whole number; use {kind.replace('int', 'float')}")
+    if kind.endswith("int") and abs(number) > 2**53:
+        raise UserError(f"space: {key}: {value} is too large to count by ones; use {kind.replace('int', 'float')}")
     return int(number) if kind.endswith("int") else number
 
 
 def _choices(key: str, given: Any) -> dict[str, Any]:
     """Label -> value; the labels of a plain list are its values."""
     if isinstance(given, dict):
-        choices = {str(label): value for label, value in given.items()}
+        choices = {label(name): value for name, value in given.items()}
     elif isinstance(given, list):
         choices = {label(value): value for value in given}
     else:
@@ -218,7 +240,9 @@ def _choices(key: str, given: Any) -> dict[str, Any]:
 
 
 def label(value: Any) -> str:
-    """A value as a table shows it: 64, null, [1, 2]."""
+    """A value as a table shows it: 64, null, true (also for on and yes, which YAML takes for it), [1, 2]; a text as it is."""
+    if isinstance(value, str):
+        return value
     text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False)
     return " ".join(text.removesuffix("...\n").split())
 
@@ -239,7 +263,7 @@ def _when(key: str, given: Any, before: list[Parameter], keys: list[str]) -> dic
             raise UserError(f"space: {key}: when: {other} {where}" + (f"; did you mean {near[0]}?" if near else ""))
         if parameter.kind != "choice":
             raise UserError(f"space: {key}: when: {other} is a range; a condition needs a choice")
-        wanted = [item if isinstance(item, str) else label(item) for item in (labels if isinstance(labels, list) else [labels])]
+        wanted = [label(item) for item in (labels if isinstance(labels, list) else [labels])]
         if unknown := [item for item in wanted if item not in parameter.choices]:
             raise UserError(f"space: {key}: when: {other} has no choice {unknown[0]!r}; {_one_of(parameter.choices)}")
         if not wanted:

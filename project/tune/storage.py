@@ -40,16 +40,27 @@ def guarded(method: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
+def already_there(error: BaseException) -> bool:
+    """Whether something could not be made because another process has just made it."""
+    words = str(error).lower() + str(error.__cause__).lower()
+    return any(word in words for word in ("already exists", "another study", "unique", "duplicate"))
+
+
 def _reason(error: BaseException) -> str:
     """The driver's own words, not the statement around them."""
     cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
     driver = getattr(cause, "orig", None) or cause
-    first = driver.args[0] if driver.args else None
-    words = " ".join(str(first.get("M", first) if isinstance(first, dict) else driver).split())[:200]  # pg8000 gives a table
+    said: Any = driver
+    if driver.args and isinstance(driver.args[0], dict):
+        said = driver.args[0].get("M", driver)  # pg8000 gives a table
+    elif len(driver.args) == 2 and isinstance(driver.args[0], int):
+        said = driver.args[1]  # a number and its words
+    words = " ".join(str(said).split())[:200].rstrip(".")
     if isinstance(error, ImportError):
         return f"its driver is not installed ({words}): pip install pg8000 for PostgreSQL, pymysql for MySQL"
     hints = {
         "create a connection": "is the server up, and can this machine reach it?",
+        "connect to": "is the server up, and can this machine reach it?",
         "locked": "another program holds it; close that, then go on with --resume",
         "full": "make room, then go on with --resume",
         "No space": "make room, then go on with --resume",
@@ -91,6 +102,8 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
         path = Path(url.removeprefix("journal:").removeprefix("//")).expanduser().absolute()
         if not path.parent.is_dir():
             raise UserError(f"storage: there is no folder {path.parent}; make it first")
+        if path.is_dir():
+            raise UserError(f"storage: {path} is a folder; give a file in it, such as journal:{path / 'search.log'}")
         try:
             return JournalStorage(Journal(path))
         except (ValueError, KeyError, TypeError) as error:
@@ -100,6 +113,8 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
             f"storage: {url} is no address; write journal:PATH, sqlite:///PATH, postgresql://USER@HOST/DATABASE or mysql://..."
         )
     kind, _, rest = url.partition("://")
+    if rest.partition("/")[0].count("@") > 1:
+        raise UserError(f"storage: {shown(url)}: write an @ in a password as %40")
     installed = [driver for driver, module in DRIVERS.get(kind, {}).items() if find_spec(module) is not None]
     url = f"{kind}+{installed[0]}://{rest}" if installed else url
     lite = url.startswith("sqlite")
@@ -109,5 +124,5 @@ def open_storage(url: str) -> RDBStorage | JournalStorage:
 
 def shown(url: str) -> str:
     """An address without its password."""
-    head, at, tail = url.partition("@")
+    head, at, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://{tail}" if at else url

@@ -5,6 +5,7 @@ those that failed by an error of their own, and those that are running. One that
 the same values are put into the queue again.
 """
 
+import random
 import time
 import warnings
 from contextlib import suppress
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from project.errors import UserError
 from project.tune.space import Space, Values
-from project.tune.storage import guarded, open_storage, shown
+from project.tune.storage import already_there, guarded, open_storage, shown
 from project.tune.trial import RESULT, read_json
 from project.tune.worker import gone, whoami
 
@@ -51,15 +53,22 @@ class Study:
     @guarded
     def _open(self, storage: str, direction: str, sampler: BaseSampler, pruner: Any) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        opened = open_storage(storage)
-        for _ in range(5):
+        for attempt in range(6):  # another worker may make the tables, or the study, in the same moment
             try:
+                opened = open_storage(storage)
                 self.optuna = optuna.create_study(
                     storage=opened, study_name=self.name, direction=direction, sampler=sampler, pruner=pruner, load_if_exists=True
                 )
                 return
-            except DuplicatedStudyError:  # made by another worker in the same moment
-                time.sleep(0.2)
+            except (DuplicatedStudyError, SQLAlchemyError, StorageInternalError) as error:
+                if attempt == 5 or not already_there(error):
+                    raise
+                time.sleep(0.2 + random.random())
+
+    @property
+    def new(self) -> bool:
+        """Whether no search has begun in it."""
+        return ATTRIBUTE not in self.optuna.user_attrs
 
     @guarded
     def begin(self, setup: dict[str, Any], trials: int, join: bool) -> None:
@@ -68,12 +77,13 @@ class Study:
         Raises:
             UserError: when it is not, when the study is not ours, or is there and was not asked for.
         """
-        then = self.optuna.user_attrs.get(ATTRIBUTE)
-        if then is None and self.optuna.get_trials(deepcopy=False):
+        then, known = self.optuna.user_attrs.get(ATTRIBUTE), self.optuna.get_trials(deepcopy=False)
+        if then is None and known:
             raise UserError(
                 f"storage: {self.where} has a study {self.name!r} that this command did not make; choose another --name"
             )
-        if then is not None:
+        begun = any(counts(trial) or trial.state is TrialState.WAITING for trial in known)
+        if begun or (then is not None and join and not known):  # a command that was refused leaves nothing to go on with
             if not join:
                 raise UserError(f"name: there is a search {self.name!r} already: --resume goes on with it, --name begins another")
             if lines := differences(then, setup):
@@ -117,7 +127,7 @@ class Study:
 
     @guarded
     def report(self, trial: optuna.Trial, step: int, value: float) -> bool:
-        """Hand on a score; returns whether the trial is to be pruned, which one that is not a number always is."""
+        """Hand on a score; returns whether the trial is to be pruned, which one whose score is not a number always is."""
         trial.report(value, step)
         return not isinstance(self.optuna.pruner, optuna.pruners.NopPruner) and (value != value or trial.should_prune())
 
@@ -144,6 +154,11 @@ class Study:
                 return False
             raise
         return True
+
+    @guarded
+    def drop(self, number: int) -> None:
+        """Take a trial out of the sum for good."""
+        self._tell(number, TrialState.FAIL)
 
     @guarded
     def interrupt(self, number: int) -> None:

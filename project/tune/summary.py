@@ -53,7 +53,7 @@ def table(trials: list[FrozenTrial], keys: list[str], metric: str, maximise: boo
     """The best trials as aligned lines, and a line of how many ended how."""
     if not ranked(trials, maximise):
         return [totals(trials)]
-    rows = [["trial", metric, "epochs", "", *short_keys(keys).values()]]
+    rows = [["trial", metric, "validations", "", *short_keys(keys).values()]]
     for trial in ranked(trials, maximise)[:SHOWN]:
         score = trial.user_attrs.get("best")
         state = {"PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "")
@@ -76,8 +76,8 @@ def totals(trials: list[FrozenTrial]) -> str:
         "running": TrialState.RUNNING,
     }
     parts = [f"{number} {name}" for name, state in states.items() if (number := sum(trial.state is state for trial in counted))]
-    epochs = sum(trial.user_attrs.get("validations", 0) for trial in counted)
-    return f"{len(counted)} trial{'s' * (len(counted) != 1)}: {', '.join(parts) or 'none'}; {epochs} validated epochs in all"
+    validations = sum(trial.user_attrs.get("validations", 0) for trial in counted)
+    return f"{len(counted)} trial{'s' * (len(counted) != 1)}: {', '.join(parts) or 'none'}; {validations} validations in all"
 
 
 def shown(value: Any) -> str:
@@ -91,7 +91,7 @@ def write_csv(path: Path, trials: list[FrozenTrial], keys: list[str], metric: st
     """trials.csv: every trial that counts, with all its values in full."""
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerow(["trial", "state", metric, "validated_epochs", "seconds", *keys, "error"])
+    rows.writerow(["trial", "state", metric, "validations", "seconds", *keys, "error"])
     for trial in ranked(trials, maximise):
         known = trial.user_attrs
         head = [trial.number, trial.state.name.lower(), *(known.get(name, "") for name in ("best", "validations", "seconds"))]

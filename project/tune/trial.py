@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TRIAL = "PROJECT_TRIAL"  # the child's environment: "<metric> <number of its socket>"; project/callbacks/report_trial.py reads it
+TRIAL = "PROJECT_TRIAL"  # in the child's environment: metric, socket, values; read by project/callbacks/report_trial.py
 LOG = "log.txt"
 RESULT = "result.json"
 LIMIT = 300  # characters of an error that are kept
@@ -20,12 +20,15 @@ LIMIT = 300  # characters of an error that are kept
 class Child:
     """A running trial. Its scores come in through `read`; each is answered with `go` or `stop`."""
 
-    def __init__(self, command: Sequence[str], folder: Path, metric: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, metric: str, values: dict[str, Any], environment: dict[str, str]
+    ) -> None:
         """
         Args:
             command: What to run.
             folder: Of the trial; takes log.txt, which is all that the process prints.
             metric: The name that the process is to report.
+            values: What is tried, as TensorBoard is to show it.
             environment: Variables besides our own, such as CUDA_VISIBLE_DEVICES.
         """
         self.folder = folder
@@ -36,7 +39,7 @@ class Child:
         self.began = time.monotonic()
         self._buffer = b""
         self.socket, theirs = socket.socketpair()
-        told = {TRIAL: f"{metric} {theirs.fileno()}"}
+        told = {TRIAL: json.dumps({"metric": metric, "socket": theirs.fileno(), "values": values})}
         with theirs, (folder / LOG).open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -121,9 +124,12 @@ class Child:
 
 def last_line(path: Path) -> str:
     """The last line that is not empty: of a traceback, the error."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        lines = file.read().decode(errors="replace").split("\n")
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:  # somebody has removed it
+        return ""
     return next((line.strip()[:LIMIT] for line in reversed(lines) if line.strip()), "")
 
 

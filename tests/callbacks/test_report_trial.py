@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from project.callbacks.report_trial import TRIAL, ReportTrial
+from project.callbacks.report_trial import TRIAL, ReportTrial, Trial
 from project.errors import UserError
 from project.tune import trial
 
@@ -25,7 +25,7 @@ def trainer_of(value: float) -> SimpleNamespace:
 @pytest.fixture
 def both():
     ours, theirs = socket.socketpair()
-    callback = ReportTrial(f"val/acc {theirs.fileno()}")
+    callback = ReportTrial(Trial("val/acc", theirs.fileno(), {}))
     callback.on_fit_start(trainer_of(0), SimpleNamespace(check_metric=lambda key, name: None))
     yield ours, theirs, callback
     ours.close()
@@ -71,7 +71,7 @@ def test_an_unknown_metric_is_told_before_anything_is_trained() -> None:
 
     ours.sendall(b"stop\n")
     with pytest.raises(UserError):
-        ReportTrial(f"val/f1 {theirs.fileno()}").on_fit_start(trainer_of(0), SimpleNamespace(check_metric=refuse))
+        ReportTrial(Trial("val/f1", theirs.fileno(), {})).on_fit_start(trainer_of(0), SimpleNamespace(check_metric=refuse))
     assert json.loads(ours.recv(999)) == {"refused": "metric: no metric 'val/f1'"}
 
 

@@ -1,5 +1,6 @@
 """Real database servers of the tests' own, on loopback."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+NUMBER = itertools.count()
 
 
 def without(what: str) -> NoReturn:
@@ -35,9 +38,32 @@ def place_for(user: str) -> tuple[Path, str | None]:
     return folder, user
 
 
+@pytest.fixture
+def postgresql(postgresql_port: int) -> str:
+    """The address of a new database in a PostgreSQL server."""
+    import pg8000.dbapi
+
+    name = f"study_{next(NUMBER)}"
+    connection = pg8000.dbapi.connect("postgres", host="127.0.0.1", port=postgresql_port)
+    connection.autocommit = True
+    connection.cursor().execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"postgresql://postgres@127.0.0.1:{postgresql_port}/{name}"
+
+
+@pytest.fixture
+def mysql(mysql_port: int) -> str:
+    """The address of a new database in a MariaDB server, which speaks as MySQL does."""
+    import pymysql
+
+    name = f"study_{next(NUMBER)}"
+    with pymysql.connect(host="127.0.0.1", port=mysql_port, user="root") as connection:
+        connection.cursor().execute(f"CREATE DATABASE {name}")
+    return f"mysql://root@127.0.0.1:{mysql_port}/{name}"
+
+
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The address of a PostgreSQL server."""
+def postgresql_port() -> Iterator[int]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(shutil.which("initdb") or "/none")]
     if not found[-1].is_file() or find_spec("pg8000") is None:
         without("PostgreSQL or its driver pg8000 is not installed")
@@ -51,14 +77,13 @@ def postgresql() -> Iterator[str]:
     run("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
     run("pg_ctl", "-o", options, "-l", str(folder / "log"), "-w", "start")
-    yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    yield port
     run("pg_ctl", "-m", "immediate", "stop")
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def mysql() -> Iterator[str]:
-    """The address of a MariaDB server, which speaks as MySQL does."""
+def mysql_port() -> Iterator[int]:
     make, serve = shutil.which("mariadb-install-db"), shutil.which("mariadbd", path=f"{os.environ['PATH']}:/usr/sbin")
     if not make or not serve or find_spec("pymysql") is None:
         without("MariaDB or its driver pymysql is not installed")
@@ -73,12 +98,11 @@ def mysql() -> Iterator[str]:
         server = subprocess.Popen([serve, "--no-defaults", *where], stdout=log, stderr=log, cwd=folder, user=user)
     for _ in range(120):
         try:
-            with pymysql.connect(host="127.0.0.1", port=port, user="root") as connection:
-                connection.cursor().execute("CREATE DATABASE optuna")
+            pymysql.connect(host="127.0.0.1", port=port, user="root").close()
             break
         except pymysql.err.OperationalError:  # it is still starting
             time.sleep(0.5)
-    yield f"mysql://root@127.0.0.1:{port}/optuna"
+    yield port
     server.kill()
     server.wait()
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,8 +13,8 @@ import yaml
 
 def main(folder: Path) -> None:
     x = yaml.safe_load((folder / "params.yaml").read_text())
-    _, number = os.environ["PROJECT_TRIAL"].split()
-    stream = socket.socket(fileno=int(number)).makefile("rw")
+    told = json.loads(os.environ["PROJECT_TRIAL"])
+    stream = socket.socket(fileno=told["socket"]).makefile("rw")
 
     def send(message: dict) -> str:
         stream.write(json.dumps(message) + "\n")

@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import time
 
 import numpy as np
 import pytest
@@ -94,6 +95,15 @@ def test_the_unit_of_the_loss_does_not_matter(scale) -> None:
     assert [s.rate for s in one.suggestions] == [s.rate for s in other.suggestions]
 
 
+def test_long_tests_are_read_soon() -> None:
+    steps = 50_000
+    rates, x = np.geomspace(1e-6, 10, steps), np.linspace(-6, 1, steps)
+    losses = 0.3 + 2 / (1 + np.exp((x + 3) / 0.2)) + np.random.default_rng(0).normal(0, 0.1, steps)
+    began = time.process_time()
+    assert read_curve(rates, losses, steps).chosen is not None
+    assert time.process_time() - began < 5  # a matrix of all steps by all would take 20 GB
+
+
 def test_noise_alone_is_no_descent() -> None:
     random = np.random.default_rng(0)
     for level in (0.01, 0.1, 0.5):
@@ -106,9 +116,9 @@ def test_noise_alone_is_no_descent() -> None:
 def test_a_curve_that_only_grows_says_so() -> None:
     for length in (8, 20, 60):
         reading = read_curve(RATES[:length], 2.3 * np.exp(np.arange(length) / 5), STEPS)
-        assert reading.chosen is None and "grows without having fallen" in reading.why
+        assert reading.chosen is None and "lowest at step 1 " in reading.why
     reading = read_curve(RATES[:3], [2.3, 9, 99], STEPS)
-    assert reading.chosen is None and "blew up after 3 steps" in reading.why
+    assert reading.chosen is None and "blew up at step 4" in reading.why
     assert read_curve([], [], STEPS).chosen is None
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from project.tune.pruner import UNKNOWN, EarlyHalving, make_pruner, planned_validations
+from project.tune.pruner import UNKNOWN, make_pruner, planned_validations
 
 TRAINER = {"max_epochs": 20, "max_steps": -1, "val_check_interval": None, "check_val_every_n_epoch": 1}
 
@@ -68,7 +68,8 @@ def test_after_the_middle_no_trial_is_stopped() -> None:
     early = np.linspace(0.5, 0.6, 12)  # each beats all before at the first look
     curves = np.array([[*[score] * 3, *[1 - score] * 8, *[score + 0.3] * 4] for score in early])
     assert stopped_at(make_pruner("asha", 15), curves) == [15] * 12
-    assert set(stopped_at(EarlyHalving(3, 15), curves)) == {9, 15}  # were it to look at 9, it would stop most
+    everywhere = optuna.pruners.SuccessiveHalvingPruner(min_resource=3, reduction_factor=3)
+    assert set(stopped_at(everywhere, curves)) == {9, 15}  # which, looking at 9 too, stops most
 
 
 def test_median_waits_for_five_trials_and_a_fifth() -> None:
@@ -83,3 +84,16 @@ def test_short_trainings(kind, validations) -> None:
     stopped = stopped_at(make_pruner(kind, validations), curves)
     assert all(1 <= step <= validations for step in stopped)
     assert kind != "none" or stopped == [validations] * 12
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_trial_that_has_had_its_last_validation_is_never_called_pruned(kind) -> None:
+    for validations in (1, 2, 3, 5):
+        study = optuna.create_study(direction="maximize", pruner=make_pruner(kind, validations))
+        for score in np.linspace(0.9, 0.1, 12):
+            trial = study.ask()
+            for step in range(1, validations):
+                trial.report(1.0, step)
+            trial.report(score, validations)
+            assert not trial.should_prune()
+            study.tell(trial, score)

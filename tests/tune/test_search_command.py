@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import DIGITS, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from project.callbacks.run_folder import flatten
 from project.main import main
@@ -27,6 +28,7 @@ model.optimizer.init_args.momentum: {float: [0.8, 0.99], when: {model.optimizer:
 model.lr: {log_float: [0.001, 0.1]}
 data.augment: {choice: {none: null, crop: [{class_path: project.data.RandomCrop, init_args: {padding: 1}}]}}
 """
+SEARCHED = list(yaml.safe_load(SPACE))
 slow = pytest.mark.skipif(not os.environ.get("CI_SLOW"), reason="slow: set CI_SLOW=1")
 
 
@@ -65,10 +67,15 @@ def test_every_trial_is_an_ordinary_run_and_none_is_the_latest(searched) -> None
         flat = flatten(yaml.safe_load((run / "config.yaml").read_text()))
         tried = flatten(yaml.safe_load((searched / f"trial_{trial:04d}" / "params.yaml").read_text()))
         assert {key: flat.get(key) for key in tried} == tried
+        row = next(row for row in rows_of(searched) if row["trial"] == str(trial))
+        searched_keys = [key for key in SEARCHED if row[key]]
         events = EventAccumulator(str(run)).Reload()
         assert events.Scalars("final/val/acc")[0].value == pytest.approx(json.loads((run / "metrics.json").read_text())["val/acc"])
-        hparams = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
-        assert all(key.encode() in hparams for key in tried)
+        hparams = events.PluginTagToContent("hparams")
+        begun = HParamsPluginData.FromString(hparams["_hparams_/session_start_info"]).session_start_info.hparams
+        assert sorted(begun) == sorted(searched_keys)  # nothing else, so that the parallel coordinates show these
+        metrics = HParamsPluginData.FromString(hparams["_hparams_/experiment"]).experiment.metric_infos
+        assert {metric.name.tag for metric in metrics} <= set(events.Tags()["scalars"])  # or it would be left out there
     assert not (searched.parent.parent / "latest").exists()
 
 
@@ -78,7 +85,7 @@ def test_the_table_has_the_scores_of_the_runs_best_epochs(searched) -> None:
     assert float(rows[0]["val/acc"]) >= float(rows[1]["val/acc"])
     for row in rows:
         metrics = json.loads((run_of(searched, int(row["trial"])) / "metrics.json").read_text())
-        assert float(row["val/acc"]) == pytest.approx(metrics["val/acc"]) and row["validated_epochs"] == "2"
+        assert float(row["val/acc"]) == pytest.approx(metrics["val/acc"]) and row["validations"] == "2"
     assert (searched / "history.png").read_bytes().startswith(b"\x89PNG")
 
 

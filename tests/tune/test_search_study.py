@@ -1,6 +1,7 @@
 """The loop and the budget, with trials that do not train: nothing lost, nothing counted twice, whatever is killed."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -106,6 +107,23 @@ def test_a_metric_that_is_never_logged_ends_the_search_at_once(tmp_path) -> None
     with pytest.raises(UserError, match="no metric 'val/f1'"):
         search.run()
     assert len(list(tmp_path.glob("trial_*"))) == 1 and search.study.left() == 12
+    search.study.begin({"space": "another"}, 3, join=False)  # nothing was begun, so it is no other search
+
+
+def test_a_folder_that_is_there_is_not_taken_for_the_trials_own(tmp_path) -> None:
+    search = build(f"journal:{tmp_path}/study.log", tmp_path, 2)
+    (tmp_path / "trial_0000").mkdir()
+    with pytest.raises(UserError, match=r"trial_0000 cannot be written.*File exists"):
+        search.run()
+
+
+def test_a_trial_whose_folder_is_removed_is_recorded_and_the_search_goes_on(tmp_path) -> None:
+    worker = start(f"journal:{tmp_path}/study.log", tmp_path / "a", 2, seconds=0.3)
+    wait_for(tmp_path / "a", 1)
+    shutil.rmtree(tmp_path / "a" / "trial_0000")
+    out, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 0, out
+    once_each(f"journal:{tmp_path}/study.log", tmp_path, 2, lost=0)
 
 
 def test_pruned_trials_count_and_stop_early(tmp_path) -> None:
@@ -178,8 +196,9 @@ def test_a_signal_keeps_everything(number, code, tmp_path) -> None:
     once_each(storage, tmp_path, 4, lost=1)
 
 
-def test_many_workers_share_one_budget_exactly(tmp_path) -> None:
-    storage = f"journal:{tmp_path}/study.log"
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql", "mysql"])
+def test_many_workers_that_begin_at_once_share_one_budget_exactly(kind, tmp_path, request) -> None:
+    storage = url(kind, tmp_path, request)
     workers = [start(storage, tmp_path / "a", 9, seconds=0.01) for _ in range(4)]
     for worker in workers:
         out, _ = worker.communicate(timeout=60)
@@ -251,16 +270,21 @@ def open_study(storage: str) -> Study:
         ("nonsense://x", "nonsense"),
         ("sqlite:///{folder}/text.db", "not a database"),
         ("journal:{folder}/text.db", "no journal"),
-        ("postgresql://me:secret@127.0.0.1:9/none", "is the server up"),
+        ("postgresql://me:secret@127.0.0.1:9/none", "[^.]: is the server up"),
+        ("mysql://me:secret@127.0.0.1:9/none", "^storage: mysql://127.0.0.1:9/none: [^(].*is the server up"),
+        ("mysql://me:sec@ret@127.0.0.1:9/none", "write an @ in a password as %40"),
+        ("journal:{folder}", "is a folder; give a file in it"),
     ],
 )
 def test_a_storage_that_is_none(storage, words, tmp_path) -> None:
     (tmp_path / "text.db").write_text("these are\nsome words\nand no database\n" * 100)
     if storage.startswith("postgresql"):
         pytest.importorskip("pg8000", reason="its Python driver is not installed")
+    if storage.startswith("mysql"):
+        pytest.importorskip("pymysql", reason="its Python driver is not installed")
     with pytest.raises(UserError, match=words) as caught:
         open_study(storage.format(folder=tmp_path)).trials()
-    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value) and "ret@" not in str(caught.value)
 
 
 def test_a_wrong_password_is_said_in_the_servers_own_words() -> None:
@@ -288,9 +312,10 @@ def test_a_locked_database(tmp_path, monkeypatch) -> None:
 
 
 def test_a_search_that_is_there_is_not_gone_on_with_unasked(tmp_path) -> None:
-    study = build(f"sqlite:///{tmp_path}/study.db", tmp_path, 1).study
+    search = build(f"sqlite:///{tmp_path}/study.db", tmp_path, 1)
+    search.run()
     with pytest.raises(UserError, match="--resume goes on with it"):
-        study.begin({"space": {}}, 3, join=False)
+        search.study.begin({"space": {}}, 3, join=False)
 
 
 def test_other_settings_are_shown() -> None:

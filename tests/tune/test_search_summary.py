@@ -65,11 +65,11 @@ def test_rank(some) -> None:
 
 def test_table(some) -> None:
     lines = summary.table(some, [*SPACE, *MOMENTUM], "val/acc", True)
-    assert lines[0].split() == ["trial", "val/acc", "epochs", "lr", "optimizer", "momentum"]
+    assert lines[0].split() == ["trial", "val/acc", "validations", "lr", "optimizer", "momentum"]
     assert lines[1].split() == ["4", "0.8500", "3", "0.5", "adamw", "-"]
     assert lines[3].split() == ["1", "0.9000", "3", "pruned", "0.2", "sgd", "0.5"]
     assert lines[4].split() == ["2", "-", "3", "failed", "0.3", "adamw", "-"]
-    assert lines[-1] == "4 trials: 2 complete, 1 pruned, 1 failed; 12 validated epochs in all"
+    assert lines[-1] == "4 trials: 2 complete, 1 pruned, 1 failed; 12 validations in all"
 
 
 def test_short_names_are_the_shortest_that_tell_keys_apart() -> None:
