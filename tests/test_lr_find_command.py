@@ -48,10 +48,44 @@ def test_lightnings_small_rates_are_numbers_in_yaml(cli, workdir, monkeypatch) -
     [(["--min_lr", "1e-12", "--max_lr", "1e-11"], "does not fall"), (["--min_lr", "1e4", "--max_lr", "1e5"], "the loss")],
 )
 def test_without_a_descent_it_says_so_and_writes_no_rate(cli, workdir, option, words) -> None:
-    (workdir / "lr.yaml").write_text("model: {lr: 0.5}\n")
+    before = "# The learning rate that a range test found.\nmodel: {lr: 0.5}\n"
+    (workdir / "lr.yaml").write_text(before)
     result = cli(*FIND, "--steps", "20", *option)
     assert result.code == 1 and "no rate" in result.out and words in result.out and "lr.yaml was not written" in result.out
-    assert (workdir / "lr.png").is_file() and (workdir / "lr.yaml").read_text() == "model: {lr: 0.5}\n"
+    assert (workdir / "lr.png").is_file() and (workdir / "lr.yaml").read_text() == before
+
+
+def test_a_file_of_another_hand_is_not_overwritten(cli, workdir) -> None:
+    (workdir / "digits.yaml").write_text("data: {batch_size: 3}\n")
+    result = cli(*FIND, "--out", "digits.yaml")
+    assert result.code == 2 and "is there already and is not from this command" in result.err
+    assert (workdir / "digits.yaml").read_text() == "data: {batch_size: 3}\n"
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [("AdamW", 0.01), ("SGD", 0.5)])
+def test_a_curve_without_an_edge_takes_the_highest_usual_rate_and_says_so(cli, workdir, monkeypatch, optimizer, expected) -> None:
+    from project.tune.curve import Reading, Suggestion
+
+    high = Suggestion("edge/10", 1.0, "words")
+    monkeypatch.setattr(
+        project.lr_find_command, "read_curve", lambda *a: Reading(np.ones(len(a[0])), [high], high, "why", falling=True)
+    )
+    result = cli(*FIND, "--steps", "10", "--model.optimizer", f"torch.optim.{optimizer}", "--model.lr_scaling", "linear")
+    assert yaml.safe_load((workdir / "lr.yaml").read_text())["model"]["lr"] == expected, result.err
+    assert f"highest rate that is common for {optimizer}" in result.out and "unusual" not in result.out
+
+
+def test_an_unusual_rate_is_remarked(cli, workdir, monkeypatch) -> None:
+    from project.tune.curve import Reading, Suggestion
+
+    high = Suggestion("edge/10", 0.2, "words")
+    monkeypatch.setattr(project.lr_find_command, "read_curve", lambda *a: Reading(np.ones(len(a[0])), [high], high, "why"))
+    result = cli(*FIND, "--steps", "10", "--max_lr", "0.1", "--out", "here/found.yaml")
+    assert result.code == 2  # there is no such folder
+    (workdir / "here").mkdir()
+    result = cli(*FIND, "--steps", "10", "--max_lr", "0.1", "--out", "here/found.yaml")
+    assert "unusual for AdamW: 1e-05 to 0.01 is common" in result.out and "outside the rates that were tried" in result.out
+    assert "--config here/found.yaml" in result.out  # as it must be typed
 
 
 def test_callbacks_that_have_no_part_are_named(cli, workdir) -> None:

@@ -1,14 +1,18 @@
 """Speed, memory and the guide's rule against clocks, the kernel and brute force; running out of memory for real; the command."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import DIGITS, SMALL
+from conftest import DIGITS, ROOT, SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,15 +188,16 @@ def test_a_cpu_that_runs_out_of_memory_is_survived(cli, workdir, nets) -> None:
     assert "   128  out of memory" in result.out and "largest    64 fits" in result.out and (workdir / "b.yaml").is_file()
 
 
-def answer(monkeypatch, code: int, stderr: str, result: Measurement | None = None) -> None:
+def answer(monkeypatch, code: int, said: str, result: Measurement | None = None) -> None:
     """Let every measuring process end like this."""
 
-    def run(command, env, **_):
+    def run(command, env, stdout, stderr):
         if result is not None:
             tune.save(tune.Path(env[RESULT]), result)
-        return subprocess.CompletedProcess(command, code, "", stderr)
+        stderr.write(said)
+        return code, 0
 
-    monkeypatch.setattr(project.batch_find_command.subprocess, "run", run)
+    monkeypatch.setattr(project.batch_find_command, "run_to_the_end", run)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +205,7 @@ def answer(monkeypatch, code: int, stderr: str, result: Measurement | None = Non
     [
         (-9, "", "its process was killed"),
         (-6, "terminate called after throwing an instance of 'std::bad_alloc'\n", "out of memory"),
+        (1, "Traceback...\nRuntimeError: can't start new thread\n", "out of memory"),
     ],
 )
 def test_a_killed_process_is_out_of_memory_and_nothing_fits(cli, workdir, monkeypatch, code, stderr, words) -> None:
@@ -256,7 +262,8 @@ def test_without_scaling_it_says_that_the_rate_stays(cli, workdir, monkeypatch) 
         (["--max_batch", "4"], "max_batch must be min_batch or more"),
         (["--min_batch", "2048", "--max_batch", "4096"], "there are 1151 training images"),
         (["--steps", "0"], "steps must be 1 or more"),
-        (["--memory_limit=-1"], "memory_limit must be above 0"),
+        (["--memory_limit=-1"], "memory_limit must be 0.1 to 1e+06 GB"),
+        (["--memory_limit", "1e12"], "memory_limit must be 0.1 to 1e+06 GB"),
         (["--memory_limit", "much"], "memory_limit"),
         (["--max_batches", "8"], "max_batches: there is no such key"),
         (["--out", "nowhere/b.yaml"], "there is no folder"),
@@ -271,9 +278,26 @@ def test_bad_input_is_one_line(cli, workdir, option, words) -> None:
     assert not list(workdir.iterdir())
 
 
-def test_ctrl_c_leaves_nothing(cli, workdir, monkeypatch) -> None:
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list the processes of a process")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_measuring_process_and_leaves_nothing(workdir, number, code) -> None:
+    temporary = workdir / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "project", *FIND, "--steps", "100000"]
+    process = subprocess.Popen(command, env=environment, cwd=workdir, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 90
+    while not (child := children(process.pid)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(child[0], 0)
+    assert [path.name for path in workdir.iterdir()] == ["temporary"]
+    assert not [path for path in temporary.iterdir() if (path / "config.yaml").exists()]
 
-    monkeypatch.setattr(project.batch_find_command.subprocess, "run", interrupted)
-    assert cli(*FIND).code == 130 and not list(workdir.iterdir())
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has begun (those of its main thread)."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
