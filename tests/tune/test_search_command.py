@@ -3,22 +3,27 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import DIGITS, ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import Namespace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from project.callbacks.run_folder import flatten
 from project.main import main
-from project.search_run import SearchRun, _Parse
+from project.search_run import SearchRun, _Parse, difference, overlaid
 from project.tune.space import read_space
 
 TINY = ["--model.net.init_args.channels", "[4,8]", "--model.net.init_args.convs_per_block", "1", "--trainer.max_epochs", "2"]
@@ -29,6 +34,10 @@ model.lr: {log_float: [0.001, 0.1]}
 data.augment: {choice: {none: null, crop: [{class_path: project.data.RandomCrop, init_args: {padding: 1}}]}}
 """
 SEARCHED = list(yaml.safe_load(SPACE))
+NAMES = st.sampled_from(["a", "b", "class_path"])
+NESTED = st.recursive(
+    st.dictionaries(NAMES, st.integers(0, 2)), lambda inner: st.dictionaries(NAMES, inner | st.integers(0, 2)), max_leaves=8
+)
 slow = pytest.mark.skipif(not os.environ.get("CI_SLOW"), reason="slow: set CI_SLOW=1")
 
 
@@ -179,6 +188,79 @@ def test_ctrl_c_stops_a_training_in_good_order_and_resume_spends_what_is_left(wo
     )
 
 
+@slow
+def test_a_sigterm_while_the_best_is_trained_again_ends_that_too(searched, workdir) -> None:
+    own = ["--space", "space.yaml", "--trials", "2", "--pruner", "none", "--resume", "--test"]
+    command = [sys.executable, "-m", "project", "search", *DIGITS, *TINY, *own]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not Path("runs/digits/version_0/config.yaml").is_file():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the best trial was not tested: the same command with --resume" in out
+    time.sleep(1)
+    assert not subprocess.run(["pgrep", "-f", f"config {searched}/best.yaml"], capture_output=True, check=False).stdout
+
+
+def test_a_fold_is_tested_again_when_the_search_has_found_another_best(workdir, monkeypatch) -> None:
+    Path("space.yaml").write_text("model.lr: {log_float: [0.001, 0.1]}")
+    own = {"metric": "val/acc", "mode": None, "name": "x", "sampler": "tpe", "pruner": "asha", "seed": 0}
+    options = Namespace(**own, outer_folds=3, test=False)
+    run = SearchRun(options, read_space(Path("space.yaml")), [*DIGITS], outer=1)
+    run.folder.mkdir(parents=True)
+    tested = iter([0.5, 0.75])
+    monkeypatch.setattr(SearchRun, "_best_run", lambda self, root: (0, {"test/acc": next(tested)}))
+    best = [SimpleNamespace(number=number, params={"model.lr": 0.01}) for number in (4, 7)]
+    assert [run.outer_score(trial) for trial in (best[0], best[0], best[1], best[1])] == [(0, 0.5)] * 2 + [(0, 0.75)] * 2
+    assert run._setup()["fit"]["data.test_folds"] == 3  # so that a search with other folds is not gone on with
+
+
+def test_the_trials_of_a_study_that_is_gone_are_not_taken_over(searched, cli) -> None:
+    (searched / "study.db").unlink()
+    result = cli("search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "2", "--pruner", "none")
+    assert result.code == 2 and "has trials of a search whose study is gone" in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--data.batch_size", "32", "--model.label_smoothing", "0.05"],
+        ["--model.net.dropout", "0.1"],  # the parser's short form, without init_args
+        ["--model.optimizer.weight_decay", "0.2"],
+        ["--trainer.callbacks+=project.callbacks.EMA", "--trainer.callbacks.decay=0.9"],
+        ["--data.augment", "null", "--trainer.default_root_dir", "elsewhere"],
+        ["--model", str(ROOT / "configs/model/resnet18.yaml"), "--model.net.init_args.width", "8"],
+        ["--model.schedule", "project.optim.Cosine", "--trainer.max_epochs", "3"],
+    ],
+)
+@pytest.mark.parametrize("metric", ["val/acc", "val/loss"])
+def test_best_yaml_holds_all_that_the_config_files_lack(extra, metric, workdir) -> None:
+    Path("space.yaml").write_text("model.lr: {log_float: [0.001, 0.1]}")
+    options = SimpleNamespace(metric=metric, mode=None, name="möde x", outer_folds=None, test=False)
+    run = SearchRun(options, read_space(Path("space.yaml")), [*DIGITS, *extra])
+    best = SimpleNamespace(number=3, params={"model.lr": 0.0123}, value=0.9)
+    run.folder.mkdir(parents=True)
+    (run.folder / "best.yaml").write_text(run._best_yaml(best))
+    Path("params.yaml").write_text(yaml.safe_dump({**run.space.settings(best.params), **run.extra}))
+    files = shlex.split(run._best_command())[4:]
+    repeated = _Parse("fit", files).read(files, {})
+    trial = [*DIGITS, *extra, "--config", "params.yaml"]
+    wanted = _Parse("fit", trial).read(trial, {})
+    for config in (repeated, wanted):
+        config["trainer"].pop("default_root_dir")
+    assert repeated == wanted and repeated["model"]["lr"] == 0.0123
+
+
+@given(NESTED, NESTED)
+def test_a_difference_laid_over_its_base_gives_what_was_wanted(base, changed) -> None:
+    wanted = overlaid(base, changed)
+    assert overlaid(base, difference(wanted, base)) == wanted
+    assert difference(base, base) == {}
+
+
 OPTIONS = ["--space", "space.yaml"]
 
 
@@ -190,6 +272,24 @@ OPTIONS = ["--space", "space.yaml"]
         ("model.class_names: {choice: [1, 2]}", OPTIONS, "model.class_names follows the data: search data.class_names instead"),
         ("data.val_size: {float: [0.1, 0.3]}", OPTIONS, "data.val_size must be the same in every trial"),
         ("data.source.init_args.x: {float: [0.1, 0.3]}", OPTIONS, "must be the same in every trial"),
+        ("trainer.limit_val_batches: {float: [0.1, 0.3]}", OPTIONS, "must be the same in every trial"),
+        (
+            "data: {choice: {a: {val_size: 0.1}, b: {batch_size: 64}}}",
+            OPTIONS,
+            "space: data.val_size must be the same in every trial",
+        ),
+        (
+            "model.schedule: {choice: {none: null, cos: {class_path: project.optim.Cosine}}}\n"
+            "model.schedule.init_args.final: {float: [0, 0.1]}",
+            OPTIONS,
+            "lies inside model.schedule, which can be null: give it a `when`",
+        ),
+        ("model.lr: {float: [0, 1]}\nmodel.lr.x: {float: [0, 1]}", OPTIONS, "model.lr.x lies inside model.lr"),
+        ("model.lr: &a {choice: &b [*b, 1]}", OPTIONS, "refers to itself"),
+        ("data.batch_size: {int: [1, 100000000000000000000]}", OPTIONS, "too large to count by ones"),
+        ("model.lr: {float: [0, 1]}", [*OPTIONS, "--trainer.fast_dev_run", "true"], "no scores to compare"),
+        ("model.lr: {float: [0, 1]}", [*OPTIONS, "--name", ".."], "name must be that of a folder below runs/search"),
+        ("model.lr: {float: [0, 1]}", [*OPTIONS, "--name", "what?"], "a ? cannot be part of SQLite's address"),
         ("seed_everything: {int: [0, 9]}", OPTIONS, "must be the same in every trial"),
         ("model.optimizer: {choice: [torch.optim.AdamW, torch.optim.Adamm]}", OPTIONS, "= torch.optim.Adamm: "),
         ("model.net.init_args.chanels: {choice: [[1], [2]]}", OPTIONS, "did you mean channels?"),

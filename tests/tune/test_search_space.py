@@ -203,3 +203,11 @@ def test_a_space_can_be_written_and_read_again(tmp_path_factory, space) -> None:
     path = tmp_path_factory.mktemp("space") / "space.yaml"
     path.write_text(yaml.safe_dump(space.spec(), sort_keys=False))
     assert read_space(path).spec() == space.spec()
+
+
+def test_labels_that_yaml_takes_for_truth_or_nothing_can_be_named(tmp_path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "a: {choice: {on: 0.1, off: 0.0}}\nb: {choice: {null: null, sgd: x}}\nc: {float: [0, 1], when: {a: on, b: null}}"
+    )
+    assert list(read_space(path).parameters[2].when.values()) == [["true"], ["null"]]
