@@ -59,7 +59,7 @@ def search(
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code, 1 when no trial was completed."""
     if find_spec("optuna") is None:
         raise UserError('search needs Optuna: pip install -e ".[search]"')
     parser = OneLineParser(prog="python -m project search")
@@ -135,14 +135,8 @@ def _nested(options: Any, space: Space, fit: list[str]) -> int:
     for outer in range(options.outer_folds):
         command = SearchRun(options, space, fit, outer)
         code, best = command.run()
-        if code:
+        if best is None:  # nothing to test, or stopped, or time is up
             return code
-        if best is None and command.spent:
-            raise UserError(
-                f"{command.name}: no trial was completed, so there is nothing to test; see {command.folder / 'trials.csv'}"
-            )
-        if best is None:
-            return 0  # time is up
         code, outer_score = command.outer_score(best)
         if code:
             return code

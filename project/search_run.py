@@ -132,7 +132,7 @@ class SearchRun:
                 raise UserError(f"space: {of}: {words.removeprefix(f'{key}: ')}") from error
 
     def run(self) -> tuple[int, Any]:
-        """Search, and say what was found; the exit code, and the best trial if the budget is spent."""
+        """Search, and say what was found; the exit code, 1 when no trial was completed, and the best trial of a spent budget."""
         from project.tune.pruner import make_pruner, planned_validations
         from project.tune.sampler import Seeded
         from project.tune.search import Search, share_of_cores
@@ -165,12 +165,14 @@ class SearchRun:
         stopped = loop.run()
         best = self._conclude(study.trials())
         left = study.left()
-        self.spent = left <= 0
         if left > 0:
             print(f"{left} trials are left: the same command with --resume goes on", flush=True)
         if stopped or left > 0:
             return 128 + stopped if stopped else 0, None
-        if options.test and best is not None:
+        if best is None:
+            print(f"no trial was completed: {self.folder / 'trials.csv'} has their errors", flush=True)
+            return 1, None
+        if options.test:
             return self._best_run(self.root)[0], best
         return 0, best
 

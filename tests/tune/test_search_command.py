@@ -165,6 +165,14 @@ def test_a_metric_that_is_never_logged_is_one_line_after_one_start(workdir, cli)
 
 
 @slow
+def test_without_a_completed_trial_it_says_so(workdir, cli) -> None:
+    Path("space.yaml").write_text("model.lr: {choice: [.nan, -1.0]}")
+    result = cli("search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "2")
+    assert result.code == 1 and "no trial was completed: runs/search/digits/trials.csv has their errors" in result.out
+    assert [row["state"] for row in rows_of(Path("runs/search/digits"))] == ["fail"] * 2 and not list(workdir.rglob("best.yaml"))
+
+
+@slow
 def test_ctrl_c_stops_a_training_in_good_order_and_resume_spends_what_is_left(workdir) -> None:
     Path("space.yaml").write_text("model.lr: {log_float: [0.001, 0.1]}")
     fit = [*DIGITS, *TINY, "--trainer.max_epochs", "60", "--space", "space.yaml", "--trials", "2", "--pruner", "none"]
