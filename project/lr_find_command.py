@@ -31,7 +31,7 @@ from project.tune.curve import Reading, draw, read_curve
 from project.tune.lr_find import RangeTest, range_test
 
 FEWEST = 10  # steps
-HIGHEST = 1e6  # beyond it a step overflows 32 bits
+HIGHEST = 1e30  # beyond about 1e38 it is no number of 32 bits
 FIRST_LINE = "# The learning rate that a range test found"
 STEERING = (StepSeed, SafeInterrupt, ProgressBar)  # they belong to a step, or to the terminal
 REPORTING = (RunFolder, StartTable, EpochLine, RatePlan, LearningCurve, SwitchLine, FreezeAudit, Checkpoint, ModelSummary, Timer)

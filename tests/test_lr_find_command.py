@@ -100,7 +100,7 @@ def test_callbacks_that_have_no_part_are_named(cli, workdir) -> None:
         (["--min_lr", "1", "--max_lr", "0.1"], "min_lr must be above 0 and below max_lr"),
         (["--min_lr=-1"], "min_lr"),
         (["--min_lr", "0.1", "--max_lr", "0.5"], "max_lr must be at least 10 times min_lr"),
-        (["--max_lr", "1e30"], "at most 1e+06"),
+        (["--max_lr", "1e31"], "at most 1e+30"),
         (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches 0 leaves no step to measure"),
         (["--model.optimizer", "torch.optim.Rprop"], "Rprop"),
         (["--out", "/proc/lr.yaml"], "cannot be written"),

@@ -35,17 +35,17 @@ def signals(words: str) -> Iterator[list[int]]:
 
 def run_to_the_end(command: Sequence[str], **popen: Any) -> tuple[int, int]:
     """Run a command, which is stopped with us; its exit code, and the signal that stopped it or 0."""
-    process = subprocess.Popen(command, start_new_session=True, **popen)  # a signal reaches it once, from us
-    try:
-        with signals("Stopping; a second Ctrl-C does not wait.") as asked:
+    with signals("Stopping; a second Ctrl-C does not wait.") as asked:
+        process = subprocess.Popen(command, start_new_session=True, **popen)  # a signal reaches it once, from us
+        try:
             told = False
             while process.poll() is None:
                 time.sleep(0.1)
                 if asked and not told:
                     process.terminate()
                     told = True
-        return process.returncode, asked[0] if asked else 0
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return process.returncode, asked[0] if asked else 0

@@ -189,7 +189,7 @@ def test_infinity_in_the_middle_ends_the_test_and_the_rest_counts() -> None:
         ((20, 1, 1), "min_lr"),
         ((20, 2, 1), "min_lr"),
         ((20, 0, 1), "min_lr"),
-        ((20, 1, math.inf), "min_lr"),
+        ((20, 1, math.inf), "max_lr"),
     ],
 )
 def test_values_out_of_range(arguments, word) -> None:
