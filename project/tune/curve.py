@@ -109,7 +109,7 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], steps: int) -> R
 
 def _no_fall(first: float, fall: float, noise: float, raw: np.ndarray, low: int) -> str:
     moved = f"{first:.3g} at the start, at best {fall:.2g} lower" if fall > 0 else f"{first:.3g} at the start, and never lower"
-    if low < FEWEST - 1 and np.median(raw[-FEWEST:]) > raw[:FEWEST].max():
+    if low < FEWEST - 1 and np.median(raw[-FEWEST:]) - np.median(raw[:FEWEST]) > NOISES * noise:
         return f"the loss was lowest at step {low + 1} of {len(raw)}, too soon to have fallen, and then grew"
     return f"the loss does not fall by more than single batches differ ({moved}; batches differ by {noise:.2g})"
 
