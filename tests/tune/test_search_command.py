@@ -132,6 +132,7 @@ def test_the_best_is_trained_once_more_and_tested_on_request(searched, cli, monk
     assert not any("test/acc" in json.loads(path.read_text()) for path in searched.rglob("metrics.json"))
 
 
+@slow
 def test_nested_evaluation_tests_each_outer_fold_once(workdir, cli, monkeypatch) -> None:
     monkeypatch.setattr(SearchRun, "_process", lambda self, arguments: main(arguments))
     Path("space.yaml").write_text("model.lr: {log_float: [0.001, 0.1]}")
