@@ -137,7 +137,10 @@ def test_the_optimizer_s_arguments_take_effect(cli, base, monkeypatch) -> None:
     """At hardly any rate the weights stay, and v = momentum * v + gradient + decay * w tells which arguments were used."""
     base("step")
     before, grads = checkpoint(), []
-    keep = lambda self, _: grads.append([p.grad.clone() for p in self.parameters()])  # noqa: E731
+
+    def keep(self, _) -> None:
+        grads.append([p.grad.clone() for p in self.parameters()])
+
     monkeypatch.setattr(ImageClassifier, "on_before_optimizer_step", keep)
     lines = resume(cli, "--model.optimizer.weight_decay=0.3", "--model.optimizer.momentum=0.5", "--model.lr=1e-30", epochs=3)
     assert lines == [
@@ -178,7 +181,11 @@ def one_cycle(step: int, total: int) -> float:
 def test_label_smoothing_may_be_changed_anywhere(cli, base, monkeypatch) -> None:
     base("step")
     seen, real = [], ImageClassifier.loss
-    keep = lambda self, *given: seen.append((*given, real(self, *given))) or seen[-1][-1]  # noqa: E731
+
+    def keep(self, *given) -> torch.Tensor:
+        seen.append((*given, real(self, *given)))
+        return seen[-1][-1]
+
     monkeypatch.setattr(ImageClassifier, "loss", keep)
     line = ["model.label_smoothing: 0.0 until here, 0.4 from now on"]
     for options, smoothing in (([], 0.0), (["--model.label_smoothing=0.4"], 0.4)):

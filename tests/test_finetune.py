@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -93,13 +94,13 @@ def test_stage_by_stage(cli, monkeypatch) -> None:
     assert re.findall(r"unfrozen from epoch (\d): (.*)", result.out) == [("2", "stages.1"), ("3", "stages.0")]
     awake = [{"head"}, {"head", "stages.1"}, {"head", "stages.1", "stages.0"}, {"head", "stages.1", "stages.0"}]
     for epoch, parts in enumerate(awake):
-        belongs = lambda name, parts=parts: any(name.startswith(part) for part in parts)  # noqa: E731
-        assert modes.free[epoch] == {name for name in modes.states[0] if belongs(name) and not re.search("running|tracked", name)}
+        belonging = {name for name in modes.states[0] if name.startswith(tuple(parts))}
+        assert modes.free[epoch] == {name for name in belonging if not re.search("running|tracked", name)}
         norms = {name for name in modes.training[epoch] if name.endswith(".norm")}
         assert norms == {f"{part}.0.norm" for part in parts if part.startswith("stages")}
         assert "dropout" in modes.training[epoch]  # it owns nothing that could be frozen
         moved = differing(modes.states[epoch], modes.states[epoch + 1])
-        assert moved == {name for name in modes.states[0] if belongs(name)}
+        assert moved == belonging
 
 
 @pytest.mark.parametrize("name", ["stages.0.0.conv.weight", "stages.1.0.norm.running_mean"])
@@ -159,7 +160,7 @@ def test_resume_on_either_side_of_the_unfreeze(cli, workdir, monkeypatch, averag
 def test_groups_made_up_front_equal_add_param_group(tmp_path, kind) -> None:
     """A20: a loop of plain torch, whose optimizer gets the backbone only when it is unfrozen."""
     root = make_folder(tmp_path / "few", {"blue": 25, "red": 25})
-    make_net = lambda *given: ConvNet(*given, channels=[4, 8])  # noqa: E731
+    make_net = partial(ConvNet, channels=[4, 8])
     arguments = {"weight_decay": 0.1, **({"momentum": 0.9} if kind == "SGD" else {})}
     make = getattr(torch.optim, kind)
     data = ImageDataModule(str(root), image_size=8, batch_size=12, seed=3)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,7 @@ def few(tmp_path) -> list[str]:
     st.floats(1e-5, 1), st.floats(0, 1), st.booleans(),
 )  # fmt: skip
 def test_rate_and_decay_grow_with_the_batch(rule, images, devices, accumulation, reference, lr, decay, spared) -> None:
-    optimizer = lambda groups, lr: torch.optim.AdamW(groups, lr, weight_decay=decay)  # noqa: E731
+    optimizer = partial(torch.optim.AdamW, weight_decay=decay)
     spared = spared and decay > 0
     model = make(lr=lr, lr_scaling=rule, reference_batch=None if rule == "none" else reference, lr_mult={"head": 10},
                  optimizer=optimizer, no_weight_decay=spared)  # fmt: skip
@@ -189,7 +190,10 @@ def test_mixed_runs_go_on_bit_by_bit_and_0_is_none(cli, few, workdir, monkeypatc
         if stop:
             assert cli("fit", "--ckpt_path", "last").code == 0
         found[name] = last()["state_dict"]
-    equal = lambda one, other: all(torch.equal(value, found[other][name]) for name, value in found[one].items())  # noqa: E731
+
+    def equal(one: str, other: str) -> bool:
+        return all(torch.equal(value, found[other][name]) for name, value in found[one].items())
+
     assert equal("plain", "none") and equal("whole", "parts") and not equal("plain", "whole")
 
 

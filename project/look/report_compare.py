@@ -1,6 +1,6 @@
 """Several runs on one page: results side by side, curves over each other, what differs in their settings."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from project.look import figures
@@ -82,9 +82,8 @@ def curves(runs: list[Run], names: list[str]) -> list[str]:
     body = []
     for tag, title in CURVES.items():
         series = {name: run.curves[tag] for name, run in zip(names, runs, strict=True) if tag in run.curves}
-        draw: Callable = lambda series=series, title=title: figures.curves(series, "epoch", title.lower())  # noqa: E731
         if series:
-            body.append(picture(draw, title, curve_words(series)))
+            body.append(picture(partial(figures.curves, series, "epoch", title.lower()), title, curve_words(series)))
     without = [name for name, run in zip(names, runs, strict=True) if not run.curves]
     if without:
         body.append(missing(f"The curves of {', '.join(without)}", "no readable TensorBoard event file"))
