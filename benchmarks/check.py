@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from project import data
 from project.data import Digits, ImageDataModule
-from project.look.preflight import Findings
-from project.look.preflight_labels import ROUNDS, small, swapped
-from project.look.preflight_rate import check_rate
+from project.extras.check.findings import Findings
+from project.extras.check.labels import ROUNDS, small, swapped
+from project.extras.check.rate import check_rate
 from project.nets import ConvNet, ResNet, ResNet9, TorchvisionModel
 
 AUGMENTATIONS = {
@@ -65,7 +65,9 @@ def augmentations() -> None:
     for name, augmentation in AUGMENTATIONS.items():
         shares = []
         for seed in range(4):
-            images, labels, index = images_of(ImageDataModule(source=Digits, image_size=8, channels=1, split_seed=seed, seed=seed))
+            images, labels, index = images_of(
+                ImageDataModule(source=Digits, image_size=8, channels=1, split_seed=seed, seed=seed)
+            )
             rounds = [small(data.Augment([augmentation], seed)(images, i, index)) for i in range(ROUNDS)]
             shares.append(float(swapped(small(images), torch.stack(rounds), labels, 10).max()))
         print(f"| {name} | {', '.join(f'{share:.1%}' for share in shares)} |", flush=True)
@@ -79,7 +81,12 @@ def rates(folder: Path) -> None:
         "ConvNet 16-32, digits": (lambda: ConvNet(1, 10, 8, channels=[16, 32]), digits, 0.003, 0.1),
         "ResNet9, CIFAR-10": (lambda: ResNet9(3, 10, 32), photos, 0.01, 0.1),
         "ConvNet 32-64-128, CIFAR-10": (lambda: ConvNet(3, 10, 32, channels=[32, 64, 128]), photos, 0.003, 0.05),
-        "ResNet 1-1-1 of width 32, CIFAR-10": (lambda: ResNet(3, 10, 32, depths=[1, 1, 1], width=32), photos, 0.003, 0.1),
+        "ResNet 1-1-1 of width 32, CIFAR-10": (
+            lambda: ResNet(3, 10, 32, depths=[1, 1, 1], width=32),
+            photos,
+            0.003,
+            0.1,
+        ),
         "vgg11 without norms, CIFAR-10": (lambda: TorchvisionModel(3, 10, 32, name="vgg11"), photos, 0.0003, 0.01),
     }
     print("\n| network and images | optimizer and rate | the rate | 10 times | 100 times |\n|---|---|---|---|---|")
@@ -101,7 +108,9 @@ def rates(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     augmentations()

@@ -80,7 +80,9 @@ def families() -> list[Family]:
 
     return [
         Family("ResNet9, SGD with momentum, constant", resnet, momentum, constant, decades(1e-4, 1e1)),
-        Family("ResNet9, SGD with momentum, one-cycle, smoothing", resnet, momentum, one_cycle, decades(1e-4, 1e1), 0.1),
+        Family(
+            "ResNet9, SGD with momentum, one-cycle, smoothing", resnet, momentum, one_cycle, decades(1e-4, 1e1), 0.1
+        ),
         Family("ResNet9, AdamW, steps", resnet, AdamW, step, decades(1e-5, 1e0)),
         Family("ConvNet, Adam, cosine", convnet, Adam, cosine, decades(1e-5, 1e0)),
         Family("ConvNet, RMSprop, constant", convnet, RMSprop, constant, decades(1e-5, 1e0)),

@@ -70,7 +70,9 @@ def main() -> None:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         shown = (f"{statistics.mean(values):.2%} ± {spread:.2%}") if form else f"median {statistics.median(values):.1f}"
         print(f"{name}: {shown}")
-    print(f"SVC(gamma=0.001), same split: {machine('train'):.2%} from train, {machine('train', 'val'):.2%} from train and val")
+    print(
+        f"SVC(gamma=0.001), same split: {machine('train'):.2%} from train, {machine('train', 'val'):.2%} from train and val"
+    )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,19 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from project.export.fuse import fuse
 from project.nets import ConvNet, ResNet, ResNet9
+from project.nets.fuse import fuse
 
 LIMIT = 300e6  # bytes of parameters
-SIDES = {"inception_v3": 96, "googlenet": 64, "alexnet": 64, "squeezenet": 64, "swin": 64, "maxvit": 224, "vit": 224}  # else 64
+SIDES = {
+    "inception_v3": 96,
+    "googlenet": 64,
+    "alexnet": 64,
+    "squeezenet": 64,
+    "swin": 64,
+    "maxvit": 224,
+    "vit": 224,
+}  # else 64
 TIMM = (
     "resnet18d",
     "efficientnet_lite0",
@@ -117,7 +125,9 @@ def row(name: str, side: int, build: Callable[[], nn.Module]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="REGEX", help="networks whose name contains a match (default: all)")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="networks whose name contains a match (default: all)"
+    )
     only = parser.parse_args().only
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -26,7 +26,15 @@ def fit(folder: Path, epochs: int, out: Path, options: list[str]) -> tuple[float
     """CPU seconds of one fit, and its last weights."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "project", "fit", "--config", "configs/folder.yaml", "--data.root", str(folder)]
-    command += ["--data.image_size", "32", "--trainer.max_epochs", str(epochs), "--trainer.default_root_dir", str(out), *options]
+    command += [
+        "--data.image_size",
+        "32",
+        "--trainer.max_epochs",
+        str(epochs),
+        "--trainer.default_root_dir",
+        str(out),
+        *options,
+    ]
     subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     weights = torch.load(next(out.rglob("last.ckpt")), weights_only=True)["state_dict"]
@@ -34,7 +42,9 @@ def fit(folder: Path, epochs: int, out: Path, options: list[str]) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=2, help="fits of each kind (default: 2)")
     parser.add_argument("--epochs", type=int, default=10, help="of each fit (default: 10)")

@@ -86,7 +86,9 @@ def row(who: str, epochs: int, results: list[Result]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("subset", type=Path, help="holds train/<class>/* and test/<class>/*")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each (default: 1)")
     parser.add_argument("--epochs", type=int, default=3, help="of each run (default: 3)")

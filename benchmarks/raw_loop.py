@@ -45,7 +45,8 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     config = yaml.safe_load(path.read_text())
     parts = {name: config.get(name) or {} for name in ("data", "model", "trainer")}
     return {
-        name: yaml.safe_load((path.parent / part).read_text()) if isinstance(part, str) else part for name, part in parts.items()
+        name: yaml.safe_load((path.parent / part).read_text()) if isinstance(part, str) else part
+        for name, part in parts.items()
     }
 
 

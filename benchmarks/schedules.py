@@ -56,7 +56,9 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, (schedule, warmup) in PICTURES.items():
-        groups = [{"name": title, "params": [torch.zeros(())], "lr": lr} for title, lr in (("backbone", 0.03), ("head", 0.1))]
+        groups = [
+            {"name": title, "params": [torch.zeros(())], "lr": lr} for title, lr in (("backbone", 0.03), ("head", 0.1))
+        ]
         scheduler = PlannedRates(torch.optim.SGD(groups), schedule, lambda: LENGTH, warmup=warmup)
         title = type(schedule).__name__ + (f", warm-up of {warmup.epochs} epochs" if warmup.epochs else "")
         draw_plan(planned_rates(scheduler, LENGTH), title).savefig(out / f"{name}.png", dpi=70)

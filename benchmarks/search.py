@@ -57,7 +57,16 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def options(seed: int, epochs: int) -> list[str]:
-    return [*DATA, *NET, "--seed_everything", str(seed), "--data.split_seed", str(seed), "--trainer.max_epochs", str(epochs)]
+    return [
+        *DATA,
+        *NET,
+        "--seed_everything",
+        str(seed),
+        "--data.split_seed",
+        str(seed),
+        "--trainer.max_epochs",
+        str(epochs),
+    ]
 
 
 def grid(seed: int, epochs: int, points: list[tuple[Any, ...]], out: Path) -> float:
@@ -82,7 +91,9 @@ def search(kind: str, seed: int, epochs: int, trials: int, out: Path, *more: str
     space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     name, place = f"{kind}_{seed}", f"--trainer.default_root_dir={out}"
     own = ["--space", str(space), "--trials", str(trials), "--name", name, "--seed", str(seed), "--resume", *more]
-    subprocess.run([sys.executable, "-m", "project", "search", *options(seed, epochs), *own, place], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "project", "search", *options(seed, epochs), *own, place], cwd=ROOT, check=True
+    )
     with (out / "search" / name / "trials.csv").open() as file:
         return sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))
 
@@ -124,7 +135,9 @@ def main() -> None:
         best = grid(seed, epochs, points, out)
         tpe, spent = within(search("tpe", seed, epochs, trials, out), len(points) * epochs / 3)
         count = max(1, math.ceil(spent / epochs))
-        plain, used = within(search("random", seed, epochs, count, out, "--sampler", "random", "--pruner", "none"), count * epochs)
+        plain, used = within(
+            search("random", seed, epochs, count, out, "--sampler", "random", "--pruner", "none"), count * epochs
+        )
         rows.append((best, tpe, plain))
         row = {"kind": "seed", "seed": seed, "grid": best, "search": tpe, "random": plain}
         append(out / "results.jsonl", {**row, "epochs": [len(points) * epochs, spent, used]})

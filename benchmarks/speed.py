@@ -51,7 +51,9 @@ def pair(folder: Path, config: Path, epochs: int, options: list[str]) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path, help="holds train/<class>/*")
     parser.add_argument("--pairs", type=int, default=5, help="runs of each of the two (default: 5)")
     parser.add_argument("--epochs", type=int, default=3, help="of each run, at least 2 (default: 3)")
@@ -65,7 +67,9 @@ def main() -> None:
     for number in range(args.pairs):
         pairs.append(pair(args.folder.resolve(), args.config.resolve(), args.epochs, options))
         fit, raw = pairs[-1]
-        print(f"pair {number + 1}/{args.pairs}: fit {fit:.0f}, raw loop {raw:.0f} images/s", file=sys.stderr, flush=True)
+        print(
+            f"pair {number + 1}/{args.pairs}: fit {fit:.0f}, raw loop {raw:.0f} images/s", file=sys.stderr, flush=True
+        )
     columns = {
         "fit, images/s": [fit for fit, _ in pairs],
         "raw loop, images/s": [raw for _, raw in pairs],

@@ -57,7 +57,9 @@ def compare(folder: Path, seeds: int, epochs: int, switch_tol: float) -> None:
     print("|---|" + "---:|" * (seeds + 1))
     for name, values in table.items():
         spread = statistics.stdev(values) if seeds > 1 else 0.0
-        print(f"| {name} | {' | '.join(f'{v:.2%}' for v in values)} | {100 * statistics.mean(values):.2f} ± {100 * spread:.2f} |")
+        print(
+            f"| {name} | {' | '.join(f'{v:.2%}' for v in values)} | {100 * statistics.mean(values):.2f} ± {100 * spread:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,17 @@ EPOCHS = 40  # of the few images: 160 steps
 PRETRAIN_EPOCHS = 8
 RATES = (0.001, 0.003, 0.01)
 DECAYS = (0.5, 0.7)
-T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # of n - 1 degrees of freedom
+T975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # of n - 1 degrees of freedom
 
 
 def link(files: list[Path], folder: Path) -> None:
@@ -120,7 +130,9 @@ def compare(source: Path, seeds: int, work: Path) -> None:
         gains = [value - base for value, base in zip(values, results["from scratch"], strict=True)]
         print(f"| {name} | {interval(values)} | {'' if name == 'from scratch' else interval(gains)} |")
     layerwise, single = results["fine-tuning, layer-wise rates"], results["fine-tuning, one rate"]
-    print(f"\nlayer-wise rates over one rate, points: {interval([a - b for a, b in zip(layerwise, single, strict=True)])}")
+    print(
+        f"\nlayer-wise rates over one rate, points: {interval([a - b for a, b in zip(layerwise, single, strict=True)])}"
+    )
 
 
 if __name__ == "__main__":
@@ -128,5 +140,7 @@ if __name__ == "__main__":
     parser.add_argument("source", type=Path, metavar="CIFAR_FOLDER")
     parser.add_argument("--seeds", type=int, default=5, choices=range(2, 11))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.source.parent) as folder:  # beside the images, where links are possible
+    with tempfile.TemporaryDirectory(
+        dir=arguments.source.parent
+    ) as folder:  # beside the images, where links are possible
         compare(arguments.source.resolve(), arguments.seeds, Path(folder))

@@ -11,10 +11,12 @@ if __name__ == "__main__":
         print(f"project {__version__}")
         sys.exit(0)
     if sys.argv[1:2] == ["verify"]:  # answered without torch, which the machine that runs an exported file may not have
-        from project.export.verify import main as verify
+        from project.extras.export.verify import main as verify
 
         sys.exit(verify(sys.argv[2:]))
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C in the seconds of importing: nothing to save, nothing to say
+    signal.signal(
+        signal.SIGINT, lambda *_: os._exit(130)
+    )  # Ctrl-C in the seconds of importing: nothing to save, nothing to say
     from project.main import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

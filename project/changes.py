@@ -54,7 +54,9 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
 
 def _schedule(settings: dict[str, Any]) -> str:
     """A schedule in a few words, such as Step(step_size 30, gamma 0.1)."""
-    arguments = [f"{key.split('.', 2)[2]} {value}" for key, value in settings.items() if key.startswith("schedule.init_args.")]
+    arguments = [
+        f"{key.split('.', 2)[2]} {value}" for key, value in settings.items() if key.startswith("schedule.init_args.")
+    ]
     name = str(settings.get("schedule.class_path") or settings.get("schedule") or "none").rpartition(".")[2]
     return f"{name}({', '.join(arguments)})" if arguments else name
 
@@ -62,7 +64,11 @@ def _schedule(settings: dict[str, Any]) -> str:
 def _obstacle(key: str, now: dict[str, Any], then: dict[str, Any]) -> str | None:
     """Why a setting that could be changed otherwise cannot be."""
     optimizer, _, name = key.rpartition(".")
-    needs_state = ("amsgrad", "centered", *(("momentum",) if str(now.get("optimizer.class_path")).endswith("RMSprop") else ()))
+    needs_state = (
+        "amsgrad",
+        "centered",
+        *(("momentum",) if str(now.get("optimizer.class_path")).endswith("RMSprop") else ()),
+    )
     if optimizer == "optimizer.init_args" and name in needs_state:
         return "for a trained model: the optimizer has not collected what it needs for that"
     if optimizer == "optimizer.init_args" and name == "initial_accumulator_value":

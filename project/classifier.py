@@ -15,7 +15,7 @@ from project.nets.weights import LoadReport, fetch_weights, load_weights
 from project.recipe import Recipe
 
 if TYPE_CHECKING:
-    from project.export.deployable import Deployable
+    from project.nets.deployable import Deployable
 
 NetCallable = Callable[[int, int, int], nn.Module]  # (in_channels, num_classes, image_size) -> network
 Batch = dict[str, Tensor]  # image (N, C, H, W), uint8 or float in [0, 1]; label int64 (N,); index int64 (N,)
@@ -88,13 +88,17 @@ class ImageClassifier(Recipe):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.balance_loss = class_weights == "balanced"
         if isinstance(class_weights, list) and (len(class_weights) != self.num_classes or min(class_weights) <= 0):
-            raise UserError(f"model.class_weights must be {self.num_classes} numbers above 0, one for each class, or balanced")
+            raise UserError(
+                f"model.class_weights must be {self.num_classes} numbers above 0, one for each class, or balanced"
+            )
         share = class_weights if isinstance(class_weights, list) else [1.0] * self.num_classes
         self.register_buffer("class_weights", torch.tensor(share))
 
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         self.mixers = [mixer(alpha=alpha, num_classes=self.num_classes) for mixer, alpha in mixers if alpha]
-        self.temperature = 1.0  # the logits are divided by it before the softmax; export fits it and keeps it in the checkpoint
+        self.temperature = (
+            1.0  # the logits are divided by it before the softmax; export fits it and keeps it in the checkpoint
+        )
         self._new_metrics: dict[str, float] = {}  # of this epoch so far
         self.train_loss, self.train_acc = MeanMetric(), self._accuracy()
         for metric in (self.train_loss, self.train_acc):
@@ -141,14 +145,18 @@ class ImageClassifier(Recipe):
         if stage == "fit" and self.balance_loss:
             data = self.trainer.datamodule
             if data.sampler == "balanced":
-                raise UserError("model.class_weights: balanced and data.sampler: balanced correct the imbalance twice; choose one")
+                raise UserError(
+                    "model.class_weights: balanced and data.sampler: balanced correct the imbalance twice; choose one"
+                )
             counts = torch.tensor(data.class_counts, dtype=torch.float32).clamp(min=1)
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))  # mean weight of an image: 1
 
     def _load(self, weights: str) -> LoadReport:
         """Weights that fit, with their normalisation unless the configuration has its own."""
         report = load_weights(self.net, weights, self.class_names)
-        for buffer, own, values in zip((self.mean, self.std), self._own_statistics, (report.mean, report.std), strict=True):
+        for buffer, own, values in zip(
+            (self.mean, self.std), self._own_statistics, (report.mean, report.std), strict=True
+        ):
             if values is not None and not own and len(values) == self.in_channels:
                 buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
         return report
@@ -176,8 +184,8 @@ class ImageClassifier(Recipe):
             An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, num_classes). Its `folds` say what
             became of each batch norm, its `net` is the network alone.
         """
-        from project.export.deployable import Deployable  # here, because training needs none of it
-        from project.export.fuse import fuse
+        from project.nets.deployable import Deployable  # here, because training needs none of it
+        from project.nets.fuse import fuse
 
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -272,5 +280,7 @@ def _normalisation(channels: int, mean: list[float] | None, std: list[float] | N
     if std is None:
         std = {1: [0.226], 3: IMAGENET_STD}.get(channels, [*IMAGENET_STD, *[0.5] * (channels - 3)])
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise UserError(f"model.mean and model.std must each have {channels} numbers, one for each of data.channels, std above 0")
+        raise UserError(
+            f"model.mean and model.std must each have {channels} numbers, one for each of data.channels, std above 0"
+        )
     return mean, std

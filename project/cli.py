@@ -10,29 +10,24 @@ import yaml
 from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from project.arguments import arrange, config_files, given, split_arguments
-from project.callbacks import (
-    BestAndLast,
-    EpochLine,
-    FreezeAudit,
-    LearningCurve,
-    RatePlan,
-    ReportTrial,
-    RunFolder,
-    SafeInterrupt,
-    StartTable,
-    StepSeed,
-    SwitchLine,
-    TerminalBar,
-    this_trial,
-)
 from project.changes import check_changes
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
+from project.extras.search.report_trial import ReportTrial, this_trial
 from project.messages import one_line
 from project.parser import OneLineParser
-from project.runs import flatten
+from project.run.audit import FreezeAudit
+from project.run.checkpoints import BestAndLast
+from project.run.interrupt import SafeInterrupt
+from project.run.learning_curve import LearningCurve
+from project.run.paths import flatten
+from project.run.plan import RatePlan
+from project.run.record import RunFolder
+from project.run.seed import StepSeed
+from project.run.switch import SwitchLine
+from project.run.terminal import EpochLine, StartTable, TerminalBar
+from project.settings import arrange, config_files, given, split_arguments
 from project.trainer import Trainer
 
 LINKS = {  # the data says these, the model follows; a key of the model that is linked cannot be given
@@ -41,7 +36,9 @@ LINKS = {  # the data says these, the model follows; a key of the model that is 
     "data.channels": "model.in_channels",
     "data.resize": "model.resize",
 }
-OTHERS = "Also, each with its own --help: search (the best settings), report (runs as one page), verify (an exported file)."
+OTHERS = (
+    "Also, each with its own --help: search (the best settings), report (runs as one page), verify (an exported file)."
+)
 
 
 class CLI(LightningCLI):
@@ -121,7 +118,7 @@ class CLI(LightningCLI):
         if subcommand != "check":
             super()._run_subcommand(subcommand)
             return
-        from project.check_command import check  # here, because training needs none of it
+        from project.extras.check.check import check  # here, because training needs none of it
 
         config = yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False))
         out = Path(config["out"] or Path(config["trainer"]["default_root_dir"], "check", self.run_name))
@@ -130,13 +127,21 @@ class CLI(LightningCLI):
     @staticmethod
     def _check_trainer(config: Any) -> None:
         if config["overfit_batches"]:
-            raise UserError("trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null")
+            raise UserError(
+                "trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null"
+            )
         if config["accumulate_grad_batches"] < 1:
-            raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
+            raise UserError(
+                f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}"
+            )
         if config["gradient_clip_val"] is not None and not config["gradient_clip_val"] > 0:
-            raise UserError(f"trainer.gradient_clip_val must be above 0, not {config['gradient_clip_val']}; null does not clip")
+            raise UserError(
+                f"trainer.gradient_clip_val must be above 0, not {config['gradient_clip_val']}; null does not clip"
+            )
         if config["gradient_clip_algorithm"] and config["gradient_clip_val"] is None:
-            raise UserError("trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out")
+            raise UserError(
+                "trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the callbacks that every command has."""
@@ -189,7 +194,7 @@ def _model_class(checkpoint: dict[str, Any]) -> type[LightningModule]:
     """The classifier, or what takes its place for an exported file."""
     if "exported" not in checkpoint:
         return ImageClassifier
-    from project.exported import ExportedClassifier  # here, because training needs none of it
+    from project.extras.export.exported import ExportedClassifier  # here, because training needs none of it
 
     return ExportedClassifier
 

@@ -17,18 +17,18 @@ def main(arguments: list[str]) -> int:
         (PROJECT_TRACEBACK=1 shows where it was noticed); 130 after Ctrl-C and 143 after SIGTERM, as shells have it.
     """
     if arguments[:1] == ["verify"]:  # builds nothing, so it needs none of what follows
-        from project.export.verify import main as verify
+        from project.extras.export.verify import main as verify
 
         return verify(arguments[1:])
     quiet()
     if arguments[:1] == ["report"]:  # of runs that are over: it has no configuration of its own
-        from project.report_command import main as report
+        from project.extras.report.write import main as report
 
         return report(arguments[1:])
     command = arguments[0] if arguments and arguments[0] in CLI.subcommands() else None
     try:
         if arguments[:1] == ["search"]:  # many fits, each a process of its own
-            from project.search_command import main as search
+            from project.extras.search.options import main as search
 
             return search(arguments[1:])
         return CLI(command, arguments[1:] if command else arguments).code

@@ -41,10 +41,14 @@ def one_line(message: str, keys: Iterable[str]) -> str:
     if found := re.search(r"Unable to load config [\"']([^\"']+)", body):
         return f"{key}the config file {found[1]} is missing or no valid YAML"
     if found := re.search(r"arguments are required: (?:\w+\.)?(\S+)", body):
-        where = ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""
+        where = (
+            ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""
+        )
         return f"{key}{found[1]} is missing{where}"
     if found := re.search(r"dot import path string: (\S+)", body):
-        example = next((path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping")
+        example = next(
+            (path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping"
+        )
         return f"{key}{found[1]!r} is no class; write its whole path, such as {example}"
     if '"subcommand" to be one of' in body:
         commands = "fit, validate, test, predict, export, check, lr_find, batch_find, search, report or verify"
@@ -72,7 +76,11 @@ def _reason(body: str) -> str | None:
 
 def _shorter(error: str) -> str:
     """An error about a function, without the name of its type."""
-    return re.sub(r"Type \S+\[.*\] expects a function or a callable class: (.*)\. Got value: (.*)", r"\2 is no function: \1", error)
+    return re.sub(
+        r"Type \S+\[.*\] expects a function or a callable class: (.*)\. Got value: (.*)",
+        r"\2 is no function: \1",
+        error,
+    )
 
 
 def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:

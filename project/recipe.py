@@ -73,9 +73,13 @@ class Recipe(L.LightningModule):
         if not 0 < lr < math.inf:
             raise UserError(f"model.lr must be above 0, not {lr}")
         if not 0 <= warmup < math.inf or not 0 <= warmup_start <= 1:
-            raise UserError(f"model.warmup must be 0 or more, warmup_start a share from 0 to 1, not {warmup} and {warmup_start}")
+            raise UserError(
+                f"model.warmup must be 0 or more, warmup_start a share from 0 to 1, not {warmup} and {warmup_start}"
+            )
         if (lr_scaling == "none") != (reference_batch is None):
-            raise UserError("model.lr_scaling and model.reference_batch go together: the rule, and the batch that model.lr is for")
+            raise UserError(
+                "model.lr_scaling and model.reference_batch go together: the rule, and the batch that model.lr is for"
+            )
         if reference_batch is not None and reference_batch < 1:
             raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
         ours = schedule is None or isinstance(schedule, Schedule)
@@ -84,9 +88,13 @@ class Recipe(L.LightningModule):
         if not warmup and warmup_start != 0.01:
             raise UserError("model.warmup_start has an effect on a model.warmup only; leave it out")
         if schedule_interval == "step" and isinstance(schedule, Plateau):
-            raise UserError("model.schedule_interval: Plateau counts epochs, after which its metric is known; leave it out")
+            raise UserError(
+                "model.schedule_interval: Plateau counts epochs, after which its metric is known; leave it out"
+            )
         if warmup and not ours:
-            raise UserError("model.warmup goes with the schedules of project.optim; those of torch have torch's LinearLR instead")
+            raise UserError(
+                "model.warmup goes with the schedules of project.optim; those of torch have torch's LinearLR instead"
+            )
         self.lr, self.make_optimizer = lr, optimizer or AdamW
         self.lr_mult, self.layer_decay, self.no_weight_decay = lr_mult, layer_decay, no_weight_decay
         self.schedule, self.schedule_interval = schedule, schedule_interval
@@ -183,7 +191,9 @@ class Recipe(L.LightningModule):
         self._built = [{k: v for k, v in group.items() if isinstance(v, PLAIN)} for group in optimizer.param_groups]
         if self.schedule is not None and not isinstance(self.schedule, Schedule):
             return {"optimizer": optimizer, "lr_scheduler": self._scheduler_of_torch(optimizer)}
-        self.planned = PlannedRates(optimizer, self.schedule or Constant(), self.length, self.schedule_interval, self.warmup)
+        self.planned = PlannedRates(
+            optimizer, self.schedule or Constant(), self.length, self.schedule_interval, self.warmup
+        )
         for plateau in self.planned.plateaus:
             self.check_metric("model.schedule", plateau.monitor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.planned, "interval": "step"}}
@@ -242,7 +252,9 @@ class Recipe(L.LightningModule):
         fit = self._trainer is not None and self._trainer.state.fn == "fit"
         averaged = fit and any(isinstance(callback, WeightAveraging) for callback in self._trainer.callbacks)
         if fit and not averaged and "current_model_state" in checkpoint:
-            print("The checkpoint has averaged weights, and no EMA is set any more: going on from the weights themselves.")
+            print(
+                "The checkpoint has averaged weights, and no EMA is set any more: going on from the weights themselves."
+            )
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     def on_train_start(self) -> None:
@@ -262,8 +274,14 @@ class Recipe(L.LightningModule):
             return
         self.planned.refresh()
         before, now = self.planned.planned_steps, self.length().steps
-        if before not in (None, now) and self.trainer.is_global_zero and any(part.spans_run for part in self.planned.schedules):
-            print(f"The schedule was made for {before} steps and spans {now} from now on: the rates follow.", flush=True)
+        if (
+            before not in (None, now)
+            and self.trainer.is_global_zero
+            and any(part.spans_run for part in self.planned.schedules)
+        ):
+            print(
+                f"The schedule was made for {before} steps and spans {now} from now on: the rates follow.", flush=True
+            )
 
     def _check_batch(self) -> None:
         """A resumed run with another batch: say what follows it, or that nothing can."""

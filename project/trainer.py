@@ -2,7 +2,7 @@
 
 import lightning as L
 
-from project.callbacks import PredictionWriter
+from project.run.predictions import PredictionWriter
 
 
 class Trainer(L.Trainer):
@@ -103,7 +103,7 @@ class Trainer(L.Trainer):
                 nothing is written.
             speed: Measure how fast the model runs on this machine, unfused, fused and exported; under a minute.
         """
-        from project.export_command import export_checkpoint  # here, because training needs none of it
+        from project.extras.export.make import export_checkpoint  # here, because training needs none of it
 
         export_checkpoint(self, model, datamodule, ckpt_path, out, preprocess, calibrate, tolerance, speed)
 
@@ -150,7 +150,7 @@ class Trainer(L.Trainer):
             min_lr: The value of model.lr to begin with, above 0.
             max_lr: The value to end with; the test stops before, once the loss is four times its lowest.
         """
-        from project.lr_find_command import lr_find  # here, because training needs none of it
+        from project.extras.tune.lr_find_command import lr_find  # here, because training needs none of it
 
         lr_find(self, model, datamodule, out, steps, min_lr, max_lr)
 
@@ -175,6 +175,6 @@ class Trainer(L.Trainer):
             steps: Steps of the optimizer that are timed for each size, after one that is not; the median counts.
             memory_limit: GB that training may take on a CPU, its data and libraries included; null takes 90 % of what is free.
         """
-        from project.batch_find_command import batch_find  # here, because training needs none of it
+        from project.extras.tune.batch_find_command import batch_find  # here, because training needs none of it
 
         batch_find(self, model, datamodule, out, min_batch, max_batch, steps, memory_limit)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores already: threads would only get in each other's way
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # as many processes as cores already: threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import numpy as np
@@ -15,7 +17,14 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ["--config", str(ROOT / "configs" / "digits.yaml")]
-SMALL = ["--model.net.init_args.channels", "[16,32]", "--model.net.init_args.convs_per_block", "1", "--model.lr", "0.02"]  # quick
+SMALL = [
+    "--model.net.init_args.channels",
+    "[16,32]",
+    "--model.net.init_args.convs_per_block",
+    "1",
+    "--model.lr",
+    "0.02",
+]  # quick
 
 
 class Result(NamedTuple):
@@ -120,4 +129,11 @@ def make_folder(root: Path, counts: dict[str, int] | None = None, seed: int = 0)
 @pytest.fixture
 def tiny_net() -> list[str]:
     """Options for a network that trains on anything in no time."""
-    return ["--model.net", "project.nets.ConvNet", "--model.net.init_args.channels", "[8,16]", "--data.image_size", "16"]
+    return [
+        "--model.net",
+        "project.nets.ConvNet",
+        "--model.net.init_args.channels",
+        "[8,16]",
+        "--data.image_size",
+        "16",
+    ]

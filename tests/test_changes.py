@@ -21,7 +21,10 @@ from project.main import main
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
 RECIPES = {  # all trained for two epochs of three steps
-    "step": {"optimizer": SGD, "schedule": {"class_path": "project.optim.Step", "init_args": {"step_size": 1, "gamma": 0.5}}},
+    "step": {
+        "optimizer": SGD,
+        "schedule": {"class_path": "project.optim.Step", "init_args": {"step_size": 1, "gamma": 0.5}},
+    },
     "cosine": {"optimizer": SGD, "schedule": {"class_path": "project.optim.Cosine", "init_args": {"end": 0.1}}},
     "one cycle": {"optimizer": SGD, "schedule": {"class_path": "project.optim.OneCycle"}},
     "torch": {"schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}},
@@ -39,7 +42,11 @@ def _bases(tmp_path_factory) -> Callable[[str], Path]:
         place = folder / name
         if not place.exists():
             place.mkdir()
-            model = {"net": {"class_path": "project.nets.ConvNet", "init_args": {"channels": [4]}}, "lr": 0.02, **RECIPES[name]}
+            model = {
+                "net": {"class_path": "project.nets.ConvNet", "init_args": {"channels": [4]}},
+                "lr": 0.02,
+                **RECIPES[name],
+            }
             data = {"root": str(folder / "few"), "batch_size": 12, "image_size": 8}
             config = {"model": model, "data": data, "trainer": {"max_epochs": 2}}
             (place / "fit.yaml").write_text(yaml.safe_dump(config))
@@ -142,7 +149,9 @@ def test_the_optimizer_s_arguments_take_effect(cli, base, monkeypatch) -> None:
         grads.append([p.grad.clone() for p in self.parameters()])
 
     monkeypatch.setattr(ImageClassifier, "on_before_optimizer_step", keep)
-    lines = resume(cli, "--model.optimizer.weight_decay=0.3", "--model.optimizer.momentum=0.5", "--model.lr=1e-30", epochs=3)
+    lines = resume(
+        cli, "--model.optimizer.weight_decay=0.3", "--model.optimizer.momentum=0.5", "--model.lr=1e-30", epochs=3
+    )
     assert lines == [
         "model.lr: 0.02 until here, 1e-30 from now on",
         "model.optimizer.init_args.momentum: 0.9 until here, 0.5 from now on",
@@ -163,7 +172,9 @@ def test_the_optimizer_s_arguments_take_effect(cli, base, monkeypatch) -> None:
 def test_a_longer_run_follows_the_new_length(cli, base, name) -> None:
     base(name)
     assert resume(cli) == ["The schedule was made for 6 steps and spans 12 from now on: the rates follow."]
-    factor = one_cycle if name == "one cycle" else lambda step, total: 0.1 + 0.9 * (1 + math.cos(math.pi * step / total)) / 2
+    factor = (
+        one_cycle if name == "one cycle" else lambda step, total: 0.1 + 0.9 * (1 + math.cos(math.pi * step / total)) / 2
+    )
     expected = [0.02 * factor(step, total) for step, total in ((2, 6), (5, 6), (8, 12), (11, 12))]
     assert rates() == pytest.approx(expected, rel=1e-4)
     assert resume(cli) == []  # the same length again
@@ -225,7 +236,11 @@ def test_the_rest_is_an_error_of_one_line(cli, base, option, key) -> None:
     [
         ("torch", "--model.lr=0.1", "in the middle of torch.optim.lr_scheduler.StepLR"),
         ("torch", "--model.schedule.gamma=0.3", "in the middle of torch.optim.lr_scheduler.StepLR"),
-        ("step", "--model.schedule=torch.optim.lr_scheduler.ExponentialLR --model.schedule.gamma=1", "lr_scheduler.ExponentialLR"),
+        (
+            "step",
+            "--model.schedule=torch.optim.lr_scheduler.ExponentialLR --model.schedule.gamma=1",
+            "lr_scheduler.ExponentialLR",
+        ),
         ("swats", "--model.lr=0.1", "under SWATS"),
     ],
 )
@@ -242,7 +257,10 @@ def test_other_commands_take_no_change_of_the_training(cli, base, option) -> Non
     for command in ("validate", "test", "predict"):
         result = cli(command, "--ckpt_path", "last", option, *(["--data.root", "."] if command == "predict" else []))
         assert result.code == 2 and len(result.err.splitlines()) == 1
-        assert "cannot be changed for a trained model" in result.err and option[2:].split("=")[0].split(".")[-1] in result.err
+        assert (
+            "cannot be changed for a trained model" in result.err
+            and option[2:].split("=")[0].split(".")[-1] in result.err
+        )
 
 
 SETTINGS = {"lr": 0.1, "warmup": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "init": "default", "freeze": None}

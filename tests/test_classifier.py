@@ -144,7 +144,9 @@ def test_loss_is_cross_entropy_with_smoothing(smoothing) -> None:
     target = (1 - smoothing) * nn.functional.one_hot(labels, 7) + smoothing / 7
     assert torch.allclose(model.loss(logits, labels), -(target * logits.log_softmax(dim=1)).sum(dim=1).mean())
     assert model.loss(logits.bfloat16(), labels).dtype == torch.float32
-    assert evaluate("test", logits, labels, 16, label_smoothing=smoothing)["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert evaluate("test", logits, labels, 16, label_smoothing=smoothing)["loss"] == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_loss_with_given_class_weights() -> None:
@@ -170,7 +172,9 @@ def test_balanced_class_weights(tmp_path) -> None:
 
 
 def random_images(channels: int = 3, count: int = 6, size: int = 8) -> Tensor:
-    return torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    return torch.randint(
+        256, (count, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -331,7 +335,14 @@ def few(tmp_path) -> list[str]:
     """Options for three steps an epoch on images of two classes."""
     root = make_folder(tmp_path / "few", {"blue": 25, "red": 25})
     net = ["--model.net", "project.nets.ConvNet", "--model.net.init_args.channels", "[4]", "--data.image_size", "8"]
-    return ["fit", "--data.root", str(root), "--data.batch_size", "12", *net]  # 50 -> 10 test, 8 validation, 32 to train
+    return [
+        "fit",
+        "--data.root",
+        str(root),
+        "--data.batch_size",
+        "12",
+        *net,
+    ]  # 50 -> 10 test, 8 validation, 32 to train
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -426,7 +437,9 @@ def test_torchs_schedulers_by_epoch(cli, few, name) -> None:
     assert result.code == 0 and result.err == ""
     assert logged_rates() == pytest.approx(rates_of(scheduler, arguments), rel=1e-5)
     for epoch, rate in enumerate(logged_rates()):  # the same is printed
-        assert f"lr/all {rate:.3g}" in next(line for line in result.out.splitlines() if line.startswith(f"epoch {epoch + 1}/"))
+        assert f"lr/all {rate:.3g}" in next(
+            line for line in result.out.splitlines() if line.startswith(f"epoch {epoch + 1}/")
+        )
 
 
 def test_torchs_scheduler_by_step(cli, few) -> None:
@@ -456,7 +469,9 @@ def test_our_schedules(cli, few, workdir, own_rates, name) -> None:
     ],
 )
 def test_our_schedules_in_the_other_unit(cli, few, schedule, arguments, interval, scheduler, torchs, every) -> None:
-    assert cli(*few, *as_options(f"project.optim.{schedule}", arguments), "--model.schedule_interval", interval).code == 0
+    assert (
+        cli(*few, *as_options(f"project.optim.{schedule}", arguments), "--model.schedule_interval", interval).code == 0
+    )
     assert logged_rates() == pytest.approx(rates_of(scheduler, torchs, every), rel=1e-5)
 
 
@@ -514,7 +529,10 @@ def torchs(scheduler: str, **arguments) -> list[str]:
         (ours("Step", step_size=1.5), "step_size: expected int"),
         (ours("Cosin"), "did you mean project.optim.Cosine?"),
         (ours("Plateau", monitor="val/los"), "no metric 'val/los' is logged; there are .*val/loss"),
-        (as_options("lightning.pytorch.cli.ReduceLROnPlateau", {"monitor": "val/los"}), "no metric 'val/los' .*val/loss"),
+        (
+            as_options("lightning.pytorch.cli.ReduceLROnPlateau", {"monitor": "val/los"}),
+            "no metric 'val/los' .*val/loss",
+        ),
         (ours("Plateau", mode="up"), "not up"),
         (ours("Lambda", function="own_rates.broken"), "the function failed for 0: no such epoch"),
         (ours("Lambda", function="own_rates.negative"), "for 0 it returned -1.0"),
@@ -572,13 +590,22 @@ def test_a_checkpoint_from_the_command_line_loads_in_python(cli, trained, workdi
         order = probabilities.argsort(descending=True)[:5].tolist()
         columns = ["", "_2", "_3", "_4", "_5"]
         assert [row[f"class{n}"] for n in columns] == [model.class_names[k] for k in order]
-        assert [float(row[f"probability{n}"]) for n in columns] == pytest.approx(probabilities[order].tolist(), abs=2e-6)
+        assert [float(row[f"probability{n}"]) for n in columns] == pytest.approx(
+            probabilities[order].tolist(), abs=2e-6
+        )
     assert (model.image_size, model.in_channels, model.resize) == (8, 1, "letterbox")
 
 
 def test_options_reach_the_model(cli, workdir) -> None:
     """Every plain option of the model, as given, in the checkpoint's hyperparameters."""
-    given = {"init": "kaiming_normal", "lr": 0.004, "label_smoothing": 0.2, "channels_last": False, "mean": [0.3], "std": [0.4]}
+    given = {
+        "init": "kaiming_normal",
+        "lr": 0.004,
+        "label_smoothing": 0.2,
+        "channels_last": False,
+        "mean": [0.3],
+        "std": [0.4],
+    }
     (workdir / "m.yaml").write_text(yaml.safe_dump({"model": given}))
     assert cli("fit", *DIGITS, *SMALL[:4], "--config", "m.yaml", "--trainer.max_steps", "1").code == 0
     path = workdir / "runs" / "digits" / "version_0" / "checkpoints" / "last.ckpt"

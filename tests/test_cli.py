@@ -39,9 +39,13 @@ def test_fit_says_and_keeps_what_a_person_wants_to_know(cli, workdir) -> None:
         assert line in result.out
     assert re.search(r"^model      ConvNet: 5,178 parameters, 5,178 trainable at the start$", result.out, re.MULTILINE)
     assert re.search(
-        r"^           group +parameters +rate +decay +trainable\n           all +5,178 +0.02 +0.01 +yes$", result.out, re.M
+        r"^           group +parameters +rate +decay +trainable\n           all +5,178 +0.02 +0.01 +yes$",
+        result.out,
+        re.M,
     )
-    rates = re.findall(r"^epoch ([12])/2  train/loss \S+  val/loss \S+  val/acc \S+  lr/all (\S+)  \S+ s$", result.out, re.M)
+    rates = re.findall(
+        r"^epoch ([12])/2  train/loss \S+  val/loss \S+  val/acc \S+  lr/all (\S+)  \S+ s$", result.out, re.M
+    )
     assert [epoch for epoch, _ in rates] == ["1", "2"] and all(0 < float(rate) <= 0.02 for _, rate in rates)
     for command in ("project test --ckpt_path best", "project predict --ckpt_path best", "tensorboard --logdir runs"):
         assert command in result.out
@@ -58,9 +62,16 @@ def test_fit_says_and_keeps_what_a_person_wants_to_know(cli, workdir) -> None:
 def test_tensorboard_has_curves_rate_and_hparams(trained, cli) -> None:
     assert cli("test", "--ckpt_path", "best").code == 0
     scalars = events(trained).Tags()["scalars"]
-    assert {"train/loss", "train/acc", "train/loss_step", "val/loss", "val/acc", "lr/all", "final/val/acc", "test/acc"} <= set(
-        scalars
-    )
+    assert {
+        "train/loss",
+        "train/acc",
+        "train/loss_step",
+        "val/loss",
+        "val/acc",
+        "lr/all",
+        "final/val/acc",
+        "test/acc",
+    } <= set(scalars)
     assert len(events(trained).Scalars("lr/all")) == 3  # every epoch
     plugin = {tag: data for event in [events(trained).summary_metadata] for tag, data in event.items()}
     assert "_hparams_/experiment" in plugin
@@ -103,7 +114,9 @@ def test_predict_writes_names_and_top_five(trained, cli, workdir) -> None:
 
 def test_own_folder_from_fit_to_predict(cli, folder, tiny_net, workdir) -> None:
     config = ["--config", ROOT / "configs" / "folder.yaml"]
-    result = cli("fit", *config, "--data.root", folder, *tiny_net, "--trainer.max_epochs", "4", "--data.batch_size", "16")
+    result = cli(
+        "fit", *config, "--data.root", folder, *tiny_net, "--trainer.max_epochs", "4", "--data.batch_size", "16"
+    )
     assert result.code == 0, result.err
     assert cli("test", "--ckpt_path", "best").code == 0
     metrics = json.loads((workdir / "runs" / "folder" / "version_0" / "metrics.json").read_text())
@@ -135,7 +148,11 @@ def test_command_line_over_config_over_checkpoint_over_default(cli, trained, wor
 def test_latest_is_moved_by_fit_alone(cli, trained, workdir) -> None:
     latest = workdir / "runs" / "latest"
     assert latest.read_text().strip() == "digits/version_0"
-    for command in (["test", "--ckpt_path", "best"], [*FIT, "--trainer.fast_dev_run", "1"], [*FIT, "--data.batch_size", "0"]):
+    for command in (
+        ["test", "--ckpt_path", "best"],
+        [*FIT, "--trainer.fast_dev_run", "1"],
+        [*FIT, "--data.batch_size", "0"],
+    ):
         cli(*command)
         assert latest.read_text().strip() == "digits/version_0"
     assert cli(*FIT, "--trainer.max_epochs", "1").code == 0
@@ -178,7 +195,10 @@ def test_saved_config_runs_again(cli, trained, workdir) -> None:
         ([*FIT, "--model.mean", "[1,2,3]"], ["model.mean", "1 numbers"]),
         ([*FIT, "--model.label_smoothing", "1"], ["model.label_smoothing"]),
         ([*FIT, "--model.class_weights", "[1,2]"], ["model.class_weights", "10 numbers"]),
-        ([*FIT, "--model.schedule=null", "--model.schedule_interval", "step"], ["model.schedule_interval", "leave it out"]),
+        (
+            [*FIT, "--model.schedule=null", "--model.schedule_interval", "step"],
+            ["model.schedule_interval", "leave it out"],
+        ),
         ([*FIT, "--model.schedule_interval", "day"], ["model.schedule_interval", "not day"]),
         ([*FIT, "--model.class_weights", "balanced", "--data.sampler", "balanced"], ["twice", "choose one"]),
         ([*FIT, "--model.init", "kaiming"], ["model.init", "kaiming_normal"]),
@@ -297,7 +317,9 @@ CSV = '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save
 BOARD = '{"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "board"}}'
 
 
-@pytest.mark.parametrize(("logger", "files"), [("false", []), (CSV, ["logs"]), (f"[{CSV}, {BOARD}]", ["board", "logs"])])
+@pytest.mark.parametrize(
+    ("logger", "files"), [("false", []), (CSV, ["logs"]), (f"[{CSV}, {BOARD}]", ["board", "logs"])]
+)
 def test_any_logger_or_none(cli, workdir, logger, files) -> None:
     result = cli(*FIT, "--trainer.max_epochs", "1", "--trainer.logger", logger)
     assert result.code == 0, result.err

@@ -16,7 +16,11 @@ DDP = ["--trainer", str(ROOT / "configs/trainer/ddp.yaml"), "--trainer.accelerat
 def launch(*arguments: str) -> str:
     """A command in processes of its own, as a user starts it; DDP starts the second one itself."""
     # An earlier test in this process may have left the address of its own group of processes.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "LOCAL_", "NODE_", "WORLD_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MASTER_", "LOCAL_", "NODE_", "WORLD_"))
+    }
     environment = {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "project", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)

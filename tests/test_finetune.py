@@ -54,7 +54,9 @@ def test_a_frozen_resnet18_after_three_epochs(cli, folder, workdir) -> None:
     torch.save(before, "resnet18.pth")
     part = ["--model", ROOT / "configs/model/feature_extractor.yaml", "--model.net.init_args.name", "resnet18"]
     options = ["--data.root", folder, "--data.image_size", "32", "--data.batch_size", "16", "--trainer.max_epochs", "3"]
-    result = cli("fit", "--config", ROOT / "configs/feature_extractor.yaml", *part, *options, "--model.weights", "resnet18.pth")
+    result = cli(
+        "fit", "--config", ROOT / "configs/feature_extractor.yaml", *part, *options, "--model.weights", "resnet18.pth"
+    )
     assert result.code == 0, result.err
     after = net_of(workdir, run="runs/feature_extractor/version_0")
     for name, value in before.items():
@@ -140,7 +142,13 @@ class Stop(L.Callback):
 def test_resume_on_either_side_of_the_unfreeze(cli, workdir, monkeypatch, averaged) -> None:
     from project.cli import CLI
 
-    options = [*FIT, *STAGES, "--model.layer_decay", "0.7", *(["--trainer.callbacks+=project.callbacks.EMA"] if averaged else [])]
+    options = [
+        *FIT,
+        *STAGES,
+        "--model.layer_decay",
+        "0.7",
+        *(["--trainer.callbacks+=project.run.EMA"] if averaged else []),
+    ]
     assert cli(*options).code == 0
     whole, real = net_of(workdir), CLI._instantiate_trainer
     for epoch, batch in ((0, 5), (0, 17), (1, None), (1, 0), (2, 3), (3, 5)):
@@ -149,7 +157,9 @@ def test_resume_on_either_side_of_the_unfreeze(cli, workdir, monkeypatch, averag
         monkeypatch.chdir(place)
         stop = Stop(epoch, batch)
         with monkeypatch.context() as patch:
-            patch.setattr(CLI, "_instantiate_trainer", lambda self, config, calls, stop=stop: real(self, config, [*calls, stop]))
+            patch.setattr(
+                CLI, "_instantiate_trainer", lambda self, config, calls, stop=stop: real(self, config, [*calls, stop])
+            )
             assert cli(*options).code == 130
         result = cli("fit", "--ckpt_path", "last")
         assert result.code == 0, result.err
@@ -177,9 +187,9 @@ def test_groups_made_up_front_equal_add_param_group(tmp_path, kind) -> None:
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             batches.append({"epoch": trainer.current_epoch, **batch})
 
-    L.Trainer(accelerator="cpu", max_epochs=3, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[Keep()], **off).fit(
-        model, data
-    )
+    L.Trainer(
+        accelerator="cpu", max_epochs=3, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[Keep()], **off
+    ).fit(model, data)
     optimizer = make(twin.net.head.parameters(), lr=0.1, **arguments)
     twin.net.stages.requires_grad_(False)
     for batch in batches:
@@ -197,14 +207,27 @@ def test_groups_made_up_front_equal_add_param_group(tmp_path, kind) -> None:
 @pytest.mark.parametrize("stages", [["--model.freeze.until", "1"], STAGES], ids=["at once", "stage by stage"])
 def test_two_processes_are_one_after_the_unfreeze(workdir, stages) -> None:
     (workdir / "mover.py").write_text(MOVER)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "LOCAL_", "NODE_", "WORLD_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MASTER_", "LOCAL_", "NODE_", "WORLD_"))
+    }
     environment = {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{workdir}", "OMP_NUM_THREADS": "1"}
-    ddp = ["--trainer", str(ROOT / "configs/trainer/ddp.yaml"), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    ddp = [
+        "--trainer",
+        str(ROOT / "configs/trainer/ddp.yaml"),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        "2",
+    ]
     command = [sys.executable, "-m", "project", *FIT, *ddp, *stages, "--trainer.callbacks+=mover.Sums"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = [torch.load(workdir / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    statistics = {name for name in ranks[0] if re.search("running|tracked", name)}  # of each rank's own images, by DDP's design
+    statistics = {
+        name for name in ranks[0] if re.search("running|tracked", name)
+    }  # of each rank's own images, by DDP's design
     assert differing(*ranks) <= statistics
     assert done.stdout.count("unfrozen from epoch 2") == 1
 

@@ -37,7 +37,10 @@ def parsed(cli, monkeypatch):
         (["--max_epochs=3"], "max_epochs: there is no such key; did you mean trainer.max_epochs?"),
         (["--zzz", "1"], "zzz: there is no such key"),
         (["--model.net.init_args.chanels", "[8]"], "did you mean channels?"),
-        (["--model.net", "project.nets.ConvNett"], "project.nets has no 'ConvNett'; did you mean project.nets.ConvNet?"),
+        (
+            ["--model.net", "project.nets.ConvNett"],
+            "project.nets has no 'ConvNett'; did you mean project.nets.ConvNet?",
+        ),
         (["--data.source", "project.data.Zzz"], "project.data has no 'Zzz'"),
         (["--model.lr", "fast"], "model.lr: expected float. Got value: fast"),
         (["--data.num_workers", "two"], "data.num_workers: expected int, not two"),
@@ -98,7 +101,9 @@ def test_the_nearest_name() -> None:
     message = "Unrecognized arguments: no; unrecognized arguments: --trainer.max_epoch 3"
     keys = ["trainer.max_epochs", "trainer.min_epochs", "model.lr"]
     assert one_line(message, keys) == "trainer.max_epoch: there is no such key; did you mean trainer.max_epochs?"
-    assert one_line("unrecognized arguments: --lr", keys) == "lr: there is no such key; did you mean model.lr?"  # by its last part
+    assert (
+        one_line("unrecognized arguments: --lr", keys) == "lr: there is no such key; did you mean model.lr?"
+    )  # by its last part
     assert one_line("unrecognized arguments: --other", keys) == "other: there is no such key"
     assert one_line("unrecognized arguments: --data.augment+", ["data.augment"]).startswith("data.augment: ")
 

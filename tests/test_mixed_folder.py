@@ -52,10 +52,17 @@ def make(folder: Path) -> tuple[list[str], list[str]]:
     kinds = list(GOOD) + list(BAD)
     for number in range(200):
         kind = kinds[number % len(kinds)]
-        path = folder / f"{number % 3}" / f"{number % 7}" / f"{kind} {number}.{GOOD[kind][2] if kind in GOOD else 'jpg'}"
+        path = (
+            folder / f"{number % 3}" / f"{number % 7}" / f"{kind} {number}.{GOOD[kind][2] if kind in GOOD else 'jpg'}"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = content(kind if kind in GOOD else "colour", number)
-        broken = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no image", "garbage": bytes(range(256)) * 4}
+        broken = {
+            "empty": b"",
+            "truncated": whole[: len(whole) // 2],
+            "text": b"no image",
+            "garbage": bytes(range(256)) * 4,
+        }
         path.write_bytes(broken.get(kind, whole))
         (good if kind in GOOD else bad).append(path.relative_to(folder).as_posix())
     (folder / "notes.txt").write_text("no image, and not called one")

@@ -14,12 +14,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-from project.arguments import arrange
 from project.cli import CLI
 from project.errors import UserError
 from project.optim import SWATS
 from project.parser import OneLineParser
 from project.recipe import OptimizerCallable
+from project.settings import arrange
 
 OPTIMIZERS = {  # name -> class, arguments that are nobody's default
     "momentum": ("torch.optim.SGD", {"momentum": 0.8, "weight_decay": 0.3}),
@@ -33,7 +33,9 @@ OPTIMIZERS = {  # name -> class, arguments that are nobody's default
 }
 
 
-BASE = {"model": {"net": {"class_path": "project.nets.TorchvisionModel", "init_args": {"name": "resnet18"}}}}  # fit needs a network
+BASE = {
+    "model": {"net": {"class_path": "project.nets.TorchvisionModel", "init_args": {"name": "resnet18"}}}
+}  # fit needs a network
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,9 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize(("key", "first", "second"), PAIRS)
 def test_any_changed_class_has_no_argument_of_the_one_before(parse, key, first, second) -> None:
     (old, old_arguments), (new, new_arguments) = first, second
-    required = {n: v for n, v in new_arguments.items() if n not in own_defaults(new)}  # the class cannot be built without
+    required = {
+        n: v for n, v in new_arguments.items() if n not in own_defaults(new)
+    }  # the class cannot be built without
     listed = key == "trainer.callbacks"
 
     def entry(class_path: str, arguments: dict) -> dict:
@@ -209,7 +213,8 @@ def test_any_changed_class_has_no_argument_of_the_one_before(parse, key, first, 
             assert found([entry(old, old_arguments)], *spelt(".init_args", given, key), f"--{key}={new}") == expected
         else:
             assert (
-                found([entry(old, old_arguments)], f"--{key}={json.dumps([{'class_path': new, 'init_args': given}])}") == expected
+                found([entry(old, old_arguments)], f"--{key}={json.dumps([{'class_path': new, 'init_args': given}])}")
+                == expected
             )
 
 
@@ -218,7 +223,9 @@ def test_the_same_class_again_keeps_its_arguments(parse, key) -> None:
     for class_path, arguments in KEYS[key]:
         again = nested(key, {"class_path": class_path})
         for files, options in (([again], ()), ([], (f"--{key}={class_path}",))):
-            value = plain(parse([nested(key, {"class_path": class_path, "init_args": arguments}), *files], *options)[key])
+            value = plain(
+                parse([nested(key, {"class_path": class_path, "init_args": arguments}), *files], *options)[key]
+            )
             assert value.get("init_args", {}) == plain(own_defaults(class_path) | arguments)
 
 

@@ -57,9 +57,14 @@ def test_commands_run_as_printed(cli, workdir, monkeypatch) -> None:
             words = shlex.split(part)
             if words[:3] == ["python", "-m", "project"]:
                 words = [
-                    str(workdir / "runs/folder/version_0/checkpoints/last.ckpt") if word == "PATH" else word for word in words[3:]
+                    str(workdir / "runs/folder/version_0/checkpoints/last.ckpt") if word == "PATH" else word
+                    for word in words[3:]
                 ]
-                small = SMALLER[: 2 if "configs/digits.yaml" in words else 4] if words[0] == "fit" and "--config" in words else []
+                small = (
+                    SMALLER[: 2 if "configs/digits.yaml" in words else 4]
+                    if words[0] == "fit" and "--config" in words
+                    else []
+                )
                 result = cli(*words, *small, *QUICK.get(words[0], []))
                 assert result.code == 0, (part, result.err)
                 ran += 1

@@ -67,13 +67,17 @@ def test_rate_and_decay_grow_with_the_batch(rule, images, devices, accumulation,
     assert model.scaling() == pytest.approx((factor, decay_factor)) and len(groups) == (4 if spared else 2)
     for group in groups:
         assert group["lr"] == pytest.approx(lr * factor * (10 if group["name"].startswith("head") else 1))
-        assert group["weight_decay"] == pytest.approx(0 if group["name"].endswith("/no_decay") else decay * decay_factor)
+        assert group["weight_decay"] == pytest.approx(
+            0 if group["name"].endswith("/no_decay") else decay * decay_factor
+        )
 
 
 @pytest.mark.parametrize(("rule", "rate", "decay"), [("linear", 0.2, 0.1), ("sqrt", 0.1, 0.2)])
 def test_the_scaled_rate_is_printed_kept_and_used(cli, few, rule, rate, decay) -> None:
     choice = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.1", "--trainer.max_epochs=1"]
-    result = cli(*few, *choice, "--model.reference_batch=4", f"--model.lr_scaling={rule}", "--trainer.accumulate_grad_batches=2")
+    result = cli(
+        *few, *choice, "--model.reference_batch=4", f"--model.lr_scaling={rule}", "--trainer.accumulate_grad_batches=2"
+    )
     assert result.code == 0, result.err
     words = f"{rule} scaling for a batch of 16 instead of 4: rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
     assert f"optimizer  AdamW, {words}" in result.out
@@ -113,7 +117,9 @@ def mixed(kind: str, images: Tensor, labels: Tensor, alpha: float) -> tuple[Tens
     share = float(torch.distributions.Beta(torch.tensor([alpha]), torch.tensor([alpha])).sample())
     count, _, rows, columns = images.shape
     result, targets = images.clone(), torch.zeros(count, 4)
-    if kind == "cutmix":  # arXiv:1905.04899, eq. 2: a box of 1 - share of the area around a random centre, cut at the border
+    if (
+        kind == "cutmix"
+    ):  # arXiv:1905.04899, eq. 2: a box of 1 - share of the area around a random centre, cut at the border
         x, y = int(torch.randint(columns, (1,))), int(torch.randint(rows, (1,)))
         wide, high = int(0.5 * (1 - share) ** 0.5 * columns), int(0.5 * (1 - share) ** 0.5 * rows)
         box = [(i, j) for i in range(rows) for j in range(columns) if -high <= i - y < high and -wide <= j - x < wide]
@@ -155,7 +161,9 @@ def test_shares_of_one_class_are_its_label(weights, smoothing) -> None:
     """So that mixing does not change the size of the loss, and with it that of the steps."""
     model = make(class_weights=weights, label_smoothing=smoothing)
     logits, labels = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 0, 1])
-    assert torch.allclose(model.loss(logits, nn.functional.one_hot(labels, 4).float()), model.loss(logits, labels), rtol=1e-4)
+    assert torch.allclose(
+        model.loss(logits, nn.functional.one_hot(labels, 4).float()), model.loss(logits, labels), rtol=1e-4
+    )
 
 
 def test_with_both_every_batch_takes_one_of_them() -> None:
@@ -181,7 +189,12 @@ def test_mixed_runs_go_on_bit_by_bit_and_0_is_none(cli, few, workdir, monkeypatc
     (workdir / "stop_mixed.py").write_text(STOP)
     monkeypatch.syspath_prepend(workdir)
     both, found = ["--model.mixup=0.4", "--model.cutmix=1"], {}
-    for name, options in {"plain": [], "none": ["--model.mixup=0", "--model.cutmix=0"], "whole": both, "parts": both}.items():
+    for name, options in {
+        "plain": [],
+        "none": ["--model.mixup=0", "--model.cutmix=0"],
+        "whole": both,
+        "parts": both,
+    }.items():
         (workdir / name).mkdir()
         monkeypatch.chdir(workdir / name)
         stop = ["--trainer.callbacks+", "stop_mixed.Stop"] if name == "parts" else []
@@ -215,7 +228,11 @@ def recorded(cli, few, monkeypatch):
         monkeypatch.setattr(ImageClassifier, "training_step", keep)
         result = cli(*few, "--model.optimizer=torch.optim.SGD", "--trainer.max_epochs=2", *options)
         assert result.code == 0 and result.err == "", result.err
-        return nets[0], batches, {name[4:]: value for name, value in last()["state_dict"].items() if name.startswith("net.")}
+        return (
+            nets[0],
+            batches,
+            {name[4:]: value for name, value in last()["state_dict"].items() if name.startswith("net.")},
+        )
 
     return run
 
@@ -227,7 +244,9 @@ def test_clipping_and_accumulation_are_a_plain_loop(recorded, option, together, 
     net, batches, trained = recorded(f"--trainer.{option}")
     optimizer, norms = torch.optim.SGD(net.parameters(), lr=0.05), []
     for first in range(0, len(batches), together):
-        losses = [nn.functional.cross_entropy(net(images), labels) for images, labels in batches[first : first + together]]
+        losses = [
+            nn.functional.cross_entropy(net(images), labels) for images, labels in batches[first : first + together]
+        ]
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
         norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), limit)))
@@ -238,7 +257,9 @@ def test_clipping_and_accumulation_are_a_plain_loop(recorded, option, together, 
 
 def test_bfloat16(recorded, monkeypatch) -> None:
     dtypes, real = set(), ImageClassifier.loss
-    monkeypatch.setattr(ImageClassifier, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y))
+    monkeypatch.setattr(
+        ImageClassifier, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y)
+    )
     _, _, trained = recorded("--trainer.precision=bf16-mixed")
     assert dtypes == {torch.bfloat16}
     assert all(value.isfinite().all() and value.dtype in (torch.float32, torch.int64) for value in trained.values())
@@ -246,7 +267,9 @@ def test_bfloat16(recorded, monkeypatch) -> None:
 
 def test_early_stopping_stops(cli, few) -> None:
     stop = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/acc"]
-    result = cli(*few, *stop, "--trainer.callbacks.min_delta=2", "--trainer.callbacks.patience=2", "--trainer.max_epochs=9")
+    result = cli(
+        *few, *stop, "--trainer.callbacks.min_delta=2", "--trainer.callbacks.patience=2", "--trainer.max_epochs=9"
+    )
     # an accuracy never changes by 2: the first epoch counts, then two without improvement
     assert result.code == 0, result.err
     assert re.findall(r"^epoch (\d)/9", result.out, re.MULTILINE) == ["1", "2", "3"]
@@ -269,7 +292,7 @@ def test_early_stopping_stops(cli, few) -> None:
         (["--model.schedule=project.optim.Step", "--model.schedule.step_sise=2"], "did you mean step_size?"),
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be 1 or more, not 0"),
         (["--trainer.gradient_clip_val=-1"], "gradient_clip_val must be above 0, not -1.0"),
-        (["--trainer.callbacks+=project.callbacks.EMA"] * 2, "more than one stateful callback of type `EMA`"),
+        (["--trainer.callbacks+=project.run.EMA"] * 2, "more than one stateful callback of type `EMA`"),
     ],
 )
 def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
@@ -303,7 +326,7 @@ def test_another_batch_is_refused_where_the_rate_cannot_follow(cli, few, choice)
 
 
 def test_without_its_average_a_run_goes_on_from_the_weights_themselves(cli, few) -> None:
-    assert cli(*few, "--trainer.max_epochs=1", "--trainer.callbacks+=project.callbacks.EMA").code == 0
+    assert cli(*few, "--trainer.max_epochs=1", "--trainer.callbacks+=project.run.EMA").code == 0
     raw = last()["current_model_state"]
     result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.lr=1e-12", "--trainer.callbacks=[]")
     assert result.code == 0 and "going on from the weights themselves" in result.out

@@ -188,7 +188,9 @@ class RandomCrop(Augmentation):
             padded = F.pad(images, (self.padding,) * 4)
         else:
             fits = self.padding < min(height, width)
-            self.require(fits, f"padding {self.padding} must be smaller than the images, {height} x {width}, to reflect")
+            self.require(
+                fits, f"padding {self.padding} must be smaller than the images, {height} x {width}, to reflect"
+            )
             padded = reflect(reflect(images, self.padding, -2), self.padding, -1)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), a view
         top, left = draws.integers(2 * self.padding + 1), draws.integers(2 * self.padding + 1)
@@ -205,4 +207,6 @@ def reflect(images: Tensor, padding: int, dim: int) -> Tensor:
 
 def _require_square(owner: Augmentation, images: Tensor) -> None:
     height, width = images.shape[-2:]
-    owner.require(height == width, f"needs square images, not {height} x {width}; resize or crop them to a square first")
+    owner.require(
+        height == width, f"needs square images, not {height} x {width}; resize or crop them to a square first"
+    )

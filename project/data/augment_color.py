@@ -114,7 +114,9 @@ class Blur(Photometric):
         sigmas = torch.linspace(low, high, SIGMAS, dtype=torch.float64)
         distance = torch.arange(kernel_size // 2 + 1, dtype=torch.float64)  # from the centre outwards
         bell = torch.exp(-0.5 * (distance / sigmas[:, None]) ** 2)
-        self._table = (bell / (2 * bell.sum(1, keepdim=True) - 1)).float()  # (SIGMAS, radius + 1), a half kernel of sum 1
+        self._table = (
+            bell / (2 * bell.sum(1, keepdim=True) - 1)
+        ).float()  # (SIGMAS, radius + 1), a half kernel of sum 1
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
         size, radius = min(colour.shape[-2:]), self.kernel_size // 2

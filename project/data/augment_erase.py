@@ -23,10 +23,16 @@ class RandomErasing(Augmentation):
         ratio: lowest and highest height over width of the rectangle.
     """
 
-    def __init__(self, p: float = 0.25, area: tuple[float, float] = (0.02, 0.33), ratio: tuple[float, float] = (0.3, 3.3)) -> None:
+    def __init__(
+        self, p: float = 0.25, area: tuple[float, float] = (0.02, 0.33), ratio: tuple[float, float] = (0.3, 3.3)
+    ) -> None:
         self.require_probability(p)
-        self.require(0 < area[0] <= area[1] < 1, f"area must be two shares, 0 < smallest <= largest < 1, not {list(area)}")
-        self.require(0 < ratio[0] <= ratio[1] < math.inf, f"ratio must be two positive numbers, lower first, not {list(ratio)}")
+        self.require(
+            0 < area[0] <= area[1] < 1, f"area must be two shares, 0 < smallest <= largest < 1, not {list(area)}"
+        )
+        self.require(
+            0 < ratio[0] <= ratio[1] < math.inf, f"ratio must be two positive numbers, lower first, not {list(ratio)}"
+        )
         self.p = p
         shares = [area[0] + (area[1] - area[0]) * i / (SHAPES - 1) for i in range(SHAPES)]
         low, high = math.log(ratio[0]), math.log(ratio[1])  # a tall shape as likely as the same lying down
@@ -48,7 +54,9 @@ class RandomErasing(Augmentation):
         value = grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255
         y = torch.arange(rows, device=images.device)[None, :, None]  # (1, H, 1)
         x = torch.arange(columns, device=images.device)[None, None, :]  # (1, 1, W)
-        inside = (y >= _each(top)) & (y < _each(top + height)) & (x >= _each(left)) & (x < _each(left + width))  # (N, H, W)
+        inside = (
+            (y >= _each(top)) & (y < _each(top + height)) & (x >= _each(left)) & (x < _each(left + width))
+        )  # (N, H, W)
         hidden = (inside & _each(erased))[:, None]  # (N, 1, H, W)
         return torch.where(hidden, value[:, None, None, None], images)
 

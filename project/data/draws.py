@@ -60,7 +60,9 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
         if index.dtype != torch.int64 or index.ndim != 1:
-            raise ValueError(f"Draws: index must be int64 of shape (N,), not {index.dtype} of shape {tuple(index.shape)}")
+            raise ValueError(
+                f"Draws: index must be int64 of shape (N,), not {index.dtype} of shape {tuple(index.shape)}"
+            )
         state = torch.zeros((), dtype=torch.int64, device=index.device)
         self._state = _output(_output(_output(state, seed), epoch), index)  # (N,)
         self._count = 0
@@ -85,7 +87,9 @@ class Draws:
         """int64 (N,) in [0, high), for high up to 2^31; the probabilities are equal to within 2^-32."""
         if not 1 <= high <= 2**31:
             raise ValueError(f"Draws.integers: high must be in [1, 2**31], not {high}")
-        return (_shift(self._next(), 32) * high) >> 32  # Lemire, "Fast random integer generation in an interval", section 4
+        return (
+            _shift(self._next(), 32) * high
+        ) >> 32  # Lemire, "Fast random integer generation in an interval", section 4
 
     def bernoulli(self, p: float) -> Tensor:
         """bool (N,), true with probability p, rounded to a multiple of 2^-32: 0 is never, 1 is always."""

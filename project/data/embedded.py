@@ -50,7 +50,13 @@ class _Torchvision(Source):
         for split in ("train", "test"):
             try:
                 part = dataset(root, train=split == "train", download=download)
-            except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:  # missing, damaged, or no network
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+                AssertionError,
+                OSError,
+            ) as error:  # missing, damaged, or no network
                 place = f"{root}/{self.name}/raw" if "MNIST" in self.name else root
                 tried = " and could not be fetched" if download else ""
                 fetch = "" if download else ", or let it be fetched with --data.source.init_args.download true"

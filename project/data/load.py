@@ -73,7 +73,9 @@ def load(
     def keep(position: int, image: Image.Image) -> None:
         pixels[position] = to_tensor(resize_to(image, image_size, resize))
 
-    verdicts = survey(source, samples, channels, Verdicts(_folder(source, samples)), keep if in_memory else None, image_size)
+    verdicts = survey(
+        source, samples, channels, Verdicts(_folder(source, samples)), keep if in_memory else None, image_size
+    )
     bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:

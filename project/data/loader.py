@@ -43,7 +43,9 @@ class EpochBatches:
         self.batch_size, self.train, self.seed, self.weights = batch_size, train, seed, weights
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.epoch = 0
-        self.start = 0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
+        self.start = (
+            0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -120,7 +122,11 @@ class ResumableLoader:
             persistent_workers=num_workers > 0,
         )
         self.batches, self._trained = batches, trained
-        self.dataset, self.sampler, self.batch_sampler = images, batches, batches  # where Lightning looks, for set_epoch too
+        self.dataset, self.sampler, self.batch_sampler = (
+            images,
+            batches,
+            batches,
+        )  # where Lightning looks, for set_epoch too
 
     def __len__(self) -> int:
         return len(self.batches)

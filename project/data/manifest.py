@@ -19,7 +19,9 @@ class Manifest(_Files):
         super().__init__()
         table = existing(root, "a CSV file with the columns path,label[,split][,group]")
         if table.is_dir():
-            raise UserError(f"data.root: {table} is a folder; the source Manifest reads a CSV file path,label[,split][,group]")
+            raise UserError(
+                f"data.root: {table} is a folder; the source Manifest reads a CSV file path,label[,split][,group]"
+            )
         self.samples = []
         try:
             self._read(table)
@@ -34,9 +36,13 @@ class Manifest(_Files):
             rows = csv.DictReader(file)
             columns = rows.fieldnames or []
             if not {"path", "label"} <= set(columns):
-                raise UserError(f"{table}: the first line must name the columns path,label[,split][,group], not {columns}")
+                raise UserError(
+                    f"{table}: the first line must name the columns path,label[,split][,group], not {columns}"
+                )
             if unknown := set(columns) - {"path", "label", "split", "group"}:
-                raise UserError(f"{table}: unknown column {sorted(unknown)[0]!r}; the columns are path,label[,split][,group]")
+                raise UserError(
+                    f"{table}: unknown column {sorted(unknown)[0]!r}; the columns are path,label[,split][,group]"
+                )
             if len(set(columns)) < len(columns):
                 raise UserError(f"{table}: a column is named twice in the first line")
             for row in rows:

@@ -95,7 +95,9 @@ class ImageDataModule(L.LightningDataModule):
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
         self._checkpoint: dict[str, set[int]] = {}  # what the loaded checkpoint says about its images
-        self.same_split: bool | None = None  # whether its split is the one in force; None when there is nothing to compare
+        self.same_split: bool | None = (
+            None  # whether its split is the one in force; None when there is nothing to compare
+        )
 
     # What is known of the data. Lazy, because the command line reads it before `setup`, and a checkpoint makes it needless.
 
@@ -120,10 +122,14 @@ class ImageDataModule(L.LightningDataModule):
         labels = {name: {self.source.samples[i].label for i in rows} for name, rows in self.splits.items()}
         train = labels["train"] or labels["test"]  # test_size 1: everything is to be tested
         if missing := sorted(labels["val"] - train):
-            raise UserError(f"class {missing[0]!r} is in the validation images but not in the training images; add some to train")
+            raise UserError(
+                f"class {missing[0]!r} is in the validation images but not in the training images; add some to train"
+            )
         names = self.source.class_names or sorted(train)
         if len(names) < 2:
-            raise UserError(f"there is only one class, {names[0]!r}; a classifier needs two or more, each in a folder of its own")
+            raise UserError(
+                f"there is only one class, {names[0]!r}; a classifier needs two or more, each in a folder of its own"
+            )
         return list(names)
 
     @cached_property
@@ -169,7 +175,9 @@ class ImageDataModule(L.LightningDataModule):
                 continue
             area = self.random_resized_crop if name == "train" else None
             rows = self.splits[name]
-            self.loaded[name] = load(self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area)
+            self.loaded[name] = load(
+                self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area
+            )
         if self.bad and self.on_bad_image == "error":
             raise UserError(describe_bad(self.bad))
 
@@ -193,12 +201,16 @@ class ImageDataModule(L.LightningDataModule):
         """The classes of a split's images, as numbers."""
         if not rows:
             key = "val_size" if name == "val" else "test_size"
-            raise UserError(f"there are no {name} images: data.{key} is {self._sizes[key]} and the data gives no {name} set")
+            raise UserError(
+                f"there are no {name} images: data.{key} is {self._sizes[key]} and the data gives no {name} set"
+            )
         number = {label: i for i, label in enumerate(self.class_names)}
         labels = [str(self.source.samples[i].label) for i in rows]
         if unknown := sorted(set(labels) - set(number)):
             names = ", ".join(self.class_names[:10]) + (", ..." if len(number) > 10 else "")
-            raise UserError(f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {names}")
+            raise UserError(
+                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {names}"
+            )
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:
@@ -280,7 +292,11 @@ class ImageDataModule(L.LightningDataModule):
 
 
 def _check_arguments(
-    batch_size: int, num_workers: int | None, area: tuple[float, float] | None, cache: str, class_names: list[str] | None
+    batch_size: int,
+    num_workers: int | None,
+    area: tuple[float, float] | None,
+    cache: str,
+    class_names: list[str] | None,
 ) -> None:
     if batch_size < 1:
         raise UserError(f"data.batch_size must be 1 or more, not {batch_size}")
@@ -289,6 +305,8 @@ def _check_arguments(
     if area is not None and not 0 < area[0] <= area[1] <= 1:
         raise UserError(f"data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, not {list(area)}")
     if area is not None and cache == "memory":
-        raise UserError("data.random_resized_crop needs the full images, so data.cache: memory cannot be; use auto or none")
+        raise UserError(
+            "data.random_resized_crop needs the full images, so data.cache: memory cannot be; use auto or none"
+        )
     if class_names is not None and len(set(class_names)) != len(class_names):
         raise UserError("data.class_names has a name twice")

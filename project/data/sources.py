@@ -106,7 +106,9 @@ class _Files(Source):
 
     def _put(self, key: str, path: Path) -> None:
         if key in self._paths:
-            raise UserError(f"data.root: {key} is there twice, once with composed and once with decomposed accents; remove one")
+            raise UserError(
+                f"data.root: {key} is there twice, once with composed and once with decomposed accents; remove one"
+            )
         self._paths[key] = path
 
     def path(self, sample: Sample) -> Path:
@@ -128,7 +130,9 @@ class ImageFolder(_Files):
         folder = existing(root, "a folder with one sub-folder per class")
         if not folder.is_dir():
             raise UserError(f"data.root: {folder} is a file; it has to be a folder with one sub-folder per class")
-        names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))}
+        names = {
+            entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+        }
         split_given = "train" in names and names <= set(SPLIT_FOLDERS)
         self.samples = []
         loose = 0
@@ -162,4 +166,6 @@ class ImageFiles(_Files):
             self._put(key_of(path, base), path)
         self.samples = [Sample(key) for key in sorted(self._paths)]
         if not self.samples:
-            raise UserError(f"data.root: no image found in {folder}; the known endings are {' '.join(sorted(EXTENSIONS))}")
+            raise UserError(
+                f"data.root: no image found in {folder}; the known endings are {' '.join(sorted(EXTENSIONS))}"
+            )

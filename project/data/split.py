@@ -83,7 +83,9 @@ def _check_folds(key: str, folds: int | None, fold: int) -> None:
     if folds is None and fold:
         raise UserError(f"data.{key} is {fold}, but there are no folds: set data.{key}s as well")
     if not 0 <= fold < (folds or 1):
-        raise UserError(f"data.{key} must lie between 0 and {(folds or 1) - 1}, not {fold}; data.{key}s says how many there are")
+        raise UserError(
+            f"data.{key} must lie between 0 and {(folds or 1) - 1}, not {fold}; data.{key}s says how many there are"
+        )
 
 
 def _check_groups(samples: Sequence[Sample], splits: Splits) -> None:
@@ -92,7 +94,9 @@ def _check_groups(samples: Sequence[Sample], splits: Splits) -> None:
     for name, rows in splits.items():
         for group in filter(None, (samples[i].group for i in rows)):
             if home.setdefault(group, name) != name:
-                raise UserError(f"group {group!r} is in {home[group]} and in {name}: give all of its images the same split")
+                raise UserError(
+                    f"group {group!r} is in {home[group]} and in {name}: give all of its images the same split"
+                )
 
 
 def _order(samples: Sequence[Sample], seed: int) -> Callable[[str], str]:
@@ -109,7 +113,9 @@ def _units(samples: Sequence[Sample], pool: list[int], order: Callable[[str], st
     return [units[name] for name in sorted(units, key=lambda name: order("/".join(name)))]
 
 
-def _held_out(samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], size: float, key: str) -> set[int]:
+def _held_out(
+    samples: Sequence[Sample], pool: list[int], order: Callable[[str], str], size: float, key: str
+) -> set[int]:
     """The positions held out: per class the nearest whole number of images to `size`, at least one on either side."""
     counts = Counter(samples[i].label for i in pool)
     target = {label: _share(count, size) for label, count in counts.items()}
@@ -148,7 +154,9 @@ def _fold_of(
     counts = Counter(samples[i].label for i in pool)
     for label, count in counts.items():
         if count < folds:
-            raise UserError(f"class {label!r} has too few images for {folds} folds: {count}; add images or lower data.{key}")
+            raise UserError(
+                f"class {label!r} has too few images for {folds} folds: {count}; add images or lower data.{key}"
+            )
     have: list[Counter[str | None]] = [Counter() for _ in range(folds)]
     members: list[list[int]] = [[] for _ in range(folds)]
     units = _units(samples, pool, order)

@@ -44,7 +44,9 @@ class Verdicts:
         name = hashlib.blake2b(os.path.abspath(root).encode(), digest_size=8).hexdigest()
         self._file = cache_folder() / f"verdicts-{name}.json"
         self._known: dict[str, Verdict] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged: look at the images again
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, AttributeError
+        ):  # none yet, or damaged: look at the images again
             self._known = {path: Verdict(*row) for path, row in json.loads(self._file.read_text()).items()}
         self._changed = False
 

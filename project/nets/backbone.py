@@ -185,4 +185,6 @@ def _unknown(name: str, names: Sequence[str], library: str) -> str:
 
 def _bad_size(name: str, image_size: int, usual_size: int, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0].rstrip(".!") if str(error).strip() else type(error).__name__
-    return f"image_size: {name} cannot take {image_size} x {image_size} images ({reason}); its usual size is {usual_size}"
+    return (
+        f"image_size: {name} cannot take {image_size} x {image_size} images ({reason}); its usual size is {usual_size}"
+    )

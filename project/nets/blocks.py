@@ -50,7 +50,9 @@ class ConvNormAct(nn.Sequential):
         act: bool = True,
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups)
+        check_positive(
+            in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups
+        )
         check_odd("kernel_size", kernel_size)
         if in_channels % groups or out_channels % groups:
             raise ValueError(

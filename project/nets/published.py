@@ -32,7 +32,9 @@ def published(net: nn.Module, name: str) -> tuple[str, Path, Statistics, Statist
         if weights is None:
             raise UserError(_unknown(name, list(known.__members__), net.name))
         mean, std = weights.transforms().mean, weights.transforms().std
-        if getattr(net.backbone, "transform_input", None) is False:  # GoogLeNet, Inception: torchvision's go over to this inside
+        if (
+            getattr(net.backbone, "transform_input", None) is False
+        ):  # GoogLeNet, Inception: torchvision's go over to this inside
             mean, std = [0.5] * 3, [0.5] * 3
         return str(weights), _download(weights.url), list(mean), list(std), list(weights.meta.get("categories", []))
     if not isinstance(net, TimmModel):

@@ -58,7 +58,9 @@ class ResNet9(nn.Module):
                 f" use images of {2**num_stages} pixels or more, or fewer entries in widths"
             )
         if not set(residual_stages) <= set(range(1, num_stages + 1)):
-            raise ValueError(f"residual_stages: {list(residual_stages)} names a stage that widths lacks; use 1 to {num_stages}")
+            raise ValueError(
+                f"residual_stages: {list(residual_stages)} names a stage that widths lacks; use 1 to {num_stages}"
+            )
         if not head_scale > 0:
             raise ValueError(f"head_scale: {head_scale} would silence the head; use a number above 0, such as 0.125")
 

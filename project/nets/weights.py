@@ -40,22 +40,32 @@ class LoadReport:
     loaded: list[str]  # with those adapted
     missing: list[str]  # not in the file
     unexpected: list[str]  # not in the network
-    other_shape: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in the file, in the network; not loaded
+    other_shape: list[
+        tuple[str, tuple[int, ...], tuple[int, ...]]
+    ]  # name, shape in the file, in the network; not loaded
     adapted: list[str]  # first convolution made to fit other channels, position embeddings to another image size
     mean: Statistics  # the normalisation that belongs to the weights, where it is known
     std: Statistics
-    other_classes: list[str] = field(default_factory=list)  # the head, where it would fit but is for other classes; not loaded
+    other_classes: list[str] = field(
+        default_factory=list
+    )  # the head, where it would fit but is for other classes; not loaded
 
     def lines(self, limit: int = 8) -> list[str]:
         """Text for the terminal: a line for each kind there is, at most `limit` names in it, a whole module written once."""
         reshaped = [name for name, *_ in self.other_shape]
-        around = [f"{module}." for module in _modules(next(iter(self.unexpected), ""))]  # the file's prefixes say nothing
+        around = [
+            f"{module}." for module in _modules(next(iter(self.unexpected), ""))
+        ]  # the file's prefixes say nothing
         shared = [module for module in around if all(name.startswith(module) for name in self.unexpected)]
         kinds = (
             ("loaded", self.loaded, _by_module(self.loaded, [*self.missing, *reshaped])),
             ("adapted", self.adapted, self.adapted),
             ("missing", self.missing, _by_module(self.missing, [*self.loaded, *reshaped])),
-            ("other shape", reshaped, [f"{name} {theirs} in the file, {ours} here" for name, theirs, ours in self.other_shape]),
+            (
+                "other shape",
+                reshaped,
+                [f"{name} {theirs} in the file, {ours} here" for name, theirs, ours in self.other_shape],
+            ),
             ("for other classes", self.other_classes, self.other_classes),
             ("unexpected", self.unexpected, _by_module(self.unexpected, shared)),
         )
@@ -104,7 +114,9 @@ def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = N
         mean, std = (own[key].flatten().tolist() for key in ("mean", "std"))
         their_classes = content["hyper_parameters"].get("class_names")
     if not states:
-        raise UserError(f"model.weights: {path} holds no tensors by name; write it by torch.save(model.state_dict(), ...)")
+        raise UserError(
+            f"model.weights: {path} holds no tensors by name; write it by torch.save(model.state_dict(), ...)"
+        )
 
     targets = net.state_dict()  # shares its memory with the network
     entry, mapping, fitting, most = "", {}, {}, -1
@@ -133,14 +145,21 @@ def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = N
         unexpected=[origin for key, (origin, _) in mapping.items() if key not in targets],
         other_shape=[(key, tuple(mapping[key][1].shape), tuple(targets[key].shape)) for key in differing],
         other_classes=other_classes,
-        adapted=[key for key in loaded if len(before.get(key, ())) == targets[key].ndim and before[key] != targets[key].shape],
+        adapted=[
+            key for key in loaded if len(before.get(key, ())) == targets[key].ndim and before[key] != targets[key].shape
+        ],
         mean=mean,
         std=std,
     )
 
 
 def _is_path(weights: str) -> bool:
-    return weights.lower().endswith(SUFFIXES) or "/" in weights or os.sep in weights or Path(weights).expanduser().is_file()
+    return (
+        weights.lower().endswith(SUFFIXES)
+        or "/" in weights
+        or os.sep in weights
+        or Path(weights).expanduser().is_file()
+    )
 
 
 def _read(path: Path) -> Any:
@@ -156,7 +175,9 @@ def _read(path: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("image_classifier", "{}"))  # of `python -m project export`
         if any(fold["into"] for fold in about.get("folds", ())):
-            raise UserError(f"model.weights: the batch norms of {path} are folded, so it cannot be trained on; give the checkpoint")
+            raise UserError(
+                f"model.weights: the batch norms of {path} are folded, so it cannot be trained on; give the checkpoint"
+            )
         return load_file(path)
     except UserError:
         raise
@@ -164,7 +185,9 @@ def _read(path: Path) -> Any:
         raise UserError(f"model.weights: {path} needs the safetensors library; run pip install safetensors") from error
     except Exception as error:  # torch has a different one for each kind of damage
         reason = "cannot be read; it is damaged, or no file of weights"
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):  # a class that the file would have to import
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(
+            error
+        ):  # a class that the file would have to import
             reason = "holds objects that need code; save the state dict alone: torch.save(model.state_dict(), ...)"
         elif isinstance(error, PermissionError):
             reason = f"cannot be read: {error.strerror}"
@@ -190,7 +213,9 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 def _readings(net: nn.Module, state: dict[str, Tensor]) -> Iterator[Mapping]:
     """Every sensible way to read the names of a file as those of the network, the plainest first."""
-    stripped = [{key.replace("_orig_mod.", ""): (key, tensor) for key, tensor in state.items()}]  # torch.compile's, anywhere
+    stripped = [
+        {key.replace("_orig_mod.", ""): (key, tensor) for key, tensor in state.items()}
+    ]  # torch.compile's, anywhere
     seen = []
     for mapping in stripped:  # grows as it goes
         if mapping.keys() in seen:
@@ -202,7 +227,9 @@ def _readings(net: nn.Module, state: dict[str, Tensor]) -> Iterator[Mapping]:
         for prefix in PREFIXES:
             rest = {name: value for name, value in mapping.items() if not name.startswith(prefix)}
             if len(rest) < len(mapping):
-                inside = {name.removeprefix(prefix): value for name, value in mapping.items() if name.startswith(prefix)}
+                inside = {
+                    name.removeprefix(prefix): value for name, value in mapping.items() if name.startswith(prefix)
+                }
                 stripped.append(rest | inside)
 
 
@@ -211,7 +238,10 @@ def _from_library(net: nn.Module, mapping: Mapping) -> Mapping:
     if isinstance(net, TorchvisionModel):
         head, old_names = net.head_name, OLD_NAMES
     elif isinstance(net, TimmModel):
-        head, old_names = net.backbone.pretrained_cfg.get("classifier"), ()  # a tuple for two heads, which do not fit our one
+        head, old_names = (
+            net.backbone.pretrained_cfg.get("classifier"),
+            (),
+        )  # a tuple for two heads, which do not fit our one
     else:
         return {}
     ours = {}
@@ -237,7 +267,9 @@ def _timm_filtered(net: nn.Module, mapping: Mapping) -> Mapping:
         converted = module.checkpoint_filter_fn({name: tensor for name, (_, tensor) in body.items()}, net.backbone)
     except Exception:  # no such function, or it is made for published files and fails in its own way on this one
         return {}
-    return {f"backbone.{name}": (body.get(name, (name,))[0], tensor) for name, tensor in _tensors(converted).items()} | rest
+    return {
+        f"backbone.{name}": (body.get(name, (name,))[0], tensor) for name, tensor in _tensors(converted).items()
+    } | rest
 
 
 def _fit(net: nn.Module, name: str, tensor: Tensor, target: Tensor) -> Tensor | None:
@@ -247,7 +279,11 @@ def _fit(net: nn.Module, name: str, tensor: Tensor, target: Tensor) -> Tensor | 
         return tensor
     if len(shape) == len(wanted) == 4 and shape == (wanted[0], 3, *wanted[2:]):
         channels = wanted[1]  # by the rule of backbone.adapt_first_conv
-        return tensor.sum(1, keepdim=True) if channels == 1 else tensor[:, [i % 3 for i in range(channels)]] * (3 / channels)
+        return (
+            tensor.sum(1, keepdim=True)
+            if channels == 1
+            else tensor[:, [i % 3 for i in range(channels)]] * (3 / channels)
+        )
     if name.endswith("encoder.pos_embedding") and len(shape) == 3 and shape[2] == wanted[2]:
         vit = net.get_submodule(name.removesuffix("encoder.pos_embedding").rstrip("."))
         if isinstance(vit, VisionTransformer) and int((shape[1] - 1) ** 0.5) ** 2 == shape[1] - 1:
@@ -262,7 +298,9 @@ def _check(net: nn.Module, fitting: dict[str, Tensor], state: dict[str, Tensor],
     body = [name for name in weights if not name.startswith("head.")] or weights
     if not fitting.keys() & set(body):
         theirs, ours = (", ".join(list(names)[:3]) for names in (state, body))
-        raise UserError(f"model.weights: nothing in {source} fits {type(net).__name__}: it holds {theirs}, the network {ours}")
+        raise UserError(
+            f"model.weights: nothing in {source} fits {type(net).__name__}: it holds {theirs}, the network {ours}"
+        )
     for name, _ in net.named_parameters():
         if name in fitting and not fitting[name].isfinite().all():
             raise UserError(f"model.weights: {source} holds NaN or infinite values in {name}; it cannot be used")

@@ -44,19 +44,31 @@ def advise(
     """
     found = []
     if batch < SMALLEST_BATCH:
-        found.append(f"a batch of {batch} is small: below {SMALLEST_BATCH} gradients are noisy (A11); raise data.batch_size")
+        found.append(
+            f"a batch of {batch} is small: below {SMALLEST_BATCH} gradients are noisy (A11); raise data.batch_size"
+        )
     elif batch & (batch - 1):
         above = 1 << batch.bit_length()
-        found.append(f"a batch of {batch} is no power of two, which devices are built for (A11); try {above // 2} or {above}")
+        found.append(
+            f"a batch of {batch} is no power of two, which devices are built for (A11); try {above // 2} or {above}"
+        )
     low, high = USUAL_RATES.get(optimizer, (0.0, float("inf")))
     if not low <= rate <= high:
-        found.append(f"a rate of {rate:g} is unusual for {optimizer}: {low:g} to {high:g} is common (A13); was model.lr meant so?")
+        found.append(
+            f"a rate of {rate:g} is unusual for {optimizer}: {low:g} to {high:g} is common (A13); was model.lr meant so?"
+        )
     if not decays:
-        found.append("the rate does not decay in the course of the run (A13); model.schedule: project.optim.Cosine lowers it")
+        found.append(
+            "the rate does not decay in the course of the run (A13); model.schedule: project.optim.Cosine lowers it"
+        )
     if not shuffled:
-        found.append("the images are not shuffled (A9): every epoch sees them in one order; data.sampler: shuffle is usual")
+        found.append(
+            "the images are not shuffled (A9): every epoch sees them in one order; data.sampler: shuffle is usual"
+        )
     if not seeded:
         found.append("there is no seed (A9): this run cannot be repeated; seed_everything: 0 sets one")
     if frozen_at_random:
-        found.append("model.freeze keeps layers that nothing has trained (A21): give model.weights, the ones to start from")
+        found.append(
+            "model.freeze keeps layers that nothing has trained (A21): give model.weights, the ones to start from"
+        )
     return found

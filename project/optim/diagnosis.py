@@ -92,20 +92,28 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float] |
     elif highest > SPIKE * guess or bounce > BOUNCE:
         return Diagnosis("too high", f"the loss {'shot up' if highest > SPIKE * guess else 'bounced'}: {saw}", LOWER)
     if last > (1 - LITTLE) * guess:
-        return Diagnosis("too low", f"the loss hardly fell: {saw}", f"{HIGHER}; if that changes nothing, look at the labels")
+        return Diagnosis(
+            "too low", f"the loss hardly fell: {saw}", f"{HIGHER}; if that changes nothing, look at the labels"
+        )
 
     time = [sum(rates[:i]) + rate / 2 for i, rate in enumerate(rates)]  # of each point's middle, in summed rate
     late = (_at(time, points, (time[0] + time[-1]) / 2) - last) / (max(first, guess) - last)
-    falls = f"{late:.0%} of the fall to {last:.3g} came in the second half" + (" (by summed rate)" if len(set(rates)) > 1 else "")
+    falls = f"{late:.0%} of the fall to {last:.3g} came in the second half" + (
+        " (by summed rate)" if len(set(rates)) > 1 else ""
+    )
     if late <= LATE:
         return Diagnosis("good", falls)
-    knee = max(i for i, rate in enumerate(rates) if rate >= max(rates) / 2)  # below half of its peak the rate has decayed
+    knee = max(
+        i for i, rate in enumerate(rates) if rate >= max(rates) / 2
+    )  # below half of its peak the rate has decayed
     if 0 < knee < len(points) - 1 and time[-1] > time[knee]:
         middle = (time[0] + time[knee]) / 2
         before = (_at(time, points, middle) - points[knee]) / (time[knee] - middle)
         after = (points[knee] - last) / (time[-1] - time[knee])
         if after > SPEED_UP * before:
-            return Diagnosis("good", f"{falls}, because the rate decayed: per unit of rate the loss fell faster from then on")
+            return Diagnosis(
+                "good", f"{falls}, because the rate decayed: per unit of rate the loss fell faster from then on"
+            )
     return Diagnosis("too low", falls, f"{HIGHER}, or more epochs")
 
 

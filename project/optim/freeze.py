@@ -19,11 +19,17 @@ class Freeze:
             layers: Regular expression for the names of the layers to freeze; null takes all but the head.
         """
         if until is not None and until < 1:
-            raise UserError(f"model.freeze: until must be 1 or more epochs, not {until}; null freezes for the whole run")
+            raise UserError(
+                f"model.freeze: until must be 1 or more epochs, not {until}; null freezes for the whole run"
+            )
         if every is not None and every < 1:
-            raise UserError(f"model.freeze: every must be 1 or more epochs, not {every}; null unfreezes all stages at once")
+            raise UserError(
+                f"model.freeze: every must be 1 or more epochs, not {every}; null unfreezes all stages at once"
+            )
         if every is not None and until is None:
-            raise UserError("model.freeze: every unfreezes stages one by one; it needs until, the epochs before the first")
+            raise UserError(
+                "model.freeze: every unfreezes stages one by one; it needs until, the epochs before the first"
+            )
         self.until, self.every, self.pattern = until, every, layers
 
     def plan(self, net: nn.Module) -> dict[str, int | None]:
@@ -56,5 +62,7 @@ class Freeze:
             reason = f"{self.pattern!r} matches no layer" if self.pattern else "this network has nothing but its head"
             raise UserError(f"model.freeze: {reason}; the layers are {names}")
         if len(chosen) == len(ordered):
-            raise UserError(f"model.freeze: {self.pattern!r} would freeze everything, nothing could learn; the layers are {names}")
+            raise UserError(
+                f"model.freeze: {self.pattern!r} would freeze everything, nothing could learn; the layers are {names}"
+            )
         return chosen

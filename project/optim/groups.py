@@ -41,7 +41,9 @@ def param_groups(
     lr_mult = dict(lr_mult or {})
     for pattern, factor in lr_mult.items():
         if not factor > 0:
-            raise UserError(f"model.lr_mult: the factor of {pattern!r} must be above 0, not {factor}; to freeze, use model.freeze")
+            raise UserError(
+                f"model.lr_mult: the factor of {pattern!r} must be above 0, not {factor}; to freeze, use model.freeze"
+            )
     if not 0 < layer_decay <= 1:
         raise UserError(f"model.layer_decay must be above 0 and at most 1, not {layer_decay}")
     ordered = layers(net)

@@ -9,7 +9,12 @@ from project.errors import UserError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # subclasses too, such as ConvNormAct
 _PLAIN = (nn.Linear, nn.modules.conv._ConvNd)
-_LOOSE = (nn.LayerNorm, nn.RMSNorm, nn.ParameterList, nn.ParameterDict)  # may hold matrices, yet are no layers of their own
+_LOOSE = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.ParameterList,
+    nn.ParameterDict,
+)  # may hold matrices, yet are no layers of their own
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,15 @@ def _timm_pieces(path: str, module: nn.Module, names: list[str], weighty: set[st
     from timm.models._manipulate import group_with_matcher  # the public group_parameters leaves buffers out
 
     start = len(path) + 1 if path else 0
-    groups = group_with_matcher(((name[start:], name) for name in names), module.group_matcher(coarse=False), return_values=True)
+    groups = group_with_matcher(
+        ((name[start:], name) for name in names), module.group_matcher(coarse=False), return_values=True
+    )
     for group in groups.values():
         outside = {above for name in set(names).difference(group) for above in _above(name)}
         weights = [name for name in group if name.rpartition(".")[0] in weighty]
-        owners = [above for name in weights or group for above in _above(name) if above not in outside and len(above) >= start]
+        owners = [
+            above for name in weights or group for above in _above(name) if above not in outside and len(above) >= start
+        ]
         yield max(owners, key=owners.count, default=group[0]), group, bool(weights)
 
 
@@ -134,11 +143,15 @@ def _is_trunk(module: nn.Module, weighty: dict[nn.Module, str]) -> bool:
         return True
     units = [unit for child in module.children() if isinstance(child, _CONTAINERS) for unit in _units(child)]
     blocks = [unit for unit in units if _weights(unit, weighty) > 1]
-    return len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and 2 * sum(map(_size, blocks)) > _size(module)
+    return (
+        len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and 2 * sum(map(_size, blocks)) > _size(module)
+    )
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
-    return [unit for child in module.children() for unit in _units(child)] if isinstance(module, _CONTAINERS) else [module]
+    return (
+        [unit for child in module.children() for unit in _units(child)] if isinstance(module, _CONTAINERS) else [module]
+    )
 
 
 def _size(module: nn.Module) -> int:
@@ -154,7 +167,9 @@ def _stages(net: nn.Module, names: list[str]) -> list[str]:
 
     def alike(one: str, other: str) -> bool:
         beside = one != other and one.rpartition(".")[0] == other.rpartition(".")[0]
-        return beside and not {classes.get(name) for name in held[one]}.isdisjoint(classes.get(name) for name in held[other])
+        return beside and not {classes.get(name) for name in held[one]}.isdisjoint(
+            classes.get(name) for name in held[other]
+        )
 
     def is_run(path: str) -> bool:
         first = names.index(held[path][0])

@@ -16,9 +16,13 @@ def check_gradients(optimizer: Optimizer, net: nn.Module) -> None:
         UserError: for those.
     """
     if isinstance(optimizer, SparseAdam):
-        raise UserError("model.optimizer: SparseAdam takes sparse gradients alone, which images do not give; choose Adam")
+        raise UserError(
+            "model.optimizer: SparseAdam takes sparse gradients alone, which images do not give; choose Adam"
+        )
     if isinstance(optimizer, LBFGS) and not all(parameter.is_contiguous() for parameter in net.parameters()):
-        raise UserError("model.optimizer: LBFGS cannot use weights in channels_last order; set model.channels_last: false")
+        raise UserError(
+            "model.optimizer: LBFGS cannot use weights in channels_last order; set model.channels_last: false"
+        )
 
 
 def scheduler_of_torch(make: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
@@ -34,7 +38,9 @@ def scheduler_of_torch(make: Callable[[Optimizer], Any], optimizer: Optimizer) -
         mend = "; project.optim.OneCycle counts them itself" if "total_steps" in str(error) else ""
         raise UserError(f"model.schedule: {' '.join(str(error).split())}{mend}") from error
     if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
-        raise UserError("model.schedule: torch's ReduceLROnPlateau does not say which metric to watch; use project.optim.Plateau")
+        raise UserError(
+            "model.schedule: torch's ReduceLROnPlateau does not say which metric to watch; use project.optim.Plateau"
+        )
     if rates != [group.get("initial_lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)]:
         raise UserError(
             f"model.schedule: torch's {type(scheduler).__name__} sets rates of its own, so model.lr and all that scales it would "

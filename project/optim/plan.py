@@ -46,7 +46,9 @@ def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
     return Plan([step / length.steps_per_epoch for step in steps], _curves(names, table))
 
 
-def simulated_rates(make: Callable[[Any], Any], groups: list[dict[str, Any]], interval: Interval, length: Length) -> Plan:
+def simulated_rates(
+    make: Callable[[Any], Any], groups: list[dict[str, Any]], interval: Interval, length: Length
+) -> Plan:
     """What a scheduler of torch will do, by running it on an optimizer of its own.
 
     Args:
@@ -102,7 +104,9 @@ def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
         axes.plot(plan.epochs, curve, color=colour, label=label, drawstyle="steps-post")
     positive = [rate for curve in curves for rate in curve if rate > 0]
     if positive and max(positive) > 50 * min(max(curve) for curve in curves):
-        axes.set_yscale("log", nonpositive="mask")  # far apart: on a linear scale the lowest groups would lie on the axis
+        axes.set_yscale(
+            "log", nonpositive="mask"
+        )  # far apart: on a linear scale the lowest groups would lie on the axis
     axes.set(xlabel="epoch", ylabel="learning rate", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", title=None if len(curves) <= CURVES else f"{len(curves)} rates, stem to head")

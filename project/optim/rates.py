@@ -58,12 +58,16 @@ def assign(schedule: Schedule, names: list[str]) -> list[Schedule]:
     for name in names:
         pattern = next((pattern for pattern in schedule.schedules if matches("model.schedule", pattern, name)), None)
         if pattern is None:
-            raise UserError(f"model.schedule: PerGroup has no schedule for group {name!r}; add one, at the end '.*' for the rest")
+            raise UserError(
+                f"model.schedule: PerGroup has no schedule for group {name!r}; add one, at the end '.*' for the rest"
+            )
         used.add(pattern)
         found.append(schedule.schedules[pattern])
     for pattern in schedule.schedules:
         if pattern not in used:
-            raise UserError(f"model.schedule: PerGroup: {pattern!r} decides no group; the groups are {', '.join(names)}")
+            raise UserError(
+                f"model.schedule: PerGroup: {pattern!r} decides no group; the groups are {', '.join(names)}"
+            )
     return found
 
 
@@ -114,12 +118,17 @@ class PlannedRates(LRScheduler):
         """The rate of every group at an optimizer step, counted from 0."""
         if step == 0:  # the same for every length
             start = self.warmup.start if self.warmup.epochs else 1.0
-            return [base * start * part.factor(0, 1_000_000) for base, part in zip(self.base_lrs, self.schedules, strict=True)]
+            return [
+                base * start * part.factor(0, 1_000_000)
+                for base, part in zip(self.base_lrs, self.schedules, strict=True)
+            ]
         length = self.length()
         rise = self.warmup.steps(length)
         if length.steps is not None and 0 < length.steps <= rise:
             run = length.steps / length.steps_per_epoch
-            raise UserError(f"model.warmup of {self.warmup.epochs:g} epochs leaves nothing of a run of {run:g}; shorten it")
+            raise UserError(
+                f"model.warmup of {self.warmup.epochs:g} epochs leaves nothing of a run of {run:g}; shorten it"
+            )
         epoch = step // length.steps_per_epoch
         warm = self.warmup.factor(step, length)
         rates = []
@@ -128,7 +137,9 @@ class PlannedRates(LRScheduler):
             done, total = (epoch, length.epochs) if by_epoch else (step, length.steps)
             if part.spans_run and total is None:
                 name = type(part).__name__
-                raise UserError(f"model.schedule: {name} needs to know the end of the run: set trainer.max_epochs or max_steps")
+                raise UserError(
+                    f"model.schedule: {name} needs to know the end of the run: set trainer.max_epochs or max_steps"
+                )
             if part.spans_run and self.warmup.epochs:
                 before = math.ceil(self.warmup.epochs if by_epoch else rise)
                 done, total = max(0, done - before), max(1, total - before)
@@ -161,7 +172,11 @@ class PlannedRates(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """The step and the plateaus' counts; no rate, which is worked out anew."""
         steps = self.length().steps if self.last_epoch else None
-        return {"step": self.last_epoch, "planned_steps": steps, "plateaus": [part.state_dict() for part in self.plateaus]}
+        return {
+            "step": self.last_epoch,
+            "planned_steps": steps,
+            "plateaus": [part.state_dict() for part in self.plateaus],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the step; `refresh` puts its rates in force."""

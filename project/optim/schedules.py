@@ -27,7 +27,9 @@ class Schedule(ABC):
     """Base class. One of your own: a subclass in any file, named by its path."""
 
     interval: Interval = "epoch"  # what time is counted in, unless model.schedule_interval says otherwise
-    spans_run = False  # whether it fills the run from the end of the warm-up on; else it counts from the start of the run
+    spans_run = (
+        False  # whether it fills the run from the end of the warm-up on; else it counts from the start of the run
+    )
 
     @abstractmethod
     def factor(self, done: int, total: int) -> float:
@@ -72,7 +74,9 @@ class MultiStep(Schedule):
             milestones: Epochs (or steps, by model.schedule_interval) after which the rate falls.
             gamma: Factor of each fall, above 0 and at most 1.
         """
-        self.require(bool(milestones) and min(milestones) >= 1, f"milestones must be numbers of 1 or more, not {milestones}")
+        self.require(
+            bool(milestones) and min(milestones) >= 1, f"milestones must be numbers of 1 or more, not {milestones}"
+        )
         self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
         self.milestones, self.gamma = sorted(milestones), gamma
 
@@ -195,13 +199,17 @@ class Plateau(Schedule):
             min_factor: The rate never falls below this share of model.lr.
         """
         self.require(0 < factor < 1, f"factor must lie between 0 and 1, not {factor}")
-        self.require(patience >= 0 and cooldown >= 0, f"patience and cooldown must be 0 or more, not {patience} and {cooldown}")
+        self.require(
+            patience >= 0 and cooldown >= 0, f"patience and cooldown must be 0 or more, not {patience} and {cooldown}"
+        )
         self.require(threshold >= 0, f"threshold must be 0 or more, not {threshold}")
         self.require(0 <= min_factor < 1, f"min_factor must be at least 0 and below 1, not {min_factor}")
         self.monitor = monitor
         self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a rate of 1
         mode = mode or ("min" if monitor.endswith("loss") else "max")
-        self._rule = ReduceLROnPlateau(self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0)
+        self._rule = ReduceLROnPlateau(
+            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0
+        )
 
     def factor(self, done: int, total: int) -> float:
         return self._rate.param_groups[0]["lr"]
@@ -231,7 +239,9 @@ class PerGroup(Schedule):
             schedules: Regular expression for names of groups -> schedule; the first that matches counts, and every group needs one.
         """
         self.require(bool(schedules), "give at least one schedule")
-        self.require(not any(isinstance(part, PerGroup) for part in schedules.values()), "its schedules cannot be PerGroup again")
+        self.require(
+            not any(isinstance(part, PerGroup) for part in schedules.values()), "its schedules cannot be PerGroup again"
+        )
         self.schedules = schedules
 
     def factor(self, done: int, total: int) -> float:

@@ -58,7 +58,9 @@ class SWATS(Optimizer):
             switch_tol: A group goes over to SGD when its projected rate is closer than this to the rate's average (the paper's
                 epsilon). A larger value switches earlier; 0 never switches.
         """
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
+        )
 
     def add_param_group(self, param_group: Group) -> None:
         _check({**self.defaults, **param_group})
@@ -93,7 +95,9 @@ class SWATS(Optimizer):
             else:
                 self._sgd_step(group, params)
         if dots:  # fetched together: a GPU is waited for once in a step, however many groups there are
-            for group, (dd, dg) in zip(projected, torch.stack([dot.to(dots[0].device) for dot in dots]).tolist(), strict=True):
+            for group, (dd, dg) in zip(
+                projected, torch.stack([dot.to(dots[0].device) for dot in dots]).tolist(), strict=True
+            ):
                 self._project(group, dd, dg)
         return loss
 
@@ -132,7 +136,13 @@ class SWATS(Optimizer):
         for g, state in zip(decayed, states, strict=True):
             dtype, t = torch.promote_types(g.dtype, torch.float32), state["step"].item()
             correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-            denominator = state["exp_avg_sq"].to(dtype).sqrt().mul_(correction1 / correction2**0.5).add_(group["eps"] * correction1)
+            denominator = (
+                state["exp_avg_sq"]
+                .to(dtype)
+                .sqrt()
+                .mul_(correction1 / correction2**0.5)
+                .add_(group["eps"] * correction1)
+            )
             d = state["exp_avg"].to(dtype) / denominator
             dots += [(d * d).sum(), (d * g).sum()]
         return torch.stack([dot.to(dots[0].device) for dot in dots]).view(-1, 2).sum(dim=0)

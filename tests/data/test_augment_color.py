@@ -71,7 +71,9 @@ def test_noise_has_its_spread_in_its_share_of_the_images_and_no_pattern():
     assert between.abs().max() < 5 / math.sqrt(3 * 32 * 32)
 
 
-@pytest.mark.parametrize("operation", [Brightness(0), Contrast(0), Saturation(0), Blur(3, p=0), GaussianNoise(0.1, p=0)])
+@pytest.mark.parametrize(
+    "operation", [Brightness(0), Contrast(0), Saturation(0), Blur(3, p=0), GaussianNoise(0.1, p=0)]
+)
 def test_nothing_drawn_nothing_changed(operation):
     images = pictures()
     assert torch.allclose(operation(images, draws()), to_float(images), atol=1e-6)

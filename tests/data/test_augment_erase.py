@@ -12,7 +12,9 @@ from project.data.augment import Augment
 from project.data.draws import Draws
 
 
-def pictures(count: int = 16, channels: int = 3, height: int = 32, width: int = 32, floating: bool = False) -> torch.Tensor:
+def pictures(
+    count: int = 16, channels: int = 3, height: int = 32, width: int = 32, floating: bool = False
+) -> torch.Tensor:
     """No pixel has the same value in two of its channels and no two neighbours are alike, so that nothing looks erased."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
@@ -23,7 +25,9 @@ def draws(count: int, epoch: int = 2) -> Draws:
     return Draws(1, epoch, torch.arange(count))
 
 
-def erased_by(operation: RandomErasing, shape: tuple[int, ...], epoch: int = 2) -> list[tuple[int, int, int, int, float] | None]:
+def erased_by(
+    operation: RandomErasing, shape: tuple[int, ...], epoch: int = 2
+) -> list[tuple[int, int, int, int, float] | None]:
     """top, left, height, width and value of each rectangle, None where there is none: from images of NaN, whatever is not NaN."""
     images = torch.full(shape, math.nan)
     found = []
@@ -37,7 +41,9 @@ def erased_by(operation: RandomErasing, shape: tuple[int, ...], epoch: int = 2) 
             continue
         top, left = int(rows[0]), int(columns[0])
         height, width = int(rows[-1]) - top + 1, int(columns[-1]) - left + 1
-        assert hidden[0, top : top + height, left : left + width].all() and int(hidden[0].sum()) == height * width  # a rectangle
+        assert (
+            hidden[0, top : top + height, left : left + width].all() and int(hidden[0].sum()) == height * width
+        )  # a rectangle
         assert len(values) == 1  # one grey
         found.append((top, left, height, width, float(values)))
     return found
@@ -82,7 +88,11 @@ def test_the_whole_range_of_areas_shapes_places_and_greys() -> None:
         assert values.min() < low + 0.03 * (high - low) and values.max() > high - 0.03 * (high - low)
     # every place at which the rectangle fits is as likely: mean of top / free rows is a half
     free = torch.tensor(
-        [[top / (100 - height), left / (100 - width)] for top, left, height, width, _ in parts if max(height, width) < 90]
+        [
+            [top / (100 - height), left / (100 - width)]
+            for top, left, height, width, _ in parts
+            if max(height, width) < 90
+        ]
     )
     assert (free.mean(0) - 0.5).abs().max() < 0.03 and free.min() == 0 and free.max() == 1
     assert torch.equal(greys, greys.round())  # one of the 256 greys that a uint8 image has

@@ -47,10 +47,16 @@ def test_every_image_once_an_epoch(count, batch_size, epoch):
 def test_sequential_training_keeps_the_order(count, batch_size, epoch, ranks, start):
     """In every epoch, on one rank or shared out, and from where an interrupted epoch stopped."""
     index = positions(count)
-    whole = [keys(EpochBatches(index, batch_size, True, 1, None, rank, ranks, shuffle=False), epoch) for rank in range(ranks)]
+    whole = [
+        keys(EpochBatches(index, batch_size, True, 1, None, rank, ranks, shuffle=False), epoch) for rank in range(ranks)
+    ]
     for rank, mine in enumerate(whole):
-        expected = [*index, *(key + INDEX_LIMIT for key in index)][rank::ranks][: -(-count // ranks)]  # a few come twice
-        assert mine == (expected if len(mine) == len(expected) else expected[:-1])  # one image left over cannot be a batch
+        expected = [*index, *(key + INDEX_LIMIT for key in index)][rank::ranks][
+            : -(-count // ranks)
+        ]  # a few come twice
+        assert mine == (
+            expected if len(mine) == len(expected) else expected[:-1]
+        )  # one image left over cannot be a batch
         assert len(expected) - len(mine) == (len(expected) % batch_size == 1 and len(expected) > batch_size)
         resumed = EpochBatches(index, batch_size, True, 1, None, rank, ranks, shuffle=False)
         resumed.set_epoch(epoch)
@@ -245,7 +251,8 @@ def test_workers_change_nothing():
     assert epoch_of(shared, 1) == epochs[1][2:]
     assert epoch_of(shared, 2) == epochs[2]
     by_image = [
-        {i: pixels for batch in epoch for i, pixels in zip(batch["index"], batch["image"], strict=True)} for epoch in epochs
+        {i: pixels for batch in epoch for i, pixels in zip(batch["index"], batch["image"], strict=True)}
+        for epoch in epochs
     ]
     assert len(by_image[0]) == 22
     assert all(by_image[0][i] != by_image[1][i] for i in by_image[0])

@@ -68,7 +68,9 @@ def train(data: ImageDataModule, epochs: int = 1, callbacks: tuple = (), **argum
         lambda *shape: ConvNet(*shape, channels=[4]), data.class_names, data.channels, data.image_size, **arguments
     )
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), use_distributed_sampler=False, **off)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), use_distributed_sampler=False, **off
+    )
     trainer.fit(model, datamodule=data)
     return model
 
@@ -103,7 +105,11 @@ def test_bad_images_stop_the_fit_before_it_trains(fit, tmp_path) -> None:
 
 def test_bad_images_may_be_left_out(fit, cli, tmp_path) -> None:
     root = with_splits(tmp_path / "images")
-    spoil(root / "train" / "red" / "red_001.png", root / "val" / "blue" / "blue_000.png", root / "test" / "red" / "red_002.png")
+    spoil(
+        root / "train" / "red" / "red_001.png",
+        root / "val" / "blue" / "blue_000.png",
+        root / "test" / "red" / "red_002.png",
+    )
     result = fit(root, "--data.on_bad_image", "skip")
     assert result.code == 0 and result.err == ""
     assert "left out 2 images that cannot be read: train/red/red_001.png, val/blue/blue_000.png" in result.out
@@ -198,7 +204,9 @@ def test_all_images_of_a_new_folder_are_tested(fit, cli, folder, tmp_path) -> No
     tested = []
     real = ImageClassifier.test_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageClassifier, "test_step", lambda s, b, i: (tested.extend(b["label"].tolist()), real(s, b, i))[1])
+        patch.setattr(
+            ImageClassifier, "test_step", lambda s, b, i: (tested.extend(b["label"].tolist()), real(s, b, i))[1]
+        )
         assert cli("test", "--ckpt_path", "best", "--data.root", new, "--data.test_size", "1").code == 0
     assert Counter(tested) == {0: 7, 1: 3, 2: 4}
 
@@ -263,7 +271,9 @@ def test_images_that_were_trained_on_are_refused(fit, cli, folder, change) -> No
     labels = []
     real = ImageClassifier.test_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageClassifier, "test_step", lambda s, b, i: (labels.extend(b["index"].tolist()), real(s, b, i))[1])
+        patch.setattr(
+            ImageClassifier, "test_step", lambda s, b, i: (labels.extend(b["index"].tolist()), real(s, b, i))[1]
+        )
         result = cli("test", "--ckpt_path", "best", *options, "--data.on_seen_image", "skip")
     assert result.code == 0 and f"Left out {len(seen)} of the {len(test)} test images" in result.out
     assert {data.source.samples[i].key for i in labels} == set(test) - set(seen)
@@ -281,7 +291,15 @@ def test_a_test_of_training_images_only_is_refused_even_with_skip(fit, cli, fold
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / row["path"], target)
     result = cli(
-        "test", "--ckpt_path", "best", "--data.root", tmp_path / "seen", "--data.test_size", "1", "--data.on_seen_image", "skip"
+        "test",
+        "--ckpt_path",
+        "best",
+        "--data.root",
+        tmp_path / "seen",
+        "--data.test_size",
+        "1",
+        "--data.on_seen_image",
+        "skip",
     )
     assert result.code == 2 and len(result.err.splitlines()) == 1 and f"{len(seen)} of the {len(seen)}" in result.err
 
@@ -382,14 +400,18 @@ def test_a_grey_folder(fit, cli, tmp_path) -> None:
         Image.open(path).convert("L").save(path)
     result = fit(root, "--data.channels", "1")
     assert result.code == 0 and "shape: 1 x 8 x 8" in result.out
-    weight = torch.load(run_folder() / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]["net.stages.0.0.conv.weight"]
+    weight = torch.load(run_folder() / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"][
+        "net.stages.0.0.conv.weight"
+    ]
     assert weight.shape == (4, 1, 3, 3)
     assert cli("test", "--ckpt_path", "best").code == 0
 
 
 def test_random_crops_train_alike_with_any_number_of_workers(fit, folder) -> None:
     weights = []
-    for number, options in enumerate((["--data.num_workers", "0"], ["--data.num_workers", "2"], ["--seed_everything", "1"])):
+    for number, options in enumerate(
+        (["--data.num_workers", "0"], ["--data.num_workers", "2"], ["--seed_everything", "1"])
+    ):
         crop = ["--data.random_resized_crop", "[0.3,1]", "--trainer.max_epochs", "2"]
         assert fit(folder, *crop, "--data.num_workers", "0", *options).code == 0
         weights.append(torch.load(run_folder(number) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
@@ -406,7 +428,9 @@ def test_predict_a_nested_folder_and_a_single_image(fit, cli, workdir, folder) -
         Image.new("RGB", (30, 12), colour).save(workdir / "new" / name)
     tables = []
     for cache in ("memory", "none"):
-        result = cli("predict", "--ckpt_path", "best", "--data.root", "new", "--data.cache", cache, "--data.num_workers", "0")
+        result = cli(
+            "predict", "--ckpt_path", "best", "--data.root", "new", "--data.cache", cache, "--data.num_workers", "0"
+        )
         assert result.code == 0 and "3 predictions" in result.out
         tables.append((workdir / "predictions.csv").read_text())
     assert tables[0] == tables[1]
@@ -437,7 +461,9 @@ def test_bad_arguments(arguments, words) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sequential_sampler_trains_in_order_and_goes_on_where_it_stopped(fit, cli, folder, workdir, monkeypatch) -> None:
+def test_sequential_sampler_trains_in_order_and_goes_on_where_it_stopped(
+    fit, cli, folder, workdir, monkeypatch
+) -> None:
     seen, stop, real = [], [], ImageClassifier.training_step
 
     def watch(self, batch, batch_idx):
@@ -450,7 +476,10 @@ def test_sequential_sampler_trains_in_order_and_goes_on_where_it_stopped(fit, cl
     monkeypatch.setattr(ImageClassifier, "training_step", watch)
     options = ["--data.sampler", "sequential", "--trainer.max_epochs", "2"]
     assert fit(folder, *options).code == 0
-    whole, weights = seen.copy(), torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    whole, weights = (
+        seen.copy(),
+        torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"],
+    )
     assert len(whole) == 6 and [rows for _, rows in whole[:3]] == [rows for _, rows in whole[3:]]  # 16 in a batch
     order = [row for _, rows in whole[:3] for row in rows]
     assert order == sorted(set(order)) and len(order) == record()["split"]["train"] > 32

@@ -157,7 +157,9 @@ def test_any_tree_is_listed_whole(paths):
             samples = ImageFolder(folder).samples
             assert {sample.key: sample.label for sample in samples} == expected
             assert [sample.key for sample in samples] == sorted(expected)
-        assert [sample.key for sample in ImageFiles(folder).samples] == sorted("/".join(parts) + ".png" for parts in paths)
+        assert [sample.key for sample in ImageFiles(folder).samples] == sorted(
+            "/".join(parts) + ".png" for parts in paths
+        )
 
 
 def test_content_is_that_of_the_file(tmp_path):

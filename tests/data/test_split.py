@@ -312,7 +312,9 @@ def test_fingerprint_changes_exactly_with_keys_labels_and_splits(class_sizes, se
 
     i = data.draw(st.integers(0, len(samples) - 1))
     for change in ({"key": "new.png"}, {"label": "new"}):
-        assert fingerprint([*samples[:i], dataclasses.replace(samples[i], **change), *samples[i + 1 :]], splits) != before
+        assert (
+            fingerprint([*samples[:i], dataclasses.replace(samples[i], **change), *samples[i + 1 :]], splits) != before
+        )
     home = next(name for name, rows in splits.items() if i in rows)
     for other in set(splits) - {home}:
         moved = {**splits, home: [row for row in splits[home] if row != i], other: [*splits[other], i]}
@@ -365,7 +367,9 @@ def test_sizes_out_of_range(options, key):
 @given(st.lists(st.integers(12, 30), min_size=2, max_size=4), st.integers(2, 5), seeds)
 def test_outer_folds_partition_all_images_and_each_keeps_a_validation_part(class_sizes, folds, seed):
     samples = make(class_sizes)
-    parts = [split_samples(samples, 0.5, 0.25, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)]
+    parts = [
+        split_samples(samples, 0.5, 0.25, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)
+    ]
     assert sorted(i for splits in parts for i in splits["test"]) == list(range(len(samples)))
     for splits in parts:
         assert sorted([*splits["train"], *splits["val"], *splits["test"]]) == list(range(len(samples)))
@@ -388,7 +392,9 @@ def test_inner_folds_lie_inside_an_outer_training_part():
 def test_groups_never_cross_outer_folds(images, folds, seed):
     samples = grouped(images)
     try:
-        parts = [split_samples(samples, 0, 0, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)]
+        parts = [
+            split_samples(samples, 0, 0, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)
+        ]
     except UserError as error:
         assert "data.test_folds" in str(error)
         return

@@ -61,7 +61,9 @@ def test_pooling_and_dropout_take_effect():
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
-@pytest.mark.parametrize(("stride", "pool_kernel", "pool_stride"), [(1, 2, None), (2, 2, 2), (1, 3, 2), (2, 2, 3), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("stride", "pool_kernel", "pool_stride"), [(1, 2, None), (2, 2, 2), (1, 3, 2), (2, 2, 3), (2, 1, 1)]
+)
 def test_smallest_image_is_the_smallest(blocks, stride, pool_kernel, pool_stride):
     options = {"channels": [2] * blocks, "stride": stride, "pool_kernel": pool_kernel, "pool_stride": pool_stride}
     reference = ConvNet(1, 2, 10_000, **options).eval()

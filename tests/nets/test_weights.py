@@ -55,7 +55,9 @@ def same(net: nn.Module, state: dict[str, torch.Tensor]) -> bool:
 
 def save(state, path) -> str:
     if path.suffix == ".safetensors":
-        pytest.importorskip("safetensors.torch").save_file({key: value.contiguous() for key, value in state.items()}, path)
+        pytest.importorskip("safetensors.torch").save_file(
+            {key: value.contiguous() for key, value in state.items()}, path
+        )
     else:
         torch.save(state, path)
     return str(path)
@@ -207,7 +209,9 @@ def test_grey_images_give_what_their_rgb_copy_gave(tmp_path):
     x = torch.rand(2, 1, 32, 32)
     for net in (rgb, grey):
         net.eval()
-    torch.testing.assert_close(grey.forward_features(x), rgb.forward_features(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        grey.forward_features(x), rgb.forward_features(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -267,7 +271,10 @@ def bad_files(folder):
     torch.save({f"encoder.{key}": value for key, value in ResNet(3, 5, 16).state_dict().items()}, files["other"])
     lucky = convnet(seed=1).state_dict()
     torch.save({key: value for key, value in lucky.items() if value.ndim < 2 or key == "head.weight"}, files["chance"])
-    torch.save({key: value * float("nan") if value.is_floating_point() else value for key, value in lucky.items()}, files["nan"])
+    torch.save(
+        {key: value * float("nan") if value.is_floating_point() else value for key, value in lucky.items()},
+        files["nan"],
+    )
     for name in ("missing", "empty", "text", "truncated"):
         files[f"{name}.safetensors"] = folder / f"{name}.safetensors"
     files["empty.safetensors"].touch()
@@ -285,7 +292,10 @@ def bad_files(folder):
         ("empty", "empty.pt cannot be read; it is damaged"),
         ("truncated", "truncated.pt cannot be read; it is damaged"),
         ("text", "text.pt cannot be read; it is damaged"),
-        ("objects", r"objects.pt holds objects that need code; save the state dict alone: torch.save\(model.state_dict"),
+        (
+            "objects",
+            r"objects.pt holds objects that need code; save the state dict alone: torch.save\(model.state_dict",
+        ),
         ("list", "list.pt holds no tensors by name"),
         ("numbers", "numbers.pt holds no tensors by name"),
         ("other", "nothing in .*other.pt fits ConvNet: it holds encoder.*, the network .*weight"),
@@ -329,7 +339,10 @@ def torch_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("IMAGENET1K_V9", r"resnet18 has no published weights 'IMAGENET1K_V9'; did you mean IMAGENET1K_V1\? There are .*DEFAULT"),
+        (
+            "IMAGENET1K_V9",
+            r"resnet18 has no published weights 'IMAGENET1K_V9'; did you mean IMAGENET1K_V1\? There are .*DEFAULT",
+        ),
         ("imagenet1k_v1", r"did you mean IMAGENET1K_V1\?"),
         ("ResNet50_Weights.IMAGENET1K_V1", "resnet18 has no published weights 'ResNet50_Weights.IMAGENET1K_V1'"),
         ("a1_in1k", "resnet18 has no published weights"),
@@ -345,7 +358,9 @@ def test_unknown_names_are_refused(load, name, message):
 
 @pytest.mark.parametrize("load", [fetch_weights, load_weights])
 def test_only_libraries_networks_have_published_weights(load):
-    with pytest.raises(UserError, match="no file 'DEFAULT', and published weights exist for TorchvisionModel and TimmModel only"):
+    with pytest.raises(
+        UserError, match="no file 'DEFAULT', and published weights exist for TorchvisionModel and TimmModel only"
+    ):
         load(convnet(), "DEFAULT")
 
 
@@ -404,9 +419,13 @@ def test_a_download_with_another_hash_is_refused(torch_home, monkeypatch, tmp_pa
 def test_timm_names(load):
     pytest.importorskip("timm")
     net = TimmModel(3, 7, 32, "resnet18")
-    with pytest.raises(UserError, match=r"resnet18 has no published weights 'a1_in1'; did you mean a1_in1k\? There are DEFAULT, "):
+    with pytest.raises(
+        UserError, match=r"resnet18 has no published weights 'a1_in1'; did you mean a1_in1k\? There are DEFAULT, "
+    ):
         load(net, "a1_in1")
-    with pytest.raises(UserError, match=r"resnet10t has no published weights 'IMAGENET1K_V1'; there are DEFAULT, c3_in1k$"):
+    with pytest.raises(
+        UserError, match=r"resnet10t has no published weights 'IMAGENET1K_V1'; there are DEFAULT, c3_in1k$"
+    ):
         load(TimmModel(3, 7, 32, "resnet10t"), "IMAGENET1K_V1")
 
 
@@ -424,7 +443,9 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("load", [fetch_weights, load_weights])
-@pytest.mark.parametrize(("built", "name"), [("resnet10t", "DEFAULT"), ("resnet10t", "c3_in1k"), ("resnet10t.c3_in1k", "DEFAULT")])
+@pytest.mark.parametrize(
+    ("built", "name"), [("resnet10t", "DEFAULT"), ("resnet10t", "c3_in1k"), ("resnet10t.c3_in1k", "DEFAULT")]
+)
 def test_timm_without_a_network(load, built, name, hub, capsys):
     with pytest.raises(UserError) as caught:
         load(TimmModel(3, 7, 32, built), name)
@@ -461,7 +482,12 @@ def test_nothing_is_fetched_for_a_file():
 def test_lines():
     report = LoadReport(
         source="w.pth",
-        loaded=["backbone.conv1.weight", "backbone.layer1.0.conv.weight", "backbone.layer1.0.bn.weight", "backbone.layer2.weight"],
+        loaded=[
+            "backbone.conv1.weight",
+            "backbone.layer1.0.conv.weight",
+            "backbone.layer1.0.bn.weight",
+            "backbone.layer2.weight",
+        ],
         missing=["backbone.bn1.weight", "backbone.bn1.bias"],
         unexpected=["module.aux1.conv.weight", "module.aux1.fc.weight", "module.fc.weight"],
         other_shape=[("head.weight", (1000, 512), (7, 512)), ("head.bias", (1000,), (7,))],
@@ -492,7 +518,9 @@ def test_a_head_for_other_classes_is_not_taken(trained) -> None:
         "other": load_weights(nets["other"], str(best), [f"animal {i}" for i in range(10)]),
         "unsaid": load_weights(nets["unsaid"], str(best)),
     }
-    assert reports["other"].other_classes == ["head.weight", "head.bias"] and torch.equal(nets["other"].head.weight, before)
+    assert reports["other"].other_classes == ["head.weight", "head.bias"] and torch.equal(
+        nets["other"].head.weight, before
+    )
     assert any("for other classes 2: head.weight, head.bias" in line for line in reports["other"].lines())
     assert not reports["other"].other_shape and not reports["other"].missing
     for key in ("same", "unsaid"):

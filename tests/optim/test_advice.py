@@ -10,7 +10,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from project.optim.advice import USUAL_RATES, advise
 
 USUAL = {"batch": 64, "optimizer": "SGD", "rate": 0.1, "decays": True}
-DEFAULTS = {"Adam": 1e-3, "AdamW": 1e-3, "SGD": 1e-3, "RMSprop": 1e-2, "Adagrad": 1e-2, "Adadelta": 1.0, "NAdam": 2e-3}  # PyTorch's
+DEFAULTS = {
+    "Adam": 1e-3,
+    "AdamW": 1e-3,
+    "SGD": 1e-3,
+    "RMSprop": 1e-2,
+    "Adagrad": 1e-2,
+    "Adadelta": 1.0,
+    "NAdam": 2e-3,
+}  # PyTorch's
 
 
 def remarks(**changes) -> list[str]:
@@ -51,7 +59,9 @@ def test_rate(optimizer) -> None:
         assert remarks(optimizer=optimizer, rate=rate) == []
     for rate in (math.nextafter(low, 0), math.nextafter(high, 9), low / 10, 10 * high):
         (found,) = remarks(optimizer=optimizer, rate=rate)
-        assert f"unusual for {optimizer}: {low:g} to {high:g} is common (A13)" in found and f"rate of {rate:g} " in found
+        assert (
+            f"unusual for {optimizer}: {low:g} to {high:g} is common (A13)" in found and f"rate of {rate:g} " in found
+        )
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1.0, 1e6])
@@ -60,7 +70,12 @@ def test_an_optimizer_of_ones_own_may_have_any_rate(rate) -> None:
 
 
 FLAGS = {"decays": "A13", "shuffled": "A9", "seeded": "A9", "frozen_at_random": "A21"}
-WORDS = {"decays": "does not decay", "shuffled": "not shuffled", "seeded": "no seed", "frozen_at_random": "nothing has trained"}
+WORDS = {
+    "decays": "does not decay",
+    "shuffled": "not shuffled",
+    "seeded": "no seed",
+    "frozen_at_random": "nothing has trained",
+}
 
 
 @pytest.mark.parametrize("flag", FLAGS)

@@ -53,7 +53,9 @@ def test_the_boundary_between_good_and_too_low_is_at_a_quarter() -> None:
     for late, shape in ((0.2, "good"), (0.3, "too low")):
         end = GUESS - 1.5
         middle = end + late * 1.5
-        losses = [GUESS + (middle - GUESS) * i / 5 for i in range(6)] + [middle + (end - middle) * i / 5 for i in range(1, 6)]
+        losses = [GUESS + (middle - GUESS) * i / 5 for i in range(6)] + [
+            middle + (end - middle) * i / 5 for i in range(1, 6)
+        ]
         assert diagnose(losses, CLASSES).shape == shape
         assert f"{late:.0%}" in diagnose(losses, CLASSES).evidence
 
@@ -151,7 +153,11 @@ FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 RATES = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 
 
-@given(st.lists(st.tuples(FLOATS | st.floats(0, 5), RATES | st.floats(0, 1)), max_size=60), st.integers(2, 1000), st.booleans())
+@given(
+    st.lists(st.tuples(FLOATS | st.floats(0, 5), RATES | st.floats(0, 1)), max_size=60),
+    st.integers(2, 1000),
+    st.booleans(),
+)
 def test_any_curve_gets_a_shape_and_a_reason(pairs, num_classes, constant) -> None:
     losses, rates = [loss for loss, _ in pairs], [rate for _, rate in pairs]
     diagnosis = diagnose(losses, num_classes, None if constant else rates)

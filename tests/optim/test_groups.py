@@ -98,7 +98,9 @@ def test_torchvision_from_stem_to_head() -> None:
 def test_the_first_pattern_counts() -> None:
     some = net()
     found = rates(some, param_groups(some, 1.0, {"bias$": 2.0, "^head": 10.0}))
-    assert found["head.bias"][0] == 2.0 and found["head.weight"][0] == 10.0 and found["stages.0.0.conv.weight"][0] == 1.0
+    assert (
+        found["head.bias"][0] == 2.0 and found["head.weight"][0] == 10.0 and found["stages.0.0.conv.weight"][0] == 1.0
+    )
 
 
 def test_norms_biases_and_what_a_network_names_itself_do_not_decay() -> None:
@@ -151,7 +153,12 @@ def test_optimizers_take_them_and_keep_their_names(kind) -> None:
 
 @pytest.mark.parametrize(
     ("starts", "words"),
-    [({}, "yes"), ({0: None, 1: None}, "no"), ({0: 2, 1: 2}, "from epoch 3"), ({0: None, 1: 4}, "3 from epoch 5, 2 no")],
+    [
+        ({}, "yes"),
+        ({0: None, 1: None}, "no"),
+        ({0: 2, 1: 2}, "from epoch 3"),
+        ({0: None, 1: 4}, "3 from epoch 5, 2 no"),
+    ],
 )
 def test_when_a_group_trains(starts, words) -> None:
     two = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]

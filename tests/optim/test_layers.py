@@ -23,8 +23,25 @@ OURS = {
 }
 # those that are run, one of every family, for the sake of time
 FAMILIES = [
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t"),
-    *("mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnet50", "shufflenet_v2_x0_5"),
+    *(
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "efficientnet_v2_s",
+        "googlenet",
+        "inception_v3",
+        "maxvit_t",
+    ),
+    *(
+        "mnasnet0_5",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "regnet_y_400mf",
+        "resnet18",
+        "resnet50",
+        "shufflenet_v2_x0_5",
+    ),
     *("squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"),
 ]
 TIMM = [
@@ -36,7 +53,15 @@ TIMM = [
         "mobilenetv3_small_050",
         "swin_tiny_patch4_window7_224",
     ),
-    *("levit_128s", "regnetx_002", "densenet121", "twins_pcpvt_small", "focalnet_tiny_srf", "xception41", "poolformerv2_s12"),
+    *(
+        "levit_128s",
+        "regnetx_002",
+        "densenet121",
+        "twins_pcpvt_small",
+        "focalnet_tiny_srf",
+        "xception41",
+        "poolformerv2_s12",
+    ),
 ]
 
 
@@ -61,7 +86,10 @@ def check_partition(net):
     assert sorted(tensors) == sorted(name for layer in found for name in layer.tensors)
     assert len({layer.name for layer in found}) == len(found)
     paths = dict(net.named_modules())
-    assert all(layer.name in paths and (layer.stage == layer.name or layer.name.startswith(layer.stage + ".")) for layer in found)
+    assert all(
+        layer.name in paths and (layer.stage == layer.name or layer.name.startswith(layer.stage + "."))
+        for layer in found
+    )
     stages = [stage for stage, _ in groupby(layer.stage for layer in found)]
     assert len(set(stages)) == len(stages)
     assert found[-1].stage == found[-1].name
@@ -92,7 +120,10 @@ def names(net):
 
 
 def stages(net):
-    return [(stage.removeprefix("backbone."), len(list(group))) for stage, group in groupby(layer.stage for layer in layers(net))]
+    return [
+        (stage.removeprefix("backbone."), len(list(group)))
+        for stage, group in groupby(layer.stage for layer in layers(net))
+    ]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -115,7 +146,8 @@ def test_every_torchvision_network(name, meta):
 
 def test_no_family_is_left_out():
     modules = [
-        {get_model_builder(name).__module__ for name in names} for names in (FAMILIES, list_models(module=torchvision.models))
+        {get_model_builder(name).__module__ for name in names}
+        for names in (FAMILIES, list_models(module=torchvision.models))
     ]
     assert modules[0] == modules[1]
 
@@ -132,7 +164,9 @@ def test_timm_network_of_its_own(name, meta):
     net = timm.create_model(name, num_classes=7)
     ours = layers(TimmModel(3, 7, 224, name))[:-1]
     assert [layer.name for layer in ours] == [f"backbone.{layer.name}" for layer in check_partition(net)[:-1]]
-    assert set(layers(net)[-1].tensors) >= {key for key, value in net.named_parameters() if value is net.get_classifier().weight}
+    assert set(layers(net)[-1].tensors) >= {
+        key for key, value in net.named_parameters() if value is net.get_classifier().weight
+    }
 
 
 def test_names_and_stages_of_ours():
@@ -142,10 +176,16 @@ def test_names_and_stages_of_ours():
     resnet = OURS["resnet"]()
     assert names(resnet) == ["stem", *(f"stages.{i}.{j}" for i in range(4) for j in range(2)), "head"]
     assert stages(resnet) == [("stem", 1), *((f"stages.{i}", 2) for i in range(4)), ("head", 1)]
-    assert layers(resnet)[0].tensors == tuple(f"stem.0.{key}" for key in dict(resnet.stem[0].named_parameters())) + tuple(
-        f"stem.0.norm.{key}" for key in ("running_mean", "running_var", "num_batches_tracked")
-    )
-    assert stages(OURS["resnet_imagenet"]()) == [("stem", 1), ("stages.0.0", 1), ("stages.1", 3), ("stages.2", 12), ("head", 1)]
+    assert layers(resnet)[0].tensors == tuple(
+        f"stem.0.{key}" for key in dict(resnet.stem[0].named_parameters())
+    ) + tuple(f"stem.0.norm.{key}" for key in ("running_mean", "running_var", "num_batches_tracked"))
+    assert stages(OURS["resnet_imagenet"]()) == [
+        ("stem", 1),
+        ("stages.0.0", 1),
+        ("stages.1", 3),
+        ("stages.2", 12),
+        ("head", 1),
+    ]
     resnet9 = OURS["resnet9"]()
     assert names(resnet9) == ["stem", "stages.0.0", "stages.0.2", "stages.1", "stages.2.0", "stages.2.2", "head"]
     assert stages(resnet9) == [("stem", 1), ("stages.0", 2), ("stages.1", 1), ("stages.2", 2), ("head", 1)]
@@ -193,10 +233,19 @@ def test_names_and_stages_of_timm(meta):
     vit = TimmModel(3, 7, 224, "vit_tiny_patch16_224")
     assert names(vit) == ["patch_embed", *(f"blocks.{i}" for i in range(12)), "head"]
     convnext = TimmModel(3, 7, 224, "convnext_atto")
-    assert stages(convnext) == [("stem", 1), ("stages.0", 2), ("stages.1", 2), ("stages.2", 6), ("stages.3", 2), ("head", 1)]
+    assert stages(convnext) == [
+        ("stem", 1),
+        ("stages.0", 2),
+        ("stages.1", 2),
+        ("stages.2", 6),
+        ("stages.3", 2),
+        ("head", 1),
+    ]
 
 
-@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "vit_b_32", "densenet121", "convnext_tiny", "maxvit_t"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "efficientnet_b0", "vit_b_32", "densenet121", "convnext_tiny", "maxvit_t"]
+)
 def test_a_library_network_under_any_name(name, meta):
     net = nn.Module()
     net.encoder = TorchvisionModel(3, 7, 224, name).backbone
@@ -217,7 +266,9 @@ def test_the_head_of_a_foreign_network(name, head, meta):
 
 def test_a_flat_sequential():
     norm = nn.LayerNorm([8, 6, 6])  # a matrix, yet no layer
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.Flatten()
+    )
     net.extend([nn.Linear(128, 16), nn.BatchNorm1d(16), nn.Linear(16, 7)])
     found = check_order(net, 8)
     assert [(layer.name, layer.stage) for layer in found] == [(name, name) for name in ("0", "3", "7", "9")]
@@ -228,14 +279,18 @@ def test_a_flat_sequential():
 def test_a_block_is_not_opened_even_alone():
     """A block of a small network holds most parameters, in an nn.Sequential of its own."""
     block = torchvision.models.convnext.CNBlock(16, 1e-6, 0.0)
-    net = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 16, 3), block=block, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()))
+    net = nn.Sequential(
+        OrderedDict(stem=nn.Conv2d(3, 16, 3), block=block, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    )
     net.append(nn.Linear(16, 7))
     assert [layer.name for layer in check_order(net, 8)] == ["stem", "block", "4"]
 
 
 def test_a_single_linear():
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 7))
-    assert [(layer.name, layer.stage, layer.tensors) for layer in check_partition(net)] == [("1", "1", ("1.weight", "1.bias"))]
+    assert [(layer.name, layer.stage, layer.tensors) for layer in check_partition(net)] == [
+        ("1", "1", ("1.weight", "1.bias"))
+    ]
     assert [(layer.name, layer.tensors) for layer in layers(nn.Linear(12, 7))] == [("head", ("weight", "bias"))]
 
 

@@ -13,12 +13,22 @@ from torch import Tensor, nn
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader
 
-from project.callbacks.plan import make_plan
 from project.nets import ConvNet
 from project.optim.plan import CURVES, POINTS, Plan, draw_plan, planned_rates, simulated_rates
 from project.optim.rates import Length, PlannedRates, Warmup
-from project.optim.schedules import Constant, Cosine, Exponential, MultiStep, OneCycle, PerGroup, Plateau, Schedule, Step
+from project.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    MultiStep,
+    OneCycle,
+    PerGroup,
+    Plateau,
+    Schedule,
+    Step,
+)
 from project.recipe import Recipe
+from project.run.plan import make_plan
 
 
 class Tiny(Recipe):
@@ -82,7 +92,9 @@ def test_the_plan_is_what_happens(name, arguments) -> None:
     assert model.plan.epochs == pytest.approx([step / per_epoch for step in range(len(found))])
 
 
-@pytest.mark.parametrize(("name", "interval"), [*((name, "step") for name in TORCHS), ("StepLR", "epoch"), ("LambdaLR", "epoch")])
+@pytest.mark.parametrize(
+    ("name", "interval"), [*((name, "step") for name in TORCHS), ("StepLR", "epoch"), ("LambdaLR", "epoch")]
+)
 def test_the_plan_of_torchs_schedulers_is_what_happens(name, interval) -> None:
     model = train(Tiny(schedule=TORCHS[name], lr_mult={"head": 10}, schedule_interval=interval))
     used = model.used if interval == "step" else model.used[::5]
@@ -165,7 +177,11 @@ def test_one_line_for_each_curve(tmp_path) -> None:
     (axes,) = figure.axes
     assert [list(line.get_ydata()) for line in axes.lines] == [fall, [3.0, 2.0, 1.0]]
     assert all(list(line.get_xdata()) == plan.epochs for line in axes.lines)
-    assert legend(figure) == ["stem and 1 more", "head"] and axes.get_title() == "a title" and axes.get_yscale() == "linear"
+    assert (
+        legend(figure) == ["stem and 1 more", "head"]
+        and axes.get_title() == "a title"
+        and axes.get_yscale() == "linear"
+    )
     figure.savefig(tmp_path / "rates.png")
     assert Image.open(tmp_path / "rates.png").size == (700, 350)
 
@@ -190,7 +206,9 @@ def test_of_many_groups_the_first_and_the_last_are_named(count) -> None:
     ],
 )
 def test_zeros_and_single_points(tmp_path, curves, scale) -> None:
-    figure = draw_plan(Plan([float(i) for i in range(len(curves[0]))], {f"group {i}": curve for i, curve in enumerate(curves)}))
+    figure = draw_plan(
+        Plan([float(i) for i in range(len(curves[0]))], {f"group {i}": curve for i, curve in enumerate(curves)})
+    )
     assert figure.axes[0].get_yscale() == scale
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -202,8 +220,17 @@ def test_zeros_and_single_points(tmp_path, curves, scale) -> None:
 
 
 def test_a_run_keeps_its_plan(cli, folder, tiny_net, workdir) -> None:
-    schedule = ["--model.schedule", "project.optim.Cosine", "--model.lr_mult", "{head: 10}", "--model.no_weight_decay", "true"]
-    result = cli("fit", "--data.root", folder, "--data.batch_size", "16", *tiny_net, *schedule, "--trainer.max_epochs", "2")
+    schedule = [
+        "--model.schedule",
+        "project.optim.Cosine",
+        "--model.lr_mult",
+        "{head: 10}",
+        "--model.no_weight_decay",
+        "true",
+    ]
+    result = cli(
+        "fit", "--data.root", folder, "--data.batch_size", "16", *tiny_net, *schedule, "--trainer.max_epochs", "2"
+    )
     assert result.code == 0 and result.err == ""
     run = workdir / "runs" / "fit" / "version_0"
     rows = list(csv.DictReader((run / "groups.csv").open()))

@@ -13,7 +13,18 @@ from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 
 from project.errors import UserError
 from project.optim.rates import Length, PlannedRates, Warmup
-from project.optim.schedules import Constant, Cosine, Exponential, Lambda, MultiStep, OneCycle, PerGroup, Plateau, Schedule, Step
+from project.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Lambda,
+    MultiStep,
+    OneCycle,
+    PerGroup,
+    Plateau,
+    Schedule,
+    Step,
+)
 
 LENGTH = Length(24, 4)  # six epochs of four steps
 BASES = {"stem": 0.01, "stage": 0.3, "head": 2.0}
@@ -45,11 +56,15 @@ def torchs(*builds: tuple[Callable[[Optimizer], Any], int], base: float = 1.0) -
         optimizer.step()
         for scheduler, every in schedulers:
             if (step + 1) % every == 0:
-                scheduler.step(*([METRICS[step // every]] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+                scheduler.step(
+                    *([METRICS[step // every]] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
+                )
     return np.array(rates)
 
 
-def planned(schedule: Schedule, epochs: float = 0.0, start: float = 0.1, interval: str | None = None, length: Length = LENGTH):
+def planned(
+    schedule: Schedule, epochs: float = 0.0, start: float = 0.1, interval: str | None = None, length: Length = LENGTH
+):
     return PlannedRates(groups(), schedule, lambda: length, interval, Warmup(epochs, start))
 
 
@@ -72,7 +87,9 @@ def wave(done: int) -> float:
 )
 def test_warm_up_is_chained_with_what_counts_from_the_start(schedule, build, epochs, start) -> None:
     rise = int(4 * epochs)
-    by_step = torchs((lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(o, start, total_iters=rise), build(o)]), 1))
+    by_step = torchs(
+        (lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(o, start, total_iters=rise), build(o)]), 1)
+    )
     assert_equal(run(planned(schedule, epochs, start, "step")), by_step)
     by_epoch = torchs((lambda o: lr_scheduler.LinearLR(o, start, total_iters=rise), 1), (build, 4))
     assert_equal(run(planned(schedule, epochs, start, "epoch")), by_epoch)
@@ -83,7 +100,11 @@ def test_warm_up_is_chained_with_what_counts_from_the_start(schedule, build, epo
     [
         (Constant(), lambda o: lr_scheduler.LambdaLR(o, lambda n: 1.0), 1),
         (Lambda(wave), lambda o: lr_scheduler.LambdaLR(o, wave), 4),
-        (Plateau(patience=0, factor=0.3), lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.3, patience=0, eps=0), 4),
+        (
+            Plateau(patience=0, factor=0.3),
+            lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.3, patience=0, eps=0),
+            4,
+        ),
     ],
 )
 def test_warm_up_multiplies_what_torch_cannot_chain(schedule, build, every) -> None:
@@ -177,7 +198,9 @@ def test_groups_that_share_a_plateau_count_a_metric_once() -> None:
     assert list(oracle) == [1.0] * 12 + [0.5] * 12
     assert_equal(run(planned(Plateau(patience=1, factor=0.5))), oracle)
     found = run(planned(PerGroup({"stem|stage": Plateau(patience=1, factor=0.5), "head": Plateau("train/loss")})))
-    assert found[:, :2] == pytest.approx(np.outer(oracle, [0.01, 0.3])) and set(found[:, 2]) == {2.0}  # its metric never came
+    assert found[:, :2] == pytest.approx(np.outer(oracle, [0.01, 0.3])) and set(found[:, 2]) == {
+        2.0
+    }  # its metric never came
 
 
 # Resuming
@@ -206,7 +229,9 @@ class Loop:
             for i, weight in enumerate(self.weights):
                 weight.grad = torch.full((1,), math.sin(step + i))
             self.optimizer.step()
-            record.append([group["lr"] for group in self.optimizer.param_groups] + [weight.item() for weight in self.weights])
+            record.append(
+                [group["lr"] for group in self.optimizer.param_groups] + [weight.item() for weight in self.weights]
+            )
             self.scheduler.step()
             if (step + 1) % 4 == 0:
                 self.scheduler.observe({"val/loss": METRICS[step // 4]})

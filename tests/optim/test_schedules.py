@@ -13,7 +13,18 @@ from torch.optim import SGD, Optimizer, lr_scheduler
 
 from project.errors import UserError
 from project.optim.rates import Length, PlannedRates
-from project.optim.schedules import Constant, Cosine, Exponential, Lambda, MultiStep, OneCycle, PerGroup, Plateau, Schedule, Step
+from project.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Lambda,
+    MultiStep,
+    OneCycle,
+    PerGroup,
+    Plateau,
+    Schedule,
+    Step,
+)
 
 BASES = (0.3, 0.02, 4.0)  # the rates of three groups
 Table = list[list[float]]  # the rate of every group at each optimizer step
@@ -64,10 +75,16 @@ CASES: dict[str, tuple[Schedule, Callable]] = {
     "step": (Step(3), lambda o, base, total: lr_scheduler.StepLR(o, 3)),
     "slow step": (Step(5, 0.7), lambda o, base, total: lr_scheduler.StepLR(o, 5, 0.7)),
     "milestones": (MultiStep([4, 9]), lambda o, base, total: lr_scheduler.MultiStepLR(o, [4, 9])),
-    "a milestone twice": (MultiStep([7, 2, 7, 99], 0.5), lambda o, base, total: lr_scheduler.MultiStepLR(o, [7, 2, 7, 99], 0.5)),
+    "a milestone twice": (
+        MultiStep([7, 2, 7, 99], 0.5),
+        lambda o, base, total: lr_scheduler.MultiStepLR(o, [7, 2, 7, 99], 0.5),
+    ),
     "exponential": (Exponential(0.8), lambda o, base, total: lr_scheduler.ExponentialLR(o, 0.8)),
     "cosine": (Cosine(), lambda o, base, total: lr_scheduler.CosineAnnealingLR(o, total)),
-    "cosine to a share": (Cosine(0.1), lambda o, base, total: lr_scheduler.CosineAnnealingLR(o, total, eta_min=0.1 * base)),
+    "cosine to a share": (
+        Cosine(0.1),
+        lambda o, base, total: lr_scheduler.CosineAnnealingLR(o, total, eta_min=0.1 * base),
+    ),
     "three cosines": (
         Cosine(0.2, cycles=3),
         lambda o, base, total: lr_scheduler.CosineAnnealingWarmRestarts(o, total // 3, eta_min=0.2 * base),
@@ -137,7 +154,9 @@ def test_plateau_is_torchs(metrics, mode, factor, patience, threshold, cooldown,
     assert_equal(run(PlannedRates(groups(), schedule, lambda: length), metrics), oracle)
 
 
-@pytest.mark.parametrize(("monitor", "values"), [("val/loss", [1, 2, 3]), ("val/acc", [3, 2, 1]), ("train/loss", [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("monitor", "values"), [("val/loss", [1, 2, 3]), ("val/acc", [3, 2, 1]), ("train/loss", [1, 2, 3])]
+)
 def test_plateau_knows_which_way_is_better(monitor, values) -> None:
     worse, better = Plateau(monitor, patience=0), Plateau(monitor, patience=0)
     for value in values:
@@ -150,7 +169,9 @@ def test_cycles_that_do_not_divide_the_run() -> None:
     """Equation 5 of Loshchilov & Hutter 2017 with T_i = 10 / 3 steps."""
     schedule, period = Cosine(0.1, cycles=3), 10 / 3
     for step in range(10):
-        assert schedule.factor(step, 10) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * (step % period) / period)))
+        assert schedule.factor(step, 10) == pytest.approx(
+            0.1 + 0.45 * (1 + math.cos(math.pi * (step % period) / period))
+        )
 
 
 TOTALS = st.integers(1, 500)
@@ -233,7 +254,10 @@ BAD = [
     (lambda: PerGroup({".*": PerGroup({".*": Constant()})}), "PerGroup again"),
     (lambda: Lambda(fail).factor(4, 9), "Lambda: the function failed for 4"),
     (lambda: Lambda(lambda: 1).factor(4, 9), "failed for 4"),
-    *((lambda v=v: Lambda(lambda n: v).factor(4, 9), "number of 0 or more") for v in (-0.1, math.inf, math.nan, None, "1")),
+    *(
+        (lambda v=v: Lambda(lambda n: v).factor(4, 9), "number of 0 or more")
+        for v in (-0.1, math.inf, math.nan, None, "1")
+    ),
 ]
 
 
@@ -241,4 +265,8 @@ BAD = [
 def test_bad_arguments(build, words) -> None:
     with pytest.raises(UserError) as caught:
         build()
-    assert words in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).startswith("model.schedule: ")
+    assert (
+        words in str(caught.value)
+        and "\n" not in str(caught.value)
+        and str(caught.value).startswith("model.schedule: ")
+    )

@@ -181,7 +181,9 @@ def test_every_group_switches_on_its_own_and_rates_keep_their_ratio() -> None:
     """The same gradients for two groups, one with a tenth of the rate: Lambda is a tenth as well, if the tolerance is."""
     first, second = (nn.Parameter(torch.ones(5, dtype=torch.float64)) for _ in range(2))
     noise = torch.Generator().manual_seed(0)
-    swats = SWATS([{"params": [first]}, {"params": [second], "lr": 0.001, "switch_tol": 1e-5}], lr=0.01, switch_tol=1e-4)
+    swats = SWATS(
+        [{"params": [first]}, {"params": [second], "lr": 0.001, "switch_tol": 1e-5}], lr=0.01, switch_tol=1e-4
+    )
     for _ in range(300):
         first.grad = torch.randn(5, generator=noise, dtype=torch.float64) + 1
         second.grad = first.grad.clone()
@@ -209,7 +211,10 @@ def test_the_projection_does_not_see_the_schedule(factor) -> None:
             swats.param_groups[0]["params"][0].grad = row.clone()
             swats.step()
     one, two = plain.param_groups[0], scaled.param_groups[0]
-    assert one["switch_step"] and (one["switch_step"], one["projected_rate"]) == (two["switch_step"], two["projected_rate"])
+    assert one["switch_step"] and (one["switch_step"], one["projected_rate"]) == (
+        two["switch_step"],
+        two["projected_rate"],
+    )
     assert one["rate_in_force"] == pytest.approx(0.1 * one["projected_rate"])
     assert two["rate_in_force"] == pytest.approx(factor * one["rate_in_force"])
 

@@ -1,0 +1,1 @@
+"""A search for hyperparameters: many fits, each a process of its own."""

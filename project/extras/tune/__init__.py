@@ -1,0 +1,1 @@
+"""Learning rate and batch size from a short measurement."""

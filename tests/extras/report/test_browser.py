@@ -1,0 +1,152 @@
+"""In a real browser: TensorBoard on a real run shows every tab with content, and the report needs nothing but itself."""
+
+import itertools
+import os
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+from conftest import DIGITS, ROOT, SMALL
+from tensorboard import program
+
+from project.main import main
+
+if CHROMIUM is None and not os.environ.get("CI_BROWSER"):
+    pytest.skip("no chromium is installed: apt-get install chromium", allow_module_level=True)
+
+# All elements of the page, those of shadow trees and frames included, which TensorBoard's tabs are made of.
+ALL = """(() => { const found = []; const walk = node => { found.push(node);
+  for (const inner of [node.shadowRoot, node.contentDocument && node.contentDocument.body]) if (inner) walk(inner);
+  for (const child of node.childNodes) walk(child); }; walk(document.body); return found })()"""
+TEXT = f"""{ALL}.filter(node => node.nodeType === 3 && !['STYLE', 'SCRIPT', 'NOSCRIPT'].includes(node.parentNode.nodeName))
+  .map(node => node.textContent.trim()).filter(text => text).join(' | ')"""
+PICTURES = f"{ALL}.filter(node => node.nodeName === 'IMG' && node.naturalWidth > 50).length"  # that have arrived
+DRAWINGS = f"{ALL}.filter(node => ['svg', 'CANVAS'].includes(node.nodeName) && node.getBoundingClientRect().width > 100).length"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short runs on the digits with all pictures, one of them tested."""
+    folder = tmp_path_factory.mktemp("browser")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        look = ["--config", str(ROOT / "configs/look.yaml")]
+        assert main(["fit", *DIGITS, *look, *SMALL, "--trainer.max_epochs", "3"]) == 0
+        assert main(["test", "--ckpt_path", "best"]) == 0
+        assert main(["fit", *DIGITS, *SMALL, "--trainer.max_epochs", "2", "--model.lr", "0.001"]) == 0
+    finally:
+        os.chdir(before)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path) -> str:
+    """Of a TensorBoard that shows them."""
+    board = program.TensorBoard()
+    board.configure(argv=[None, "--logdir", str(runs), "--port", "0", "--load_fast", "false"])
+    url = board.launch()
+    for _ in range(100):
+        with urllib.request.urlopen(f"{url}data/plugin/scalars/tags") as answer:
+            if b"final/val/acc" in answer.read():
+                return url
+        time.sleep(0.2)
+    raise AssertionError("TensorBoard has not read the runs")
+
+
+TABS = {  # tab -> words on it, and what must be drawn
+    "scalars": (["activations", "dead_share_of_relus", "lr", "update_ratio", "val"], None),
+    "images": (["activations/image", "digits/version_0"], PICTURES),
+    "histograms": (["gradients/head.weight", "gradients/stages.0.0.conv.weight"], DRAWINGS),
+    "hparams": (
+        ["digits/version_0", "digits/version_1", "model.lr", "final/val/acc", "Trial ID", "Parallel Coordinates"],
+        None,
+    ),
+    "graphs": (["ConvNet", "Op graph"], None),
+    "projector": (["features", "287x32", "label"], DRAWINGS),
+}
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_tensorboard_shows(tab, address, tmp_path) -> None:
+    words, drawn = TABS[tab]
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(f"{address}?tab={tab}#{tab}")
+        missing = words
+        for _ in range(120):
+            text = browser.value(TEXT)
+            missing = [word for word in words if word.lower() not in text.lower()]
+            if not missing and (drawn is None or browser.value(drawn)):
+                return
+            time.sleep(0.25)
+        browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{tab}.png")
+        raise AssertionError(f"{tab} lacks {missing or 'its drawings'}: {text[:2000]}")
+
+
+@pytest.fixture(scope="module")
+def pages(runs: Path) -> Path:
+    """A folder with the reports of one run, and of two."""
+    before = Path.cwd()
+    os.chdir(runs.parent)
+    try:
+        assert main(["report", "--run", "runs/digits/version_0", "--out", "one.html"]) == 0
+        assert main(["report", "--run", "runs/digits/version_0", "runs/digits/version_1", "--out", "two.html"]) == 0
+    finally:
+        os.chdir(before)
+    return runs.parent
+
+
+@pytest.mark.parametrize("page", ["one", "two"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_opens_without_a_request_and_fits(page, width, scheme, pages, tmp_path) -> None:
+    with Browser(tmp_path / "profile", width, hosts="MAP * ~NOTFOUND") as browser:
+        browser.scheme(scheme)
+        browser.open((pages / f"{page}.html").as_uri())
+        assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+        assert browser.errors == []
+        shown = browser.value(
+            "[...document.images].map(image => [image.complete && image.naturalWidth > 50, image.alt.length > 10])"
+        )
+        assert len(shown) == (13 if page == "one" else 4) and all(all(each) for each in shown)
+        assert (
+            browser.value("document.documentElement.scrollWidth") <= width
+        )  # the page itself does not scroll sideways
+        text = browser.value("document.body.innerText")
+        assert ("Test accuracy" if page == "one" else "2 runs compared") in text
+        assert float(browser.value(CONTRAST)) >= 4.5  # WCAG 2.1, 1.4.3
+
+
+# Of text against the ground.
+CONTRAST = """(() => { const light = colour => { const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
+    .map(part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  const texts = ['body', '.soft', 'p', 'th', 'a'].map(name => document.querySelector(name)).filter(each => each)
+    .map(each => light(getComputedStyle(each).color));
+  return Math.min(...texts.map(text => (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05))) })()"""
+
+
+def test_the_report_prints_on_few_pages_with_its_pictures(pages, tmp_path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        browser.open((pages / "one.html").as_uri())
+        content = browser.pdf(tmp_path / "one.pdf").read_bytes()
+    sheets = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert 4 <= sheets <= 16 and content.count(b"/Subtype /Image") >= 13
+
+
+def test_a_heading_never_skips_a_level_and_every_link_of_the_contents_leads_somewhere(pages, tmp_path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        browser.open((pages / "one.html").as_uri())
+        levels = browser.value("[...document.querySelectorAll('h1, h2, h3, h4')].map(each => +each.nodeName[1])")
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+        links = (
+            "[...document.querySelectorAll('nav a')].map(link => !!document.querySelector(link.getAttribute('href')))"
+        )
+        found = browser.value(links)
+        assert len(found) >= 6 and all(found)
+        assert browser.value("document.documentElement.lang") == "en"

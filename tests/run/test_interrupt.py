@@ -1,0 +1,139 @@
+"""Ctrl-C between batches; a second one at once."""
+
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from project.run.interrupt import SafeInterrupt
+
+
+def start(callback: SafeInterrupt) -> None:
+    """The hooks that come before the first batch."""
+    callback.on_fit_start(None, None)
+    callback.on_train_start(None, None)
+
+
+@pytest.fixture
+def callback():
+    """A callback in force over Python's own handler, and the handler from before back again in the end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.getsignal(signal.SIGTERM)
+    some = SafeInterrupt()
+    start(some)
+    yield some
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
+    callback.on_train_batch_end(SimpleNamespace(is_last_batch=last, accumulate_grad_batches=1), None, None, None, 0)
+
+
+def places(callback: SafeInterrupt):
+    return [
+        lambda: batch_end(callback),
+        lambda: callback.on_train_epoch_start(None, None),
+    ]
+
+
+def test_unasked_it_does_nothing(callback) -> None:
+    for place in places(callback):
+        place()
+
+
+@pytest.mark.parametrize("place", range(2))
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SIGTERMException)])
+def test_the_first_waits_for_the_next_place(callback, place, number, error) -> None:
+    os.kill(os.getpid(), number)  # a real one; it must not raise here
+    with pytest.raises(error):
+        places(callback)[place]()
+
+
+def test_a_validation_is_finished_and_said_to_be(callback, capsys) -> None:
+    callback._trainer = SimpleNamespace(validating=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert "Stopping after this validation" in capsys.readouterr().out
+
+
+def test_an_accumulation_is_not_torn_apart(callback) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    run = SimpleNamespace(is_last_batch=False, accumulate_grad_batches=2)
+    callback.on_train_batch_end(run, None, None, None, 0)
+    with pytest.raises(SIGTERMException):
+        callback.on_train_batch_end(run, None, None, None, 1)
+
+
+def test_the_end_of_an_epoch_is_not_torn_apart(callback) -> None:
+    callback._ask(signal.SIGINT, None)
+    batch_end(callback, last=True)
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_train_epoch_start(None, None)
+
+
+def test_the_second_stops_at_once(callback) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    handler(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGINT, None)
+
+
+def test_the_handler_is_restored(callback) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert before == callback._ask
+    callback.teardown(None, None, "fit")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    callback.teardown(None, None, "fit")  # once only: by then it may be somebody else's
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_no_handler_outside_the_main_thread() -> None:
+    before, errors = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere() -> None:
+        try:
+            some = SafeInterrupt()
+            start(some)
+            some.teardown(None, None, "fit")
+        except ValueError as error:  # what Python raises there
+            errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert not errors and signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("options", [[], ["--data.test_size", "0", "--model.lr=-1"], ["--data.image_size", "2"]])
+def test_after_a_command_the_handler_is_the_old_one(cli, folder, tiny_net, options) -> None:
+    """Also after a command that failed."""
+
+    def mine(number, frame) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGINT, mine)
+    try:
+        result = cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1", *options)
+        assert result.code == (2 if options else 0)
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_fit_that_raises_restores_the_handler(cli, folder, tiny_net, monkeypatch) -> None:
+    from project.classifier import ImageClassifier
+
+    def fail(self, batch, batch_idx):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ImageClassifier, "training_step", fail)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

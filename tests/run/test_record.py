@@ -1,0 +1,145 @@
+"""The record of a run: flat hyperparameters, git, metrics.json."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import project.run.record as module
+from project.run.paths import flatten
+from project.run.record import RunFolder
+
+
+def test_flatten() -> None:
+    config = {
+        "seed": 1,
+        "model": {
+            "lr": 0.1,
+            "name": "x",
+            "fast": True,
+            "mean": None,
+            "net": {"init_args": {"channels": [8, 16], "deep": {"er": 2}}},
+        },
+        "empty": {},
+        "nothing": None,
+    }
+    assert flatten(config) == {
+        "seed": 1,
+        "model.lr": 0.1,
+        "model.name": "x",
+        "model.fast": True,
+        "model.net.init_args.channels": "[8, 16]",
+        "model.net.init_args.deep.er": 2,
+    }
+    assert flatten({}) == {}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """A repository of one commit that the record is made in."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "code.py").write_text("1\n")
+    for command in (
+        ["init", "-q"],
+        ["add", "code.py"],
+        ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false", "commit", "-qm", "first"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    monkeypatch.setattr(module, "__file__", str(folder / "code.py"))
+    return folder
+
+
+def test_git_commit_and_changes(repository) -> None:
+    commit = subprocess.run(
+        ["git", "log", "--format=%H"], cwd=repository, capture_output=True, text=True
+    ).stdout.strip()
+    assert module._git() == {"commit": commit, "dirty": False}
+    (repository / "code.py").write_text("2\n")
+    assert module._git() == {"commit": commit, "dirty": True}
+
+
+def test_outside_a_repository_and_without_git(tmp_path, monkeypatch, repository) -> None:
+    (tmp_path / "plain").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+        patch.setattr(module, "__file__", str(tmp_path / "plain" / "code.py"))
+        assert module._git() is None
+    monkeypatch.setenv("PATH", str(tmp_path / "plain"))
+    assert module._git() is None
+
+
+def test_versions_leave_out_what_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
+    assert list(module._versions()) == ["torch"]
+
+
+def folder_of(run: Path) -> RunFolder:
+    callback = RunFolder(str(run.parent), "name", "{}", False)
+    callback.run = run
+    return callback
+
+
+def test_metrics_are_merged(tmp_path) -> None:
+    callback = folder_of(tmp_path)
+    callback._save_metrics({"val/acc": 0.5, "epoch": 3.0})
+    callback._save_metrics({"test/acc": 0.4})
+    callback._save_metrics({"test/acc": 0.45})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"val/acc": 0.5, "epoch": 3.0, "test/acc": 0.45}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_metrics_are_replaced_whole(tmp_path, monkeypatch) -> None:
+    """A reader, or a crash, at any moment finds the old file or the new one."""
+    callback = folder_of(tmp_path)
+    callback._save_metrics({"val/acc": 0.5})
+    path = tmp_path / "metrics.json"
+    real, seen = Path.write_text, []
+
+    def write(self: Path, text: str) -> int:
+        count = real(self, text[:10])  # half of it is there
+        seen.append(json.loads(path.read_text()))
+        return count + real(self, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write)
+        callback._save_metrics({"test/acc": 0.4})
+    assert seen == [{"val/acc": 0.5}]
+
+    def fail(self: Path, text: str) -> int:
+        real(self, text[:10])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(OSError, match="disk full"):
+            callback._save_metrics({"test/acc": 0.1})
+    assert json.loads(path.read_text()) == {"val/acc": 0.5, "test/acc": 0.4}
+
+
+def test_the_run_of_a_checkpoint_is_gone_on_with(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "a" / "version_3"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    assert RunFolder("runs", "b", "{}", False, checkpoint).run == Path("runs/a/version_3")
+    assert RunFolder("runs", "b", "{}", False, tmp_path / "moved.ckpt").run is None
+    assert RunFolder("runs", "b", "{}", False).run is None
+
+
+def test_the_record(cli, folder, tiny_net, workdir) -> None:
+    options = ["--data.root", folder, *tiny_net, "--trainer.max_epochs", "1", "--seed_everything", "11"]
+    assert cli("fit", *options).code == 0
+    record = json.loads((workdir / "runs" / "fit" / "version_0" / "run.json").read_text())
+    assert record["seed"] == 11 and record["images_left_out"] == {}
+    assert {name: record["split"][name] for name in ("train", "val", "test")} == {"train": 39, "val": 9, "test": 12}
+    assert set(record["versions"]) >= {"python", "torch", "torchvision", "lightning", "numpy"}
+    (command,) = record["commands"]
+    assert command["time"][:2] == "20" and isinstance(command["arguments"], list)
+    before = (workdir / "runs/fit/version_0/config.yaml").read_text()
+    assert cli("fit", "--ckpt_path", "last", "--model.layer_decay", "0.5").code == 2  # a failed attempt changes nothing
+    assert (workdir / "runs/fit/version_0/config.yaml").read_text() == before
+    assert cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2").code == 0
+    assert len(json.loads((workdir / "runs/fit/version_0/run.json").read_text())["commands"]) == 2
