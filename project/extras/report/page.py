@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +73,9 @@ def picture(figure: "Figure", says: str) -> Picture:
         says: Its main finding in words.
     """
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    image = Image.fromarray(figures.pixels(figure, DPI)).quantize(256, Image.Quantize.MEDIANCUT)
     buffer = io.BytesIO()
-    Image.fromarray(figures.pixels(figure, DPI)).quantize(256, Image.Quantize.MEDIANCUT).save(
-        buffer, "PNG", optimize=True
-    )
+    image.save(buffer, "PNG", optimize=True)
     return Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, says)
 
 
@@ -90,9 +88,6 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], ylabel: str) -> 
     """
     if not series:
         return Missing("the run has no readable TensorBoard event file with them")
-    ends = [(name, points[0][1], points[-1][1]) for name, points in list(series.items())[:6]]
-    says = (
-        f"{name} from {first:.3g} to {last:.3g}" if math.isfinite(last) else f"{name} ends not finite"
-        for name, first, last in ends
-    )
-    return picture(figures.curves(series, "epoch", ylabel), "; ".join(says))
+    shown = list(series.items())[:6]
+    says = "; ".join(f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in shown)
+    return picture(figures.curves(series, "epoch", ylabel), says)
