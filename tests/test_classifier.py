@@ -537,8 +537,8 @@ def torchs(scheduler: str, **arguments) -> list[str]:
     ("options", "words"),
     [
         (ours("Step", step_size=0), "step_size must be 1 or more, not 0"),
-        (ours("Step", step=3), "there is no argument 'step'"),
-        (ours("Step", step_size=1.5), "step_size: expected int"),
+        (ours("Step", step=3), "the chosen class has no argument 'step'"),
+        (ours("Step", step_size=1.5), "step_size: expected a whole number"),
         (ours("Cosin"), "did you mean project.optim.Cosine?"),
         (ours("Plateau", monitor="val/los"), "no metric 'val/los' is logged; there are .*val/loss"),
         (

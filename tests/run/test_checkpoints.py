@@ -108,7 +108,7 @@ def test_an_unknown_monitor_names_those_there_are() -> None:
 
 
 def test_without_a_folder_nothing_is_saved(tmp_path) -> None:
-    callback, trainer = saver(), FakeTrainer()
+    callback, trainer = BestAndLast(SimpleNamespace(checkpoints=None)), FakeTrainer()
     trainer.callback_metrics = {"val/acc": torch.tensor(0.5)}
     trainer.global_step = 4
     callback.on_train_epoch_end(trainer, None)
@@ -117,9 +117,10 @@ def test_without_a_folder_nothing_is_saved(tmp_path) -> None:
 
 
 def test_paths(tmp_path) -> None:
-    callback = saver()
+    callback = saver(folder=tmp_path)
+    assert callback.best_path is None
     run(callback, [0.1])
-    callback.folder = tmp_path
+    (tmp_path / "last.ckpt").unlink()
     assert callback.best_path == tmp_path / "best.ckpt" and callback.last_path is None
     (tmp_path / "last.ckpt").touch()
     assert callback.last_path == tmp_path / "last.ckpt"
