@@ -8,8 +8,13 @@ from conftest import ROOT
 
 EXTRAS = ("check", "export", "look", "report", "search", "tune")
 COMMANDS = {  # of which extra each command is; every other command belongs to the core
-    "check": "check", "export": "export", "verify": "export", "report": "report", "search": "search",
-    "lr_find": "tune", "batch_find": "tune",
+    "check": "check",
+    "export": "export",
+    "verify": "export",
+    "report": "report",
+    "search": "search",
+    "lr_find": "tune",
+    "batch_find": "tune",
 }
 
 
