@@ -1,14 +1,15 @@
-"""An exported file in the place of the classifier, for `python -m project predict` (card C3)."""
+"""An exported file in the place of the classifier, for `python -m project predict`."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import instantiate_module
 
 from project.classifier import Batch, ImageClassifier
-from project.extras.export.metadata import need, read_metadata
-from project.extras.export.runtime import Run, open_exported
+from project.extras.export.metadata import need, read_metadata, reading
+from project.extras.export.runtime import Run, open_graph
 from project.nets.deployable import Deployable
 
 
@@ -25,29 +26,27 @@ class ExportedClassifier(L.LightningModule):
             resize: The file's own.
         """
         super().__init__()
-        self.class_names, self.run = class_names, _open(Path(path))
+        self.class_names, self.run = class_names, open_exported(Path(path), read_metadata(Path(path)))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """index (N,), and probabilities (N, num_classes)."""
         return {"index": batch["index"], "probabilities": torch.from_numpy(self.run(batch["image"].cpu().numpy()))}
 
 
-def _open(path: Path) -> Run:
-    metadata = read_metadata(path)
+def open_exported(path: Path, metadata: dict[str, Any]) -> Run:
+    """A file of any format as a function, see `project.extras.export.runtime.open_graph`."""
     if path.suffix != ".safetensors":
-        return open_exported(path, metadata)
-    need("safetensors")
-    from safetensors.torch import load_model
+        return open_graph(path, metadata)
+    module = open_weights(path, metadata)
+    return lambda images: module(torch.from_numpy(images)).detach().numpy()
 
-    # Weights alone: the network is built as it was for training, folded likewise, and takes them over.
-    model = instantiate_module(
-        ImageClassifier, {**metadata["model"], "mean": metadata["mean"], "std": metadata["std"]}
-    ).eval()
-    module = Deployable(model.fused().net, model.mean, model.std, metadata["temperature"]).eval()
-    load_model(module, str(path))
 
-    def run(images: object) -> object:
-        with torch.no_grad():
-            return module(torch.from_numpy(images)).numpy()
-
-    return run
+def open_weights(path: Path, metadata: dict[str, Any]) -> Deployable:
+    """The network of a .safetensors file: built as for training, folded likewise, then given the file's weights."""
+    statistics = {name: metadata[name] for name in ("mean", "std")}
+    model = instantiate_module(ImageClassifier, {**metadata["model"], **statistics}).eval()
+    around = (model.mean, model.std, metadata["temperature"], model.task.probabilities)
+    module = Deployable(model.fused().net, *around).eval()
+    with reading(path):
+        need("safetensors.torch").load_model(module, str(path))
+    return module

@@ -1,4 +1,4 @@
-"""`python -m project export`: fold, calibrate, write a draft, prove it, and only then keep it (advice A6; card C3)."""
+"""`python -m project export`: fold, calibrate, write a draft, prove it, and only then keep it (advice A6)."""
 
 import copy
 import csv
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from project import __version__
 from project.classifier import ImageClassifier
@@ -19,43 +20,52 @@ from project.data.transforms import MODES
 from project.errors import UserError
 from project.extras.export.calibration import calibration_error, fit_temperature
 from project.extras.export.files import check_packages, write
-from project.extras.export.metadata import pack, suffix_of
-from project.extras.export.prove import in_batches, prove
-from project.extras.export.runtime import open_exported
-from project.extras.export.speed import eager, flops, measure
+from project.extras.export.metadata import pack
+from project.extras.export.proof import in_batches, prove
+from project.extras.export.runtime import open_graph
+from project.extras.export.speed import eager, measure
 from project.files import output_path, written_whole
 from project.nets.deployable import Deployable, NetworkOnly
 from project.nets.fuse import Fold
-from project.settings import FROM_MODEL, load_checkpoint
 
-CHECKED_ON = 2000  # validation images at most: one number is fitted, and a CPU does some 50 images a second
+CALIBRATED_ON = 2000  # validation images at most: one number is fitted, and a CPU does some 50 images a second
 PROVEN_ON = 256
 GOLDEN = 4  # images kept in the file
+REBUILD = ("net", "task", "class_names", "image_size", "in_channels", "resize")  # what a .safetensors file is read with
 
 
 def export_checkpoint(
-    trainer: L.Trainer, model: ImageClassifier, data: ImageDataModule, checkpoint: str, out: str, *options: Any
+    trainer: L.Trainer,
+    model: ImageClassifier,
+    data: ImageDataModule,
+    ckpt_path: str,
+    out: str,
+    preprocess: bool,
+    calibrate: bool,
+    tolerance: float,
+    speed: bool,
 ) -> None:
-    """Export the weights of a checkpoint, and keep the temperature there, so that both predict alike; see `export`."""
-    path = Path(checkpoint)
-    content = load_checkpoint(path)
-    model.load_state_dict(content["state_dict"])
-    model.temperature = content.get("temperature", 1.0)
-    saved = content["callbacks"].get("BestAndLast", {}).get("metrics", {})
-    origin = {name: saved[name] for name in ("epoch", "val/acc") if name in saved}
-    origin["model"] = {key: content["hyper_parameters"][key] for key in ("net", *FROM_MODEL)}
-    images, labels = _validation_images(trainer, data, content)
-    signal.signal(
-        signal.SIGTERM, _stop
-    )  # Lightning listens to it in its own loops alone; the draft is to be taken away
-    temperature = export(model, images, labels, out, origin, *options)
-    if temperature == model.temperature:
-        return
-    try:
-        with written_whole(path) as draft:
-            torch.save({**torch.load(path, weights_only=True, map_location="cpu"), "temperature": temperature}, draft)
-    except (UserError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
-        print(f"The temperature could not be kept in the checkpoint, which will predict without it: {error}")
+    """Export a checkpoint, and keep the temperature in it, so that both predict the same; see `command.export`."""
+    path = output_path(out, "model.onnx")
+    check_packages(path)
+    if not 0 < tolerance < 1:
+        raise UserError(f"tolerance must be above 0 and below 1, not {tolerance}")
+    if not preprocess and path.suffix == ".safetensors":
+        raise UserError("preprocess has no effect on .safetensors, which holds only weights: leave it out")
+    signal.signal(signal.SIGTERM, _stop)  # Lightning handles it in its own loops only; a draft must not stay behind
+    checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu")
+    model.load_state_dict(checkpoint["state_dict"])
+    model.temperature = before = checkpoint.get("temperature", 1.0)
+    model.eval().cpu()
+    images, labels = _validation_images(trainer, data, checkpoint)
+    logits = in_batches(lambda part: model(torch.from_numpy(part)).float(), images.numpy())
+    if not np.isfinite(logits).all():
+        raise UserError("nothing was written: the checkpoint gives logits that are not finite; its training diverged")
+    if calibrate:
+        model.temperature = _calibrated(torch.from_numpy(logits), labels, model)
+    _export(model, path, images, logits, _origin(checkpoint), preprocess, tolerance, speed)
+    if model.temperature != before:
+        _keep_temperature(Path(ckpt_path), checkpoint, model.temperature)
 
 
 def _stop(*_: Any) -> None:
@@ -72,59 +82,50 @@ def _validation_images(trainer: L.Trainer, data: ImageDataModule, checkpoint: di
     if name == "val":
         data.load_state_dict(checkpoint[type(data).__name__])
         data.val_dataloader()  # says so when the model has seen them
-    index = [part.index[i] for i in torch.linspace(0, len(part.index) - 1, min(CHECKED_ON, len(part.index))).long()]
+    index = [part.index[i] for i in torch.linspace(0, len(part.index) - 1, min(CALIBRATED_ON, len(part.index))).long()]
     batch = part.images.__getitems__([(0, key) for key in index])
     return batch["image"], batch["label"] if name == "val" else batch["label"][:0]
 
 
-def export(
+def _calibrated(logits: Tensor, labels: Tensor, model: ImageClassifier) -> float:
+    """The fitted temperature; says what it changes."""
+    if not len(labels):
+        print(f"Temperature {model.temperature:.4g} as before: there are no validation images to calibrate on.")
+        return model.temperature
+    temperature = fit_temperature(logits, labels, model.task)
+    before, after = (calibration_error(model.task.probabilities(logits / t), labels) for t in (1.0, temperature))
+    print(
+        f"Temperature {temperature:.3f} from {len(labels)} validation images: calibration error {before:.4f} before, "
+        f"{after:.4f} after."
+    )
+    return temperature
+
+
+def _origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a file remembers of its making: epoch and accuracy, and what it takes to build the network again."""
+    metrics = checkpoint["callbacks"].get("BestAndLast", {}).get("metrics", {})
+    model = {key: value for key, value in checkpoint["hyper_parameters"].items() if key in REBUILD}
+    return {**{name: metrics[name] for name in ("epoch", "val/acc") if name in metrics}, "model": model}
+
+
+def _export(
     model: ImageClassifier,
+    path: Path,
     images: Tensor,
-    labels: Tensor,
-    out: str,
+    logits: np.ndarray,
     origin: dict[str, Any],
-    preprocess: bool = True,
-    calibrate: bool = True,
-    tolerance: float = 1e-4,
-    speed: bool = True,
-) -> float:
-    """Write a file that runs without this project.
-
-    Args:
-        model: With its trained weights.
-        images: To prove it on, uint8 (N, C, image_size, image_size).
-        labels: Their classes, (N,).
-        out: The file; its suffix says which kind.
-        origin: What the file is to remember of its making.
-        preprocess: Normalisation, temperature and softmax inside the file.
-        calibrate: Fit a temperature; else it stays the model's.
-        tolerance: Largest relative difference of the logits.
-        speed: Measure it, too.
-
-    Returns:
-        The temperature.
-
-    Raises:
-        UserError: when the file cannot be written, or does not compute what the model does; nothing is then written.
-    """
-    path = output_path(out, "model.onnx")
-    suffix = suffix_of(path)
-    check_packages(suffix)
-    if not 0 < tolerance < 1:
-        raise UserError(f"tolerance must be above 0 and below 1, not {tolerance}")
-    model = model.eval().cpu()
-    logits = in_batches(lambda part: model(part).float(), images)
-    if not np.isfinite(logits).all():
-        raise UserError(
-            "nothing was written: the checkpoint itself gives logits that are no numbers; its training has diverged"
-        )
-    temperature = _calibrate(logits, labels, model.temperature) if calibrate else model.temperature
-
+    preprocess: bool,
+    tolerance: float,
+    speed: bool,
+) -> None:
+    """Write the file, or raise UserError and leave what was there."""
     fused = model.fused()
     _show_folds(fused.folds)
-    deployable = Deployable(fused.net, model.mean, model.std, temperature, fused.folds).eval()
+    around = (model.mean, model.std, model.temperature, model.task.probabilities)
+    deployable = Deployable(fused.net, *around, fused.folds).eval()
+    trained = Deployable(copy.deepcopy(model.net), *around).eval()
     golden = images[:: max(1, len(images) // GOLDEN)][:GOLDEN]
-    with torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         probabilities = deployable(golden)
     metadata = {
         "version": __version__,
@@ -136,43 +137,27 @@ def export(
         "preprocess": preprocess,
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
-        "temperature": temperature,
+        "temperature": model.temperature,
         "folds": [vars(fold) for fold in fused.folds],
         "golden": {"images": pack(golden.numpy()), "probabilities": pack(probabilities.numpy())},
         **origin,
     }
-    trained = Deployable(copy.deepcopy(model.net), model.mean, model.std, temperature).eval()
-    module = deployable if preprocess else NetworkOnly(fused.net).eval()
-    spread = torch.linspace(0, len(images) - 1, min(PROVEN_ON, len(images))).long()
+    pair = images[:2].repeat(2, 1, 1, 1)[:2]  # of a single image, too
+    module, example = (deployable, pair) if preprocess else (NetworkOnly(fused.net).eval(), model.normalise(pair))
+    some = torch.linspace(0, len(images) - 1, min(PROVEN_ON, len(images))).long()
     with written_whole(path) as draft:
-        write(module, images[:2].repeat(2, 1, 1, 1)[:2] if preprocess else model.normalise(images[:2]), draft, metadata)
-        print(prove(draft, metadata, deployable, trained, images[spread], logits[spread], tolerance))
+        write(module, example, draft, metadata)
+        print(prove(draft, metadata, deployable, trained, images[some].numpy(), logits[some], tolerance))
         if speed:
             _show_speed(trained, deployable, draft, metadata, images)
         _save_folds(path.with_suffix(".folds.csv"), fused.folds)
     size = path.stat().st_size / 1e6
     parameters = sum(p.numel() for p in fused.net.parameters())
-    print(f"{path}: {size:.2f} MB, {parameters:,} parameters, {flops(deployable, golden) / 1e9:.3g} GFLOPs an image.")
-    return temperature
-
-
-def _calibrate(logits: np.ndarray, labels: Tensor, before: float) -> float:
-    if not len(labels):
-        print(f"Temperature {before:.4g} as before: without validation images there is nothing to calibrate on.")
-        return before
-    values = torch.from_numpy(logits)
-    temperature = fit_temperature(values, labels)
-    plain, after = (calibration_error(values, labels, t) for t in (1.0, temperature))
-    why = "" if temperature != 1 else "; all of them are right, which leaves nothing to calibrate on"
-    print(
-        f"Temperature {temperature:.3f} from {len(labels)} validation images: calibration error {plain:.4f} before, "
-        f"{after:.4f} after{why}."
-    )
-    return temperature
+    gflops = counter.get_total_flops() / len(golden) / 1e9  # a multiplication and its addition count as two
+    print(f"{path}: {size:.2f} MB, {parameters:,} parameters, {gflops:.3g} GFLOPs per image.")
 
 
 def _show_folds(folds: list[Fold]) -> None:
-    """Print the table of folds."""
     folded = sum(fold.into is not None for fold in folds)
     print(f"{folded} of {len(folds)} batch norms folded." if folds else "No batch norm to fold.")
     width = max((len(fold.norm) for fold in folds), default=0)
@@ -192,20 +177,20 @@ def _show_speed(
 ) -> None:
     """Time the trained network, its fused forms and the file as written."""
     ways = {
-        "eager, unfused": eager(trained, channels_last=False),
-        "eager, fused": eager(deployable, channels_last=False),
-        "fused + channels_last": eager(deployable, channels_last=True),
+        "eager, unfused": eager(trained, torch.contiguous_format),
+        "eager, fused": eager(deployable, torch.contiguous_format),
+        "fused + channels_last": eager(deployable, torch.channels_last),
     }
     if draft.suffix != ".safetensors":
-        run = open_exported(draft, metadata, threads=torch.get_num_threads())
-        ways["the file in " + ("onnxruntime" if draft.suffix == ".onnx" else "torch")] = lambda batch: run(
-            batch.numpy()
-        )
-    width = max(len(way) for way in ways)
-    print(
-        f"Speed on this CPU, {torch.get_num_threads()} threads: median, fastest to slowest round; times as fast as unfused."
-    )
-    for row in measure(ways, images):
-        spread = f"({1000 * row.low:.2f} to {1000 * row.high:.2f})"
-        figures = f"{1000 * row.median:8.2f} ms {spread:<20}  {row.batch / row.median:8.0f} images/s  {row.ratio:5.2f}x"
-        print(f"  batch {row.batch:>2}  {row.way:<{width}}  {figures}")
+        run = open_graph(draft, metadata, threads=torch.get_num_threads())
+        runtime = "onnxruntime" if draft.suffix == ".onnx" else "torch"
+        ways[f"the file in {runtime}"] = lambda batch: run(batch.numpy())
+    print(measure(ways, images))
+
+
+def _keep_temperature(path: Path, checkpoint: dict[str, Any], temperature: float) -> None:
+    try:
+        with written_whole(path) as draft:
+            torch.save({**checkpoint, "temperature": temperature}, draft)
+    except (UserError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
+        print(f"The temperature could not be kept in the checkpoint, which will predict without it: {error}")

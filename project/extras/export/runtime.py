@@ -1,4 +1,4 @@
-"""Run an exported file: uint8 images in, probabilities out. torch is imported for .pt2 only."""
+"""Run an exported graph: uint8 images in, probabilities out. Imports torch for .pt2 only."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 
 from project.errors import UserError
-from project.extras.export.metadata import open_onnx
+from project.extras.export.metadata import open_onnx, reading
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def open_exported(path: Path, metadata: dict[str, Any], threads: int = 0) -> Run:
+def open_graph(path: Path, metadata: dict[str, Any]) -> Run:
     """Open a .onnx or .pt2 file.
 
     Args:
         path: The file.
         metadata: What `read_metadata` found in it.
-        threads: Of the onnxruntime; 0 for as many as there are cores.
 
     Returns:
         A function from images, uint8 (N, C, image_size, image_size), to probabilities, float32 (N, classes).
@@ -27,41 +26,32 @@ def open_exported(path: Path, metadata: dict[str, Any], threads: int = 0) -> Run
         UserError: for weights alone, or a damaged file.
     """
     if path.suffix == ".safetensors":
-        raise UserError(f"{path} holds weights alone, which cannot run without the network: export to .onnx or .pt2")
-    run = raw_onnx(path, threads) if path.suffix == ".onnx" else raw_pt2(path)
-    return run if metadata["preprocess"] else _around(run, metadata)
+        raise UserError(f"{path} holds only weights, which cannot run without the network: export to .onnx or .pt2")
+    with reading(path):
+        run = _onnx(path) if path.suffix == ".onnx" else _pt2(path)
+    if metadata["preprocess"]:
+        return run
+    return lambda images: _softmax(run(normalised(images, metadata)) / np.float32(metadata["temperature"]))
 
 
-def raw_onnx(path: Path, threads: int = 0) -> Run:
-    """The graph as it is, in the onnxruntime."""
-    session = open_onnx(path, threads)
+def _onnx(path: Path) -> Run:
+    session = open_onnx(str(path))
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def raw_pt2(path: Path) -> Run:
-    """The graph as it is, in torch on the CPU."""
+def _pt2(path: Path) -> Run:
     import torch
 
-    try:
-        module = torch.export.load(path).module()
-    except Exception as error:  # torch has a different one for each kind of damage
-        raise UserError(f"{path} is damaged: copy or export it again") from error
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return module(torch.from_numpy(images)).numpy()
-
-    return run
+    module = torch.export.load(path).module()
+    return lambda images: module(torch.from_numpy(images)).detach().numpy()
 
 
-def _around(run: Run, metadata: dict[str, Any]) -> Run:
-    """What a graph without preprocessing leaves to its user."""
+def normalised(images: np.ndarray, metadata: dict[str, Any]) -> np.ndarray:
+    """uint8 images (N, C, H, W) -> float32 with the training images' mean 0 and standard deviation 1."""
     mean, std = (np.array(metadata[key], dtype=np.float32).reshape(1, -1, 1, 1) for key in ("mean", "std"))
-    temperature = np.float32(metadata["temperature"])
+    return (images.astype(np.float32) / 255 - mean) / std
 
-    def whole(images: np.ndarray) -> np.ndarray:
-        logits = run((images.astype(np.float32) / 255 - mean) / std) / temperature
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
 
-    return whole
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
