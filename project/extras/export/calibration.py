@@ -1,32 +1,42 @@
 """Calibrated probabilities: one temperature for all logits, fitted on the validation images."""
 
 import math
-from typing import TYPE_CHECKING
 
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-if TYPE_CHECKING:
-    from project.tasks import MultiClass
+from project.classifier import ImageClassifier
+from project.tasks import Task
 
 BINS = 15  # as in the paper
 LOWEST, HIGHEST = 0.05, 20.0
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, task: "MultiClass") -> float:
+def calibrated(model: ImageClassifier, logits: Tensor, labels: Tensor) -> float:
+    """The temperature that suits these logits (N, outputs) best; prints the expected calibration error (equation 3)."""
+    if not len(labels):
+        print(f"Temperature {model.temperature:.4g}: without validation images there is nothing to calibrate on.")
+        return model.temperature
+    found = fit_temperature(logits, labels, model.task)
+    before, after = (
+        multiclass_calibration_error(model.task.probabilities(logits / t), labels, logits.shape[1], n_bins=BINS)
+        for t in (1.0, found)
+    )
+    print(
+        f"Temperature {found:.3f}: calibration error {before:.4f} before, {after:.4f} after, of {len(labels)} images."
+    )
+    return found
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
     """The temperature whose probabilities fit the labels best (Guo et al. 2017, arXiv:1706.04599, section 4.2).
 
     Dividing the logits by it changes how confident the network is, never which class it predicts.
 
-    Args:
-        logits: (N, outputs).
-        labels: (N,).
-        task: What the logits mean.
-
     Returns:
         The temperature of the lowest mean loss, from 0.05 to 20. 1 where none is better, and where every prediction is
-        right (the lowest temperature would then seem best) or there are no labels.
+        right: the lowest temperature would then seem best.
     """
     if bool((task.probabilities(logits).argmax(dim=1) == labels).all()):
         return 1.0
@@ -37,8 +47,3 @@ def fit_temperature(logits: Tensor, labels: Tensor, task: "MultiClass") -> float
 
     found = minimize_scalar(loss, bounds=(math.log(LOWEST), math.log(HIGHEST)), options={"xatol": 1e-6})
     return math.exp(found.x) if found.fun < loss(0.0) else 1.0
-
-
-def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3): how far confidence and accuracy are apart, 0 to 1."""
-    return multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=BINS).item()

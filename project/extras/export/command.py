@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from project.commands import Command, Opener
+from jsonargparse.typing import OpenUnitInterval
+
+from project.commands import TRAINING_ONLY, Command, Opener
 
 
 def export(
@@ -14,23 +16,20 @@ def export(
     out: str = "model.onnx",
     preprocess: bool = True,
     calibrate: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: OpenUnitInterval = 1e-4,
     speed: bool = True,
 ) -> None:
-    """Fold the batch norms of a checkpoint, prove that nothing changed, and write a file that runs without this project.
+    """Write a file that runs without this project, its batch norms folded, once it is proven to compute the same.
 
     Args:
-        trainer: The trainer.
-        model: The classifier.
-        datamodule: The images.
         ckpt_path: The checkpoint: a path, or best or last of the newest run.
         out: The file to write: .onnx, .pt2 (torch.export) or .safetensors (only the fused weights).
         preprocess: Put normalisation, temperature and softmax into the file: uint8 images in, probabilities out. False:
             normalised float32 images in, logits out.
-        calibrate: Fit a temperature on the validation images, so that predictions of probability 0.8 are right in 80 of 100
-            cases; it is kept in the checkpoint too. False: leave the probabilities as they are.
-        tolerance: Largest difference between the logits of file and checkpoint, relative to the largest logit, and between
-            their probabilities; above it, nothing is written.
+        calibrate: Fit a temperature on the validation images, so that predictions of probability 0.8 are right in 80 of
+            100 cases; it is kept in the checkpoint too. False: leave the probabilities as they are.
+        tolerance: Largest difference between the logits of file and checkpoint, relative to the largest logit, and
+            between their probabilities; above it, nothing is written.
         speed: Measure how fast the model runs on this machine, unfused, fused and exported; usually under a minute.
     """
     from project.extras.export.make import export_checkpoint
@@ -41,41 +40,32 @@ def export(
 def verify(file: str) -> None:
     """Run the images that an exported file carries and compare the probabilities with those recorded at export.
 
-    Needs numpy and onnxruntime (for .pt2, torch); exit code 2 when one differs by more than 0.001 or the file is damaged.
+    Exit code 2 when one differs by more than 0.001, or the file is damaged.
 
     Args:
-        file: A .onnx or .pt2 file of `export`.
+        file: What `export` has written; .onnx needs numpy and onnxruntime, .pt2 torch, .safetensors this project.
     """
-    from project.extras.export.verify import verify_file
+    from project.extras.export.runtime import verify_file
 
     print(verify_file(Path(file).expanduser()))
 
 
 def read(path: Path) -> dict[str, Any]:
     """What stands in for a checkpoint where an exported file is given."""
-    from project.extras.export.metadata import read_metadata
+    from project.extras.export.runtime import read_metadata
 
     metadata = read_metadata(path)
-    model = {"in_channels": metadata["channels"]} | {k: metadata[k] for k in ("class_names", "image_size", "resize")}
-    return {"hyper_parameters": model, "config": {"data": {}, "model": {"path": str(path)}}}
+    data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize")}
+    config = {"data": {**data, "root": None}, "model": {"path": str(path)}}
+    return {"hyper_parameters": {**data, "in_channels": data["channels"]}, "config": config}
 
 
 COMMANDS = [
     Command(
         export,
         ignores=(
-            "checkpoint",
-            "data.augment",
-            "data.sampler",
-            "data.random_resized_crop",
-            "data.on_seen_image",
-            "trainer.max_epochs",
-            "trainer.max_steps",
-            "trainer.accumulate_grad_batches",
-            "trainer.gradient_clip_val",
-            "trainer.accelerator",
-            "trainer.devices",
-            "trainer.precision",
+            *TRAINING_ONLY,
+            *("data.on_seen_image", "trainer.accelerator", "trainer.devices", "trainer.precision"),
         ),
     ),
     Command(verify, needs="nothing"),

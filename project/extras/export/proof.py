@@ -5,77 +5,66 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
+from project.classifier import ImageClassifier
 from project.errors import UserError
-from project.extras.export.exported import open_exported, open_weights
-from project.extras.export.files import SCOPES
-from project.extras.export.metadata import need, open_onnx
-from project.extras.export.runtime import normalised
+from project.extras.export.exported import open_weights
+from project.extras.export.runtime import need, open_exported, open_onnx, read_metadata
 from project.nets.deployable import Deployable
 
 Outputs = dict[str, np.ndarray]  # module -> its output, in the order of execution
 
+SCOPES = "pkg.torch.onnx.name_scopes"  # of an ONNX node: the modules it comes from
 BATCH = 64
 COMPARED = 16  # images for which every layer is compared
 
 
 def prove(
-    path: Path,
-    metadata: dict[str, Any],
-    fused: Deployable,
-    trained: Deployable,
-    images: np.ndarray,
-    logits: np.ndarray,
-    tolerance: float,
+    path: Path, fused: Deployable, trained: ImageClassifier, images: np.ndarray, logits: np.ndarray, tolerance: float
 ) -> str:
-    """Compare a file as it was written with the network as it was trained.
+    """Compare a file as it was written with the classifier as it was trained; returns what was found, in a line.
 
     Args:
         path: The file.
-        metadata: What it says about itself.
         fused: What was written.
-        trained: The same without folding.
+        trained: The checkpoint's classifier.
         images: uint8 (N, C, H, W).
-        logits: Of the trained network for them, (N, outputs).
+        logits: The classifier's for them, (N, outputs).
         tolerance: Largest difference of the logits, relative to the largest of them, and of the probabilities.
-
-    Returns:
-        What was found, in a line.
 
     Raises:
         UserError: when they differ by more, with the first layer that does.
     """
-    given = images if metadata["preprocess"] else normalised(images, metadata)
-    network = open_layers(path, metadata, only="net")  # probabilities near 0 or 1 would hide a difference
-    inside = relative_difference(in_batches(lambda part: network(part)["net"], given), logits)
-    found = in_batches(open_exported(path, metadata), images)
-    expected = trained.probabilities(torch.from_numpy(logits) / trained.temperature).numpy()
-    outside = float(np.abs(found - expected).max())
-    same = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
+    given = images
+    if not read_metadata(path)["preprocess"]:
+        given = trained.normalise(torch.from_numpy(images)).numpy()
+    network = open_layers(path, only="net")  # probabilities near 0 or 1 would hide a difference
+    off = relative_difference(in_batches(lambda part: network(part)["net"], given), logits)
+    found = in_batches(open_exported(path), images)
+    expected = fused.probabilities(torch.from_numpy(logits) / fused.temperature).numpy()
+    shift = np.abs(found - expected).max()
     words = (
-        f"the logits of {len(images)} validation images differ by up to {inside:.1e} of the largest, their "
-        f"probabilities by up to {outside:.1e}; the predicted class is the same for {same:.2%}"
+        f"the logits of {len(images)} validation images differ by up to {off:.1e} of the largest, "
+        f"the probabilities by up to {shift:.1e}"
     )
-    if inside <= tolerance and outside <= tolerance:  # NaN is not
+    if off <= tolerance and shift <= tolerance:  # NaN is not
         return f"Proof: {words}."
-    written = outputs_of(fused, images[:COMPARED])
-    checkpoint = outputs_of(trained, images[:COMPARED])
-    for fold in fused.folds:  # the layer that took a norm in gives what the norm gave
+    written, checkpoint = (outputs_of(module, images[:COMPARED]) for module in (fused, trained))
+    for fold in fused.folds:  # the layer that took in a norm gives what the norm gave
         checkpoint.pop(f"net.{fold.into}", None)
     layer = first_difference(written, checkpoint, tolerance)
-    layer = layer or first_difference(open_layers(path, metadata)(given[:COMPARED]), written, tolerance)
-    why = f"the first layer that differs is {layer}" if layer else "no single layer differs by that much"
-    raise UserError(f"nothing was written: {words}; tolerance is {tolerance:g}; {why}")
+    layer = layer or first_difference(open_layers(path)(given[:COMPARED]), written, tolerance)
+    raise UserError(f"nothing was written: {words}; tolerance is {tolerance:g}; first layer that differs: {layer}")
 
 
-def in_batches(run: Callable[[np.ndarray], Any], images: np.ndarray) -> np.ndarray:
+def in_batches(run: Callable[[np.ndarray], Tensor | np.ndarray], images: np.ndarray) -> np.ndarray:
     """Run all images: one alone, then batches, so that a file must take any number."""
-    parts = [images[:1], *(images[i : i + BATCH] for i in range(1, len(images), BATCH))]
+    parts = np.split(images, range(1, len(images), BATCH))
     with torch.no_grad():
         return np.concatenate([np.asarray(run(part)) for part in parts])
 
@@ -96,33 +85,27 @@ def first_difference(found: Outputs, expected: Outputs, bound: float) -> str | N
 
 def outputs_of(module: nn.Module, images: np.ndarray, only: str | None = None) -> Outputs:
     """What every module in it (or only that one) puts out; of a module that is called several times, the last."""
+    # torch.export.unflatten numbers further calls of a module.
+    names = {part: re.sub(r"@\d+", "", name) for name, part in module.named_modules() if name}
     outputs: Outputs = {}
 
-    def record(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
+    def record(part: nn.Module, _inputs: object, output: object) -> None:
+        name = names.get(part)
+        if name and only in (None, name) and isinstance(output, Tensor):
             outputs.pop(name, None)
             outputs[name] = output.float().numpy()
 
-    handles = []
-    for path, part in module.named_modules():
-        name = re.sub(r"@\d+", "", path)  # torch.export.unflatten numbers further calls of a module
-        if name and only in (None, name):
-            handles.append(part.register_forward_hook(partial(record, name)))
-    try:
-        with torch.no_grad():
-            module(torch.from_numpy(images))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with register_module_forward_hook(record), torch.no_grad():
+        module(torch.from_numpy(images))
     return outputs
 
 
-def open_layers(path: Path, metadata: dict[str, Any], only: str | None = None) -> Callable[[np.ndarray], Outputs]:
+def open_layers(path: Path, only: str | None = None) -> Callable[[np.ndarray], Outputs]:
     """Open an exported file so that it gives what its modules (or only that one) put out, see `outputs_of`."""
-    if path.suffix == ".pt2":
-        return partial(outputs_of, torch.export.unflatten(torch.export.load(path)), only=only)
-    if path.suffix == ".safetensors":
-        return partial(outputs_of, open_weights(path, metadata), only=only)
+    if path.suffix != ".onnx":
+        pt2 = path.suffix == ".pt2"
+        module = torch.export.unflatten(torch.export.load(path)) if pt2 else open_weights(path)
+        return partial(outputs_of, module, only=only)
     onnx = need("onnx")
     model = onnx.load(str(path))
     last: dict[str, str] = {}  # module -> the output of its last node
@@ -131,13 +114,7 @@ def open_layers(path: Path, metadata: dict[str, Any], only: str | None = None) -
             if entry.key == SCOPES:
                 modules = ast.literal_eval(entry.value)[1:-1]  # without the whole and the node
                 last |= {name: node.output[0] for name in modules if only in (None, name)}
-    names = set(last.values())
-    new = names - {output.name for output in model.graph.output}
+    new = set(last.values()) - {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
     session = open_onnx(model.SerializeToString())
-
-    def run(images: np.ndarray) -> Outputs:
-        values = dict(zip(names, session.run(list(names), {"images": images}), strict=True))
-        return {module: values[name] for module, name in last.items()}
-
-    return run
+    return lambda images: dict(zip(last, session.run(list(last.values()), {"images": images}), strict=True))

@@ -1,40 +1,48 @@
 """Time the ways to run one network on this machine."""
 
 import copy
-from collections.abc import Callable
+import logging
+from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Compare, Timer
+
+from project.extras.export.runtime import open_exported
 
 BATCHES = (1, 64)
-SECONDS = 0.5  # that each measurement lasts at least
+SECONDS = 0.2  # that each measurement lasts at least
 
 
-def measure(trained: nn.Module, fused: nn.Module, file: Callable[[Tensor], object] | None, images: Tensor) -> Compare:
-    """A table of times, to be printed: a row for each way, a column for each batch size.
+def measure(trained: nn.Module, fused: nn.Module, path: Path, image: Tensor) -> str:
+    """A table of times: a row for each way, a column for each batch size.
 
     Args:
         trained: The network, unfused.
         fused: The same, fused.
-        file: Runs the exported file; None where it cannot run.
-        images: (N, C, H, W); repeated to fill the batches.
+        path: The exported file.
+        image: (1, C, H, W); repeated to fill the batches.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
+    from torch.utils.benchmark import Compare, Timer
+
+    file = open_exported(path)
     ways = {
         "eager, unfused": copy.deepcopy(trained).to(memory_format=torch.contiguous_format),
         "eager, fused": copy.deepcopy(fused).to(memory_format=torch.contiguous_format),
         "fused + channels_last": copy.deepcopy(fused).to(memory_format=torch.channels_last),
+        "the exported file": lambda images: file(images.numpy()),
     }
-    if file is not None:
-        ways["the exported file"] = file
     timings = []
-    for size in BATCHES:
-        batch = images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
-        for name, run in ways.items():
-            layout = torch.channels_last if "channels_last" in name else torch.contiguous_format
-            given = {"run": run, "images": batch.contiguous(memory_format=layout)}
-            column, threads = f"batch of {size}", torch.get_num_threads()
-            timer = Timer("run(images)", "", "", given, label="Speed", sub_label=name, description=column, num_threads=threads)
-            with torch.inference_mode():
-                timings.append(timer.blocked_autorange(min_run_time=SECONDS))
-    return Compare(timings)
+    for size, (name, run) in product(BATCHES, ways.items()):
+        timer = Timer(
+            "run(images)",
+            globals={"run": run, "images": image.repeat(size, 1, 1, 1)},
+            label="Speed on this CPU",
+            sub_label=name,
+            description=f"batch of {size}",
+            num_threads=torch.get_num_threads(),
+        )
+        with torch.inference_mode():
+            timings.append(timer.blocked_autorange(min_run_time=SECONDS))
+    return str(Compare(timings))
