@@ -45,5 +45,5 @@ def fit_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
     def loss(log_temperature: float) -> float:  # convex in 1 / temperature, so it has a single minimum
         return task.losses(logits / math.exp(log_temperature), labels).mean().item()
 
-    found = minimize_scalar(loss, bounds=(math.log(LOWEST), math.log(HIGHEST)), options={"xatol": 1e-6})
+    found = minimize_scalar(loss, bounds=(math.log(LOWEST), math.log(HIGHEST)), options={"xatol": 1e-8})
     return math.exp(found.x) if found.fun < loss(0.0) else 1.0

@@ -125,18 +125,19 @@ def verify_file(path: Path) -> str:
     Raises:
         UserError: when a probability differs by more than 0.001, or the file cannot run.
     """
-    metadata = read_metadata(path)
     with reading(path):
+        metadata = read_metadata(path)
         images, expected = (unpack(metadata["golden"][key]) for key in ("images", "probabilities"))
         off = np.abs(open_exported(path)(images) - expected).max(axis=1)
-    worst = off.argmax()  # NaN counts as the largest
-    if not off[worst] <= BOUND:
-        raise UserError(
-            f"{path} does not compute here what it did when it was exported: a probability of golden image {worst + 1} "
-            f"of {len(images)} differs by {off[worst]:.4f}; copy or export it again, or try another runtime version"
+        worst = off.argmax()  # NaN counts as the largest
+        if not off[worst] <= BOUND:
+            raise UserError(
+                f"{path} does not compute here what it did when it was exported: a probability of golden image "
+                f"{worst + 1} of {len(images)} differs by {off[worst]:.4f}; copy or export it again, or try another "
+                "version of the runtime"
+            )
+        return (
+            f"{path}: {len(metadata['class_names'])} classes, {metadata['colour_order']} images of "
+            f"{metadata['image_size']} pixels, temperature {metadata['temperature']:.3g}\n"
+            f"{len(images)} golden images: probabilities within {off[worst]:.1e} of those recorded"
         )
-    return (
-        f"{path}: {len(metadata['class_names'])} classes, {metadata['colour_order']} images of "
-        f"{metadata['image_size']} pixels, temperature {metadata['temperature']:.3g}\n"
-        f"{len(images)} golden images: probabilities within {off[worst]:.1e} of those recorded"
-    )
