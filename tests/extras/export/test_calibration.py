@@ -104,7 +104,9 @@ def bins(logits: Tensor, labels: Tensor) -> float:
 def test_the_calibration_error_is_that_of_a_loop_over_the_bins(capsys, seed, count, classes) -> None:
     logits, labels = draw(seed, count, classes, 3.0, 1.0)
     found = calibrated(Model(classes), logits, labels)
-    said = re.fullmatch(r"Temperature (.*): calibration error (.*) before, (.*) after, of (.*) images.\n", capsys.readouterr().out)
+    said = re.fullmatch(
+        r"Temperature (.*): calibration error (.*) before, (.*) after, of (.*) images.\n", capsys.readouterr().out
+    )
     assert (said[1], said[4]) == (f"{found:.3f}", str(count))
     assert float(said[2]) == pytest.approx(bins(logits, labels), abs=1e-4)
     assert float(said[3]) == pytest.approx(bins(logits / found, labels), abs=1e-4)

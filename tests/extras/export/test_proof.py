@@ -11,6 +11,7 @@ from project.extras.export.files import write
 from project.extras.export.proof import first_difference, in_batches, open_layers, outputs_of, relative_difference
 from project.nets.deployable import Deployable
 
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 100_000), st.integers(1, 9), st.integers(2, 6), st.floats(0.01, 100))
 def test_the_difference_is_the_largest_over_the_largest_value(seed, count, classes, scale) -> None:
