@@ -25,7 +25,8 @@ from torch import nn
 class Jumping(nn.Module):  # no batch norm, and no graph can hold it
     def __init__(self, in_channels, num_classes, image_size):
         super().__init__()
-        self.norm, self.head = nn.LayerNorm(in_channels * image_size**2), nn.Linear(in_channels * image_size**2, num_classes)
+        inputs = in_channels * image_size**2
+        self.norm, self.head = nn.LayerNorm(inputs), nn.Linear(inputs, num_classes)
 
     def forward(self, images):
         logits = self.head(self.norm(images.flatten(1)))
@@ -161,8 +162,7 @@ def make_pictures(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("resize", ["letterbox", "crop", "squash"])
+@pytest.mark.parametrize(("channels", "resize"), [(1, "letterbox"), (3, "letterbox"), (3, "crop"), (4, "squash")])
 def test_the_program_to_copy_loads_images_as_the_training_does(tmp_path, channels, resize) -> None:
     spec = importlib.util.spec_from_file_location("deploy", ROOT / "docs" / "export_deploy.py")
     deploy = importlib.util.module_from_spec(spec)

@@ -141,7 +141,7 @@ def test_a_file_says_nothing_of_the_machine_it_was_made_on(exported, suffix) -> 
     assert [secret for secret in secrets if secret.encode() in content] == []
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pt2", "safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line(module, tmp_path, suffix) -> None:
     path = tmp_path / f"m.{suffix}"
     path.write_bytes(b"old")
@@ -169,6 +169,7 @@ def test_a_network_without_a_graph_can_only_be_weights(tmp_path) -> None:
     assert set(load_file(tmp_path / "m.safetensors")) == {"layer.weight", "layer.bias"}
 
 
+@pytest.mark.slow
 def test_the_exporters_are_silent_and_change_no_setting(module, tmp_path, capfd) -> None:
     before = logging.root.manager.disable
     with warnings.catch_warnings():

@@ -43,7 +43,8 @@ def assert_same(one: object, other: object) -> None:
         assert one == other or one != one
 
 
-def test_what_export_says_and_writes(exported, cli) -> None:
+def test_what_export_says_and_writes(exported, cli, monkeypatch) -> None:
+    monkeypatch.setattr("project.extras.export.speed.SECONDS", 0.001)
     before = Path("model.safetensors").read_bytes()
     (exported / "model.safetensors").unlink()
     result = cli("export", "--ckpt_path", "best", "--out", "model.safetensors")
@@ -75,7 +76,9 @@ def test_only_the_temperature_is_new_in_the_checkpoint(trained, exported_once) -
     assert not list(exported_once.rglob("*.part*"))
 
 
-@pytest.mark.parametrize("options", [["--calibrate", "false"], ["--data.val_size", "0"]])
+@pytest.mark.parametrize(
+    "options", [["--data.val_size", "0"], pytest.param(["--calibrate", "false"], marks=pytest.mark.slow)]
+)
 def test_a_calibrated_checkpoint_stays_so(exported, cli, options) -> None:
     before = (CHECKPOINTS / "best.ckpt").read_bytes()
     result = cli(*EXPORT, "again.safetensors", *options)
@@ -201,11 +204,12 @@ def test_weights_that_are_not_numbers_fail(trained, cli) -> None:
     assert "logits that are not finite" in refused(cli, "m.onnx")
 
 
+@pytest.mark.slow
 def test_a_tolerance_below_what_rounding_allows(trained, cli) -> None:
     assert "tolerance is 1e-12" in refused(cli, "m.safetensors", "--tolerance", "1e-12")
 
 
-@pytest.mark.parametrize("place", ["write", "prove"])
+@pytest.mark.parametrize("place", ["prove", pytest.param("write", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_what_was_there(trained, cli, monkeypatch, place) -> None:
     real = getattr(project.extras.export.make, place)
 
@@ -217,7 +221,7 @@ def test_ctrl_c_leaves_what_was_there(trained, cli, monkeypatch, place) -> None:
     refused(cli, "m.safetensors", code=130)
 
 
-@pytest.mark.parametrize("what", ["file", "checkpoint"])
+@pytest.mark.parametrize("what", ["checkpoint", pytest.param("file", marks=pytest.mark.slow)])
 def test_a_full_disk(trained, cli, what) -> None:
     size = 5000 if what == "file" else (CHECKPOINTS / "best.ckpt").stat().st_size // 2
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

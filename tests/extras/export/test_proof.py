@@ -75,7 +75,7 @@ def test_the_outputs_of_all_modules_in_their_order(deployable) -> None:
     assert list(outputs_of(deployable, IMAGES, only="net")) == ["net"]
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_file_gives_the_same_outputs_by_the_same_names(deployable, tmp_path, suffix) -> None:
     path = tmp_path / f"m.{suffix}"
     write(deployable, torch.from_numpy(IMAGES), path, {})

@@ -173,8 +173,15 @@ def handmade(path: Path, weights: np.ndarray = WEIGHTS, probabilities: np.ndarra
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     recorded = expected_by_hand() if probabilities is None else probabilities
     about = {
-        **{"class_names": ["a", "b", "c"], "image_size": 2, "colour_order": "L", "channels": 1, "resize": "crop"},
-        **{"mean": [0.0], "std": [1.0], "temperature": 1.0, "preprocess": True},
+        "class_names": ["a", "b", "c"],
+        "image_size": 2,
+        "colour_order": "L",
+        "channels": 1,
+        "resize": "crop",
+        "mean": [0.0],
+        "std": [1.0],
+        "temperature": 1.0,
+        "preprocess": True,
         "golden": {"images": pack(IMAGES), "probabilities": pack(recorded)},
     }
     helper.set_model_props(model, {KEY: json.dumps(about)})
