@@ -60,16 +60,8 @@ def read(path: Path) -> dict[str, Any]:
     return {"hyper_parameters": {**data, "in_channels": data["channels"]}, "config": config}
 
 
-COMMANDS = [
-    Command(
-        export,
-        ignores=(
-            *TRAINING_ONLY,
-            *("data.on_seen_image", "trainer.accelerator", "trainer.devices", "trainer.precision"),
-        ),
-    ),
-    Command(verify, needs="nothing"),
-]
+NO_EFFECT = ("data.on_seen_image", "trainer.accelerator", "trainer.devices", "trainer.precision")
+COMMANDS = [Command(export, ignores=(*TRAINING_ONLY, *NO_EFFECT)), Command(verify, needs="nothing")]
 OPENERS = [
     Opener((".onnx", ".pt2", ".safetensors"), ("predict",), read, "project.extras.export.exported.ExportedClassifier")
 ]

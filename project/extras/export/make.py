@@ -49,9 +49,9 @@ def export_checkpoint(
     checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu")
     model.load_state_dict(checkpoint["state_dict"])
     model.temperature = before = checkpoint.get("temperature", 1.0)
-    model.eval().cpu()
+    model.eval()
     images, labels = _images(trainer, data, checkpoint)
-    logits = in_batches(lambda part: model(torch.from_numpy(part)).float(), images.numpy())
+    logits = in_batches(lambda part: model(torch.from_numpy(part)), images.numpy())
     if not np.isfinite(logits).all():
         raise UserError("nothing was written: the checkpoint gives logits that are not finite; its training diverged")
     if calibrate:
@@ -61,18 +61,18 @@ def export_checkpoint(
     print(f"{sum(fold.into is not None for fold in fused.folds)} of {len(fused.folds)} batch norms folded.")
     for fold in fused.folds:
         print(f"  {fold.norm}: {f'into {fold.into}' if fold.into else f'left, {fold.reason}'}")
+    folds = [vars(fold) for fold in fused.folds]
     around = (model.mean, model.std, model.temperature, model.task.probabilities, fused.folds)
     trained, deployable = (Deployable(net, *around).eval() for net in (model.net, fused.net))
-    folds = [vars(fold) for fold in fused.folds]
     metadata = {**_about(model, checkpoint, images), "preprocess": preprocess, "folds": folds}
     example = images[:1].repeat(2, 1, 1, 1)
-    some = slice(None, None, -(-len(images) // PROVEN_ON))
+    step = -(-len(images) // PROVEN_ON)
     with written_whole(path) as draft:
         if preprocess:
             write(deployable, example, draft, metadata)
         else:
             write(NetworkOnly(fused.net).eval(), model.normalise(example), draft, metadata)
-        print(prove(draft, deployable, model, images.numpy()[some], logits[some], tolerance))
+        print(prove(draft, deployable, model, images[::step].numpy(), logits[::step], tolerance))
         if speed:
             print(measure(trained, deployable, draft, images[:1]))
         if model.temperature != before:

@@ -71,7 +71,7 @@ def in_batches(run: Callable[[np.ndarray], Tensor | np.ndarray], images: np.ndar
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference, over the largest expected value."""
-    return float(np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-6))
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
 
 
 def first_difference(found: Outputs, expected: Outputs, bound: float) -> str | None:
@@ -102,10 +102,10 @@ def outputs_of(module: nn.Module, images: np.ndarray, only: str | None = None) -
 
 def open_layers(path: Path, only: str | None = None) -> Callable[[np.ndarray], Outputs]:
     """Open an exported file so that it gives what its modules (or only that one) put out, see `outputs_of`."""
-    if path.suffix != ".onnx":
-        pt2 = path.suffix == ".pt2"
-        module = torch.export.unflatten(torch.export.load(path)) if pt2 else open_weights(path)
-        return partial(outputs_of, module, only=only)
+    if path.suffix == ".safetensors":
+        return partial(outputs_of, open_weights(path), only=only)
+    if path.suffix == ".pt2":
+        return partial(outputs_of, torch.export.unflatten(torch.export.load(path)), only=only)
     onnx = need("onnx")
     model = onnx.load(str(path))
     last: dict[str, str] = {}  # module -> the output of its last node

@@ -105,11 +105,11 @@ def test_the_calibration_error_is_that_of_a_loop_over_the_bins(capsys, seed, cou
     logits, labels = draw(seed, count, classes, 3.0, 1.0)
     found = calibrated(Model(classes), logits, labels)
     said = re.fullmatch(
-        r"Temperature (.*): calibration error (.*) before, (.*) after, of (.*) images.\n", capsys.readouterr().out
+        r"Temperature (.*) \((.*) images\): calibration error (.*) before, (.*) after.\n", capsys.readouterr().out
     )
-    assert (said[1], said[4]) == (f"{found:.3f}", str(count))
-    assert float(said[2]) == pytest.approx(bins(logits, labels), abs=1e-4)
-    assert float(said[3]) == pytest.approx(bins(logits / found, labels), abs=1e-4)
+    assert (said[1], said[2]) == (f"{found:.3f}", str(count))
+    assert float(said[3]) == pytest.approx(bins(logits, labels), abs=1e-4)
+    assert float(said[4]) == pytest.approx(bins(logits / found, labels), abs=1e-4)
 
 
 def test_without_labels_the_temperature_stays(capsys) -> None:

@@ -57,7 +57,7 @@ def test_what_export_says_and_writes(exported, cli, monkeypatch) -> None:
         ("stages.1.0.norm", "stages.1.0.conv", ""),
     ]
     assert "2 of 2 batch norms folded." in result.out and "stages.1.0.norm: into stages.1.0.conv" in result.out
-    assert "before, " in result.out and "of 287 images" in result.out
+    assert " (287 images): calibration error " in result.out
     assert "Proof: the logits of 144 validation images differ by up to " in result.out
     assert "eager, unfused" in result.out and "batch of 64" in result.out
     assert f"{exported / 'model.safetensors'}: 0.02 MB" in result.out
