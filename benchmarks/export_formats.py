@@ -1,10 +1,11 @@
-"""One network of each family, folded and written as .onnx and .pt2, and what the files compute beside the network itself.
+"""One network of each family, folded and written as .onnx and .pt2, and what the files compute beside the network.
 
     python -m benchmarks.export_formats [--only REGEX]
 
-Needs `pip install -e ".[export,timm]"`, no data, about 15 minutes on two cores. Weights are random, so are the statistics of the
-batch norms; networks take 64 pixels where they can. Prints a table: batch norms folded, then for each format the file's size
-and the largest difference of the logits of three images, run as one image and two, over the largest logit; or why there is no file.
+Needs `pip install -e ".[export,timm]"`, no data, about 15 minutes on two cores. Weights are random, so are the
+statistics of the batch norms; networks take 64 pixels where they can. Prints a table: batch norms folded, then for each
+format the file's size and the largest difference of the logits of three images, run as one image and two, relative to
+the largest logit; or why there is no file.
 """
 
 import argparse

@@ -15,7 +15,7 @@ SECONDS = 0.2  # that each measurement lasts at least
 
 
 def measure(trained: nn.Module, fused: nn.Module, path: Path, image: Tensor) -> str:
-    """A table of times: a row for each way, a column for each batch size, which copies of the image (1, C, H, W) fill."""
+    """A table of times: a row for each way, a column for each batch size, filled with copies of image (1, C, H, W)."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
     from torch.utils.benchmark import Compare, Timer
 
