@@ -1,15 +1,13 @@
 """What the layers return for images that stay the same (advice A7, A24)."""
 
-import lightning as L
 import torch
 from jsonargparse.typing import PositiveInt
-from torch import Tensor, nn
+from lightning import Trainer
+from torch import Tensor
 
+from project.classifier import ImageClassifier
 from project.extras.look.base import Look, pictures
 from project.extras.look.watch import evaluating, layer_spread, leaves, map_layers, rectifiers, watch
-
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # return what they receive
-CHOSEN = 4  # layers whose feature maps are drawn when none are named
 
 
 class LookAtActivations(Look):
@@ -36,40 +34,37 @@ class LookAtActivations(Look):
         self._fixed: Tensor | None = None
         self._drawn = -1  # the step
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         if trainer.ckpt_path is None:
             self._look(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         if self.due(trainer):
             self._look(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """After an early stop too; where the weights are averaged, of the average."""
         if trainer.global_step != self._drawn:
             self._look(trainer, pl_module)
 
-    def _look(self, trainer: L.Trainer, model: L.LightningModule) -> None:
-        if (writer := self.writer(trainer)) is None:
+    def _look(self, trainer: Trainer, model: ImageClassifier) -> None:
+        if self.writer is None:
             return
         from project.extras.look import figures
 
-        net, step = model.net, trainer.global_step
-        self._drawn = step
-        with self.guarded(trainer, "the activations"), torch.no_grad(), evaluating(net):
+        net, self._drawn = model.net, trainer.global_step
+        with self.guarded("the activations"), torch.no_grad(), evaluating(net):
             if self._fixed is None:
                 loaded = trainer.datamodule.loaded
                 split = loaded.get("val", loaded["train"])
-                self._fixed, _ = pictures(split.images, split.index[: self.images])
-            with watch(net, dict.fromkeys([*leaves(net), *(self.layers or [])])) as outputs:
+                self._fixed = pictures(split.images, split.index[: self.images])["image"]
+            with watch(net, {*leaves(net), *(self.layers or [])}) as outputs:
                 model(self._fixed.to(model.device))
-            shown = {name for name in leaves(net) if not isinstance(net.get_submodule(name), PASSING)}
             relus = rectifiers(net)
-            rows = layer_spread({name: output for name, output in outputs.items() if name in shown}, relus)
-            self.draw(trainer, "activations/spread_by_layer", lambda: figures.layer_spread(rows))
+            rows = layer_spread(outputs, relus)
+            self.draw(trainer, "activations/spread_by_layer", figures.layer_spread, rows)
             if dead := [row.dead for row in rows if row.dead is not None]:
-                writer.add_scalar("activations/dead_share_of_relus", sum(dead) / len(dead), step)
-            self.draw(trainer, "activations/image", lambda: figures.image_grid(self._fixed[:1]))
-            for name in self.layers or map_layers(outputs, relus, CHOSEN):
-                maps = outputs.get(name, torch.empty(1))[0]
-                self.draw(trainer, f"activations/{name}", lambda maps=maps: figures.feature_maps(maps, self.channels))
+                self.writer.add_scalar("activations/dead_share_of_relus", sum(dead) / len(dead), trainer.global_step)
+            self.draw(trainer, "activations/image", figures.image_grid, self._fixed[:1])
+            for name in self.layers or map_layers(outputs, relus, 4):
+                self.draw(trainer, f"activations/{name}", figures.feature_maps, outputs[name][0], self.channels)

@@ -1,14 +1,15 @@
 """A batch as the network sees it, and the same images before augmentation (advice A10, A24)."""
 
+from contextlib import ExitStack
 from typing import Any
 
-import lightning as L
 from jsonargparse.typing import PositiveInt
+from lightning import Trainer
 from torch import Tensor
 
-from project.classifier import Batch
+from project.classifier import Batch, ImageClassifier
 from project.extras.look.base import Look, pictures
-from project.extras.look.watch import watch_inputs
+from project.extras.look.watch import watch
 
 
 class LookAtData(Look):
@@ -24,37 +25,36 @@ class LookAtData(Look):
         """
         super().__init__(every)
         self.images = images
-        self._seen: list[Tensor] = []
+        self._hooks = ExitStack()
+        self._seen: dict[str, Tensor] = {}
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        if batch_idx == 0 and self.due(trainer) and self.writer(trainer) is not None:
-            self._seen = self.hooks.enter_context(watch_inputs(pl_module.net, self.images))
+    def on_train_batch_start(self, trainer: Trainer, pl_module: ImageClassifier, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0 and self.due(trainer) and self.writer is not None:
+            self._seen = self._hooks.enter_context(watch(pl_module.net, [""], inputs=True))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.hooks.close()
+        self._hooks.close()
         if not self._seen:
             return
         from project.extras.look.figures import image_grid
 
-        seen, names = self._seen[0].float(), pl_module.class_names
-        self._seen = []
-        with self.guarded(trainer, "the images"):
-            keys = batch["index"][: len(seen)].tolist()
-            before, labels = pictures(trainer.datamodule.loaded["train"].images, keys)
-            self.draw(trainer, "data/1_before_augmentation", lambda: image_grid(before, [names[i] for i in labels]))
-        images = seen * pl_module.std + pl_module.mean  # [0, 1] again, but for rounding
-        mixed = [_in_words(label, names) for label in outputs["labels"][: len(seen)]]
-        self.draw(trainer, "data/2_as_the_network_sees_it", lambda: image_grid(images, mixed))
+        with self.guarded("the batch"):
+            seen = self._seen.pop("")[: self.images] * pl_module.std + pl_module.mean  # [0, 1] again
+            before = pictures(trainer.datamodule.loaded["train"].images, batch["index"][: self.images])
+            names, classes = pl_module.class_names, before["label"]
+            self.draw(trainer, "data/1_before_augmentation", image_grid, before["image"], _titles(classes, names))
+            mixed = _titles(outputs["labels"][: self.images], names)
+            self.draw(trainer, "data/2_as_the_network_sees_it", image_grid, seen, mixed)
+
+    def on_exception(self, trainer: Trainer, pl_module: ImageClassifier, exception: BaseException) -> None:
+        self._hooks.close()
 
 
-def _in_words(label: Tensor, class_names: list[str]) -> str:
-    """The name of a label; of shares (num_classes,), as mixup and cutmix make them, the two largest."""
-    if label.ndim == 0:
-        return class_names[int(label)]
-    shares, classes = label.topk(2)
-    pairs = zip(shares.tolist(), classes.tolist(), strict=True)
-    return ", ".join(f"{share:.0%} {class_names[k]}" for share, k in pairs if share)
+def _titles(labels: Tensor, class_names: list[str]) -> list[str]:
+    """The names of labels (N,); of shares (N, classes), as mixup and cutmix make them, the two largest."""
+    if labels.ndim == 1:
+        return [class_names[i] for i in labels]
+    pairs = zip(*(each.tolist() for each in labels.topk(2)), strict=True)
+    return [", ".join(f"{a:.0%} {class_names[i]}" for a, i in zip(*pair, strict=True) if a) for pair in pairs]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from project.errors import UserError
-from project.extras.look.watch import check_layers, evaluating, is_map, watch
+from project.extras.look.watch import evaluating, is_map, watch
 
 
 def grad_cam(net: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:
@@ -25,13 +25,14 @@ def grad_cam(net: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Ten
         float32 (N, H, W), each map scaled to a maximum of 1; all 0 where nothing speaks for the class.
 
     Raises:
-        UserError: the network has no such layer, its output has no height and width, or the logits do not depend on it.
+        UserError: the layer's output is no such map.
+        AttributeError: the network has no such layer.
+        RuntimeError: the logits do not depend on it.
     """
-    check_layers(dict(net.named_modules()), [layer])
     kept: list[Tensor] = []
 
     def cut(_: nn.Module, __: Any, output: Any) -> Tensor:
-        if not (isinstance(output, Tensor) and output.is_floating_point() and is_map(output)):
+        if not is_map(output):
             raise UserError(f"Grad-CAM: {layer} gives no map of 2 places or more")
         # The graph begins here: nothing below is differentiated, and it works for frozen layers.
         kept.append(output.detach().requires_grad_())
@@ -40,21 +41,16 @@ def grad_cam(net: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Ten
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         with net.get_submodule(layer).register_forward_hook(cut):
             logits = net(images.detach().clone())
-        score = logits.float().gather(1, classes.to(logits.device)[:, None]).sum()
-        gradient = None
-        if kept and score.requires_grad:
-            (gradient,) = torch.autograd.grad(score, kept[-1], allow_unused=True)
-        if gradient is None:
-            raise UserError(f"Grad-CAM: the logits do not depend on {layer}")
+        score = logits.float().gather(1, classes[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, kept[-1])
     weights = gradient.float().mean((2, 3), keepdim=True)  # (N, C, 1, 1), equation 1
-    maps = (weights * kept[-1].detach().float()).sum(1, keepdim=True).relu().nan_to_num(0, 0, 0)  # equation 2
+    maps = (weights * kept[-1].detach().float()).sum(1, keepdim=True).relu()  # equation 2
     maps = nn.functional.interpolate(maps, images.shape[-2:], mode="bilinear")[:, 0]  # (N, H, W)
-    highest = maps.amax((1, 2), keepdim=True)
-    return torch.where(highest > 0, maps / highest.clamp(min=torch.finfo(maps.dtype).tiny), 0.0).clamp(0, 1)
+    return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-30)
 
 
 def cam_layer(net: nn.Module, images: Tensor) -> str | None:
-    """Where Grad-CAM looks: the last convolution whose output is a map of 2 places or more, after its norm and activation.
+    """Where Grad-CAM looks: the last convolution with a map of 2 places or more, after its norm and activation.
 
     Args:
         net: The network.
@@ -70,9 +66,8 @@ def cam_layer(net: nn.Module, images: Tensor) -> str | None:
     convolutions = [name for name in maps if isinstance(modules[name], nn.Conv2d)]
     if not convolutions:
         return None
-    last = convolutions[-1]
-    later = list(modules)[list(modules).index(last) :]
-    if any("attention" in type(modules[name]).__name__.lower() for name in later):
+    last, names = convolutions[-1], list(modules)
+    if any("attention" in type(modules[name]).__name__.lower() for name in names[names.index(last) :]):
         return None
     # Up to the end of its block: after the norm, the activation, and what a residual block adds.
     return [name for name in maps[maps.index(last) :] if outputs[name].shape == outputs[last].shape][-1]

@@ -1,30 +1,26 @@
 """How the validation images were classified, and where it goes wrong (advice A25)."""
 
-from functools import partial
 from typing import Any
 
-import lightning as L
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning import Trainer
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from project.classifier import Batch
+from project.classifier import Batch, ImageClassifier
 from project.extras.look.base import Look, pictures
-from project.extras.look.watch import watch_inputs
-
-SPRITE = 32  # pixels of a side in the projector
+from project.extras.look.gradcam import cam_layer, grad_cam
+from project.extras.look.watch import evaluating
 
 
 class LookAtPredictions(Look):
-    """Draws from the ordinary validation, over all its images and ranks: confusion matrix, accuracy by class,
-    precision-recall, calibration, the worst mistakes with Grad-CAM; at the end of training, the features before the
-    head in the projector.
+    """Draws from the validation, over all images and ranks: confusion matrix, accuracy by class, precision-recall,
+    calibration, the worst mistakes with Grad-CAM; at the end of training, the features before the head in the
+    projector.
     """
 
-    def __init__(
-        self, every: PositiveInt = 5, mistakes: NonNegativeInt = 16, embedding: NonNegativeInt = 500
-    ) -> None:
+    def __init__(self, every: PositiveInt = 5, mistakes: NonNegativeInt = 16, embedding: NonNegativeInt = 500) -> None:
         """
         Args:
             every: Epochs from one picture to the next; the first and the last planned epoch always have one.
@@ -33,41 +29,29 @@ class LookAtPredictions(Look):
         """
         super().__init__(every)
         self.mistakes, self.embedding = mistakes, embedding
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels, keys of each batch
-        self._features: list[Tensor] = []
-        self._waiting = False  # the last validation is not drawn: it is, should the training end here
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._waiting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        self._parts, self._features = [], []
-        head = getattr(pl_module.net, "head", None)
-        if self._waiting and isinstance(head, nn.Module) and self.writer(trainer) is not None:
-            self._features = self.hooks.enter_context(watch_inputs(head, self.embedding))
+        self._parts: list[tuple[Tensor, ...]] = []  # logits, labels, keys of each batch, until they are drawn
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int, *_: Any
     ) -> None:
-        if not self._waiting:
-            return
-        self._parts.append((outputs["logits"].float().cpu(), batch["label"].cpu(), batch["index"].cpu()))
+        self._parts = self._parts if batch_idx else []
+        self._parts.append((outputs["logits"].float(), batch["label"], batch["index"]))
         # Here and not at the end of the validation, where an average of the weights may have been put back already.
-        if batch_idx + 1 == trainer.num_val_batches[dataloader_idx]:
-            self.hooks.close()
-            if self.due(trainer):
-                self._waiting = False
-                self._look(trainer, pl_module, cam=True)
+        if batch_idx + 1 == trainer.num_val_batches[0] and self.due(trainer):
+            self._look(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._waiting and self._parts:  # stopped early; the weights may not be those that were validated
-            self._look(trainer, pl_module, cam=False)
-        if self._features:
+    def on_train_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+        if self._parts:  # stopped early
+            self._look(trainer, pl_module)
+        if self.writer is not None and self.embedding and pl_module.validates:
             self._project(trainer, pl_module)
 
-    def _look(self, trainer: L.Trainer, model: Any, cam: bool) -> None:
-        parts = [torch.cat(part).to(model.device) for part in zip(*self._parts, strict=True)]
+    def _look(self, trainer: Trainer, model: ImageClassifier) -> None:
+        parts = [torch.cat(part) for part in zip(*self._parts, strict=True)]
+        self._parts = []
         if trainer.world_size > 1:
             parts = [torch.cat(gather_all_tensors(part)) for part in parts]
-        if (writer := self.writer(trainer)) is None:
+        if self.writer is None:
             return
         from project.extras.look import figures
 
@@ -76,41 +60,34 @@ class LookAtPredictions(Look):
         probabilities, losses = model.task.probabilities(logits), model.task.losses(logits, labels)
         predicted = probabilities.argmax(1)
         matrix = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-        for name, make in {
-            "confusion_matrix": partial(figures.confusion, matrix, names),
-            "accuracy_by_class": partial(figures.per_class, matrix, names),
-            "precision_recall": partial(figures.precision_recall, probabilities, labels, names),
-            "reliability": partial(figures.reliability, probabilities, labels),
-        }.items():
-            self.draw(trainer, f"predictions/{name}", make)
-        with self.guarded(trainer, "val/calibration_error"):
-            error = figures.calibration_error(probabilities, labels)
-            writer.add_scalar("val/calibration_error", error, trainer.global_step)
+        self.draw(trainer, "predictions/confusion_matrix", figures.confusion, matrix, names)
+        self.draw(trainer, "predictions/accuracy_by_class", figures.per_class, matrix, names)
+        self.draw(trainer, "predictions/precision_recall", figures.precision_recall, probabilities, labels, names)
+        self.draw(trainer, "predictions/reliability", figures.reliability, probabilities, labels)
+        error = figures.calibration_error(probabilities, labels)
+        self.writer.add_scalar("val/calibration_error", error, trainer.global_step)
         wrong = (predicted != labels).nonzero()[:, 0]
-        worst = wrong[losses[wrong].nan_to_num(torch.inf).argsort(descending=True, stable=True)[: self.mistakes]]
+        worst = wrong[losses[wrong].argsort(descending=True)][: self.mistakes]
         if len(worst):
-            images, _ = pictures(trainer.datamodule.loaded["val"].images, keys[worst].tolist())
-            maps = self._explain(trainer, model, images, predicted[worst]) if cam else None
-            true, guessed = ([names[i] for i in which[worst].tolist()] for which in (labels, predicted))
-            make = partial(figures.mistakes, images, true, guessed, losses[worst], maps)
-            self.draw(trainer, "predictions/worst_mistakes", make)
+            images = pictures(trainer.datamodule.loaded["val"].images, keys[worst])["image"]
+            maps = None
+            with self.guarded("Grad-CAM"):
+                inputs = model.normalise(images.to(model.device))
+                if layer := cam_layer(model.net, inputs):
+                    maps = grad_cam(model.net, layer, inputs, predicted[worst])
+            true, guessed = ([names[i] for i in which[worst]] for which in (labels, predicted))
+            given = images, true, guessed, losses[worst], maps
+            self.draw(trainer, "predictions/worst_mistakes", figures.mistakes, *given)
 
-    def _explain(self, trainer: L.Trainer, model: Any, images: Tensor, classes: Tensor) -> Tensor | None:
-        from project.extras.look.gradcam import cam_layer, grad_cam
-
-        with self.guarded(trainer, "Grad-CAM"):
-            inputs = model.normalise(images.to(model.device))
-            layer = cam_layer(model.net, inputs)
-            return None if layer is None else grad_cam(model.net, layer, inputs, classes).cpu()
-
-    def _project(self, trainer: L.Trainer, model: Any) -> None:
-        """Features, names and small pictures for TensorBoard's projector; of rank zero's share of the images."""
+    def _project(self, trainer: Trainer, model: ImageClassifier) -> None:
+        """Features, names and small pictures for TensorBoard's projector."""
         from project.extras.look.sheets import colours
 
-        with self.guarded(trainer, "the projector"):
-            features = torch.cat(self._features).flatten(1).float()
-            keys = torch.cat([keys for *_, keys in self._parts])[: len(features)]
-            images, labels = pictures(trainer.datamodule.loaded["val"].images, keys.tolist())
-            small = nn.functional.interpolate(colours(images), (min(SPRITE, images.shape[-1]),) * 2, mode="area")
-            names = [model.class_names[label] for label in labels]
-            self.writer(trainer).add_embedding(features, names, small, trainer.global_step, tag="features")
+        val = trainer.datamodule.loaded["val"]
+        with self.guarded("the projector"), torch.no_grad(), evaluating(model.net):
+            batch = pictures(val.images, val.index[: self.embedding])
+            parts = [model.normalise(part.to(model.device)) for part in batch["image"].split(32)]
+            features = torch.cat([model.net.forward_features(part).float() for part in parts])
+            names = [model.class_names[label] for label in batch["label"]]
+            small = nn.functional.interpolate(colours(batch["image"]), (32, 32), mode="area")
+            self.writer.add_embedding(features, names, small, trainer.global_step, tag="features")

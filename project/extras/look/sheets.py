@@ -13,16 +13,14 @@ from project.errors import UserError
 RESOLUTION = 150  # pixels of a sheet per inch
 GAP = 6  # pixels around each picture
 LINE = 21  # pixels in height of a line of text
-SMALL = 7.5  # points
-LETTERS = 14.5  # small ones to an inch, about
-FILTERS = 64  # at most drawn
+SMALL = 7.5  # points; about 15 letters to an inch
 
 
 def shorten(text: str, length: int = 24) -> str:
     """At most that many characters; an ellipsis replaces the middle, because names differ at both ends."""
-    text = str(text).replace("$", r"\$").replace("\n", " ")  # a dollar would begin a formula
-    end = (length - 1) // 2
-    return text if len(text) <= length else text[: length - 1 - end] + "…" + text[len(text) - end :]
+    text = text.replace("$", r"\$")  # a dollar would begin a formula
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[1 - half :]}"
 
 
 def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
@@ -32,27 +30,20 @@ def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int
         images: (N, C, H, W), uint8 or float in [0, 1]; C = 1, 3 or 4 (alpha, on white).
         titles: N strings; long ones are shortened.
         columns: Images in a row.
-
-    Raises:
-        UserError: another shape.
     """
-    return _sheet(colours(images), [shorten(title, 16) for title in titles or []], columns, 1.1)
+    return _sheet(colours(images), [shorten(title, 16) for title in titles or []], columns)
 
 
 def filters(weight: Tensor) -> Figure:
-    """The first 64 filters of a convolution on one scale: middle grey is 0 (advice A24).
+    """The first 64 filters of a convolution on one scale: grey is 0, black and white the largest weight (advice A24).
 
     Smooth, varied patterns are those of a trained layer; noise is that of a fresh, or an overfitted, one.
 
     Args:
         weight: (out, in, h, w). Three input channels are drawn in colour; of others each channel is a picture.
     """
-    top = float(weight.detach().abs().max())
     kernels = weight if weight.shape[1] == 3 else weight.flatten(0, 1)[:, None]  # (kernels, 3 or 1, h, w)
-    shown = kernels[:FILTERS] / (2 * top or 1) + 0.5
-    size = f"{weight.shape[2]}x{weight.shape[3]}"
-    title = f"{len(shown)} of {len(kernels)} kernels, {size}; grey is 0, black to white ±{top:.2g}"
-    return _sheet(colours(shown), [], 8, 0.8, title)
+    return _sheet(colours(kernels[:64] / (2 * weight.abs().max()) + 0.5))
 
 
 def feature_maps(activation: Tensor, limit: int = 32) -> Figure:
@@ -70,9 +61,7 @@ def feature_maps(activation: Tensor, limit: int = 32) -> Figure:
     shown = activation[:limit, None].float()
     low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
     captions = [f"{a:.2g} to {b:.2g}" for a, b in zip(low.flatten(), high.flatten(), strict=True)]
-    size = f"{activation.shape[1]}x{activation.shape[2]}"
-    title = f"{len(shown)} of {len(activation)} channels, {size}; below each: its lowest and highest value"
-    return _sheet(colours((shown - low) / (high - low)), captions, 8, 0.9, title)
+    return _sheet(colours((shown - low) / (high - low)), captions)
 
 
 def mistakes(
@@ -88,17 +77,15 @@ def mistakes(
         maps: (N, H, W) in [0, 1]: each image comes a second time with its map (Grad-CAM of the predicted class) laid
             over it, from dark blue (0) to yellow (1).
     """
-    pictures, side = colours(images), 1.6
+    pictures = colours(images)
     if maps is not None:
-        heat = torch.from_numpy(colormaps["viridis"](maps.cpu().numpy())[..., :3]).float().permute(0, 3, 1, 2)
+        heat = torch.from_numpy(colormaps["viridis"](maps.cpu().numpy())[..., :3]).permute(0, 3, 1, 2)
         pictures = torch.cat([pictures, 0.45 * pictures.mean(1, keepdim=True) + 0.55 * heat], 3)  # (N, 3, H, 2 W)
-        side = 2.6
-    letters = int(side * LETTERS) - len("predicted ")
     captions = [
-        f"true {shorten(a, letters)}\npredicted {shorten(b, letters)}\nloss {loss:.2f}"
-        for a, b, loss in zip(true, predicted, losses.tolist(), strict=True)
+        f"true {shorten(a, 26)}\npredicted {shorten(b, 26)}\nloss {loss:.2f}"
+        for a, b, loss in zip(true, predicted, losses, strict=True)
     ]
-    return _sheet(pictures, captions, 4, side)
+    return _sheet(pictures, captions, columns=4, side=2.6)
 
 
 def colours(images: Tensor) -> Tensor:
@@ -106,40 +93,29 @@ def colours(images: Tensor) -> Tensor:
 
     What is not finite becomes black.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3, 4):
-        raise UserError(f"images have shape (N, C, H, W) with 1, 3 or 4 channels, not {tuple(images.shape)}")
     values = images.detach().cpu().float() / (255 if images.dtype == torch.uint8 else 1)
-    values = values.nan_to_num(0, 1, 0).clamp(0, 1)
+    values = values.nan_to_num().clamp(0, 1)
     if images.shape[1] == 4:
         values = values[:, :3] * values[:, 3:] + (1 - values[:, 3:])
     return values.expand(-1, 3, -1, -1)
 
 
-def _sheet(images: Tensor, captions: Sequence[str], columns: int, side: float, title: str = "") -> Figure:
+def _sheet(images: Tensor, captions: Sequence[str] = (), columns: int = 8, side: float = 1.1) -> Figure:
     """Pictures (N, 3, H, W) in [0, 1] on one axes: one for each would take a hundred times as long.
 
-    Args:
-        images: The pictures.
-        captions: Of all or none of them, each of as many lines.
-        columns: Pictures in a row.
-        side: Inches of the longer side of a picture.
-        title: Above all.
+    Captions have as many lines each; the longer side of a picture is `side` inches.
     """
     scale = side * RESOLUTION / max(images.shape[2:])
-    size = [max(1, round(scale * pixels)) for pixels in images.shape[2:]]
-    images = nn.functional.interpolate(images, size, mode="nearest-exact" if scale > 1 else "area")
+    images = nn.functional.interpolate(images, scale_factor=scale, mode="nearest-exact" if scale > 1 else "area")
     below = LINE * len(captions[0].splitlines()) if captions else 0
     images = nn.functional.pad(images, (GAP, GAP, GAP, GAP + below), value=1.0)
     height, width = images.shape[2:]
-    grid = make_grid(images, columns, padding=0, pad_value=1.0).permute(1, 2, 0)  # (rows x height, columns x width, 3)
-    down, across = grid.shape[0] / RESOLUTION, grid.shape[1] / RESOLUTION
-    top, full = (0.3, max(across, 0.075 * len(title))) if title else (0, across)
-    figure = Figure(figsize=(full, down + top))
-    axes = figure.add_axes((0, 0, across / full, down / (down + top)))
-    axes.imshow(grid, aspect="auto")
+    grid = make_grid(images, columns, padding=0, pad_value=1.0)  # (3, rows x height, columns x width)
+    figure = Figure(figsize=(grid.shape[2] / RESOLUTION, grid.shape[1] / RESOLUTION))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(grid.permute(1, 2, 0), aspect="auto")
     axes.axis("off")
-    axes.set_title(title, fontsize=9, loc="left")
     for i, caption in enumerate(captions):
         x, y = (i % columns + 0.5) * width, (i // columns + 1) * height - below
-        axes.text(x, y, caption, fontsize=SMALL, ha="center", va="top", linespacing=1.15)
+        axes.text(x, y, caption, fontsize=SMALL, ha="center", va="top")
     return figure

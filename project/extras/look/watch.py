@@ -1,62 +1,45 @@
 """Recording what the layers of a network receive and return, and statistics of it by layer (advice A7, A24)."""
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from project.errors import UserError
-
 RECTIFIERS = (nn.ReLU, nn.ReLU6)  # where their output is 0, so is the gradient
+PASSING = (nn.Identity, nn.Dropout, nn.Flatten)  # return what they receive
 
 
 @contextmanager
-def watch(module: nn.Module, names: Collection[str] | None = None) -> Iterator[dict[str, Tensor]]:
-    """Records the outputs of layers while the block runs; the hooks are removed after it, also when it fails.
+def watch(module: nn.Module, names: Collection[str] | None = None, inputs: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Records what layers return while the block runs; the hooks are removed after it, also when it fails.
 
     Args:
         module: Any network.
-        names: Layers, as `named_modules` has them; None for all modules that have no children.
+        names: Layers, as `named_modules` has them, "" for the network itself; None for all `leaves`.
+        inputs: Record what they receive instead, the first argument.
 
     Yields:
-        Layer -> a detached copy of its output in its last call, in the order of these calls. Layers that are not
+        Layer -> a detached copy of the tensor in its last call, in the order of these calls. Layers that are not
         called, or that return something other than a tensor, are missing.
 
     Raises:
-        UserError: the network has no layer of that name.
+        AttributeError: the network has no layer of that name.
     """
-    names = leaves(module) if names is None else names
-    check_layers(module, names)
-    outputs: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            outputs.pop(name, None)
-            outputs[name] = output.detach().clone()  # the next layer may work in place
+    def keep(name: str, _: nn.Module, received: Any, returned: Any) -> None:
+        tensor = received[0] if inputs else returned
+        if isinstance(tensor, Tensor):
+            tensors.pop(name, None)
+            tensors[name] = tensor.detach().clone()  # the next layer may work in place
 
     with ExitStack() as hooks:
-        for name in names:
-            layer = module.get_submodule(name)
-            hooks.enter_context(layer.register_forward_hook(lambda _, __, output, name=name: keep(name, output)))
-        yield outputs
-
-
-@contextmanager
-def watch_inputs(layer: nn.Module, limit: int) -> Iterator[list[Tensor]]:
-    """Records the first `limit` rows that a layer receives while the block runs, a detached copy for each call."""
-    rows: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        missing = limit - sum(map(len, rows))
-        if missing > 0:
-            rows.append(inputs[0][:missing].detach().clone())
-
-    with layer.register_forward_pre_hook(keep):
-        yield rows
+        for name in leaves(module) if names is None else names:
+            hooks.enter_context(module.get_submodule(name).register_forward_hook(partial(keep, name)))
+        yield tensors
 
 
 @contextmanager
@@ -72,14 +55,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, mode in modes.items():
             layer.training = mode
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def leaves(module: nn.Module) -> list[str]:
-    """Names of the modules that have no children, in the order of their definition."""
-    return [name for name, layer in module.named_modules() if name and not any(layer.children())]
+    """Names of the modules without children that compute something, in the order of their definition."""
+    modules = module.named_modules()
+    return [name for name, layer in modules if name and not any(layer.children()) and not isinstance(layer, PASSING)]
 
 
 def rectifiers(module: nn.Module) -> set[str]:
@@ -102,15 +85,6 @@ def map_layers(outputs: Mapping[str, Tensor], relus: Collection[str], count: int
 def is_map(output: Tensor) -> bool:
     """Whether an output has shape (N, C, h, w) with two places or more."""
     return output.ndim == 4 and output.shape[2] * output.shape[3] > 1
-
-
-def check_layers(module: nn.Module, names: Collection[str]) -> None:
-    """Raises UserError for a layer that the network does not have, with the nearest names."""
-    known = [name for name, _ in module.named_modules() if name]
-    for name in names:
-        if name not in known:
-            near = ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))
-            raise UserError(f"the network has no layer {name!r}; the nearest names are {near}")
 
 
 @dataclass(frozen=True)
@@ -136,7 +110,6 @@ def layer_spread(outputs: Mapping[str, Tensor], relus: Collection[str] = ()) -> 
     rows = []
     for name, output in outputs.items():
         values = output.float()
-        units = values.transpose(0, 1).flatten(1) if name in relus else None  # (C, N x places)
-        dead = None if units is None else float((units == 0).all(1).float().mean())
+        dead = float((values == 0).transpose(0, 1).flatten(1).all(1).float().mean()) if name in relus else None
         rows.append(LayerSpread(name, float(values.mean()), float(values.std(correction=0)), dead))
     return rows

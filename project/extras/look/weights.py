@@ -3,12 +3,12 @@
 import warnings
 from typing import Any
 
-import lightning as L
 import torch
 from jsonargparse.typing import PositiveInt
+from lightning import Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 
+from project.classifier import ImageClassifier
 from project.extras.look.base import Look
 from project.extras.look.watch import evaluating, first_convolution
 
@@ -30,19 +30,18 @@ class LookAtWeights(Look):
         self.graph = graph
         self._before: dict[str, tuple[Tensor, Tensor]] = {}  # weight and gradient
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        writer = self.writer(trainer)
-        if not self.graph or writer is None or trainer.ckpt_path is not None:
+    def on_train_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+        if not self.graph or self.writer is None or trainer.ckpt_path is not None:
             return
         size, net = pl_module.image_size, pl_module.net
-        image = pl_module.normalise(torch.zeros(1, pl_module.in_channels, size, size, device=pl_module.device))
-        with self.guarded(trainer, "the graph"), evaluating(net), torch.no_grad(), warnings.catch_warnings():
+        image = torch.zeros(1, pl_module.in_channels, size, size, device=pl_module.device)
+        with self.guarded("the graph"), evaluating(net), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that the network's code looks at
-            writer.add_graph(net, image)
+            self.writer.add_graph(net, image)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: ImageClassifier, *_: Any) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if last and self.due(trainer) and self.writer(trainer) is not None:
+        if last and self.due(trainer) and self.writer is not None:
             within = "" if self.layers is None else tuple(f"{layer}." for layer in self.layers)
             self._before = {
                 name: (weight.detach().clone(), weight.grad.clone())
@@ -50,23 +49,23 @@ class LookAtWeights(Look):
                 if name.startswith(within) and weight.grad is not None
             }
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ImageClassifier, *_: Any) -> None:
         if not self._before:
             return
         from project.extras.look.figures import filters
 
-        writer, step = self.writer(trainer), trainer.global_step
+        step = trainer.global_step
         for name, (before, gradient) in self._before.items():
             weight = pl_module.net.get_parameter(name).detach()
-            size = before.float().norm()
-            if weight.ndim > 1 and size > 0:  # of weights; biases and norms start at 0 or are few
-                writer.add_scalar(f"update_ratio/{name}", (weight.float() - before.float()).norm() / size, step)
+            if weight.ndim > 1:  # biases and norms start at 0 or are few
+                ratio = (weight.float() - before.float()).norm() / before.float().norm()
+                self.writer.add_scalar(f"update_ratio/{name}", ratio, step)
             for kind, values in (("weights", weight), ("gradients", gradient)):
                 if values.isfinite().all():
-                    writer.add_histogram(f"{kind}/{name}", values.float().cpu(), step)
+                    self.writer.add_histogram(f"{kind}/{name}", values.float().cpu(), step)
                 else:
-                    self.say(trainer, f"leaves out {kind} that are not finite")
+                    self.say(f"leaves out {kind} that are not finite")
         self._before = {}
         convolution = first_convolution(pl_module.net)
         if convolution is not None:
-            self.draw(trainer, "weights/filters_of_the_first_layer", lambda: filters(convolution.weight))
+            self.draw(trainer, "weights/filters_of_the_first_layer", filters, convolution.weight)
