@@ -24,7 +24,6 @@ from project.extras.look.watch import LayerSpread
 COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"]
 ROWS = 40  # classes, at most
 CELLS = 30  # classes, at most, whose numbers a confusion matrix shows
-DRAWN = 10  # precision-recall curves, at most
 
 
 def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
@@ -76,8 +75,8 @@ def precision_recall(probabilities: Tensor, labels: Tensor, class_names: Sequenc
     """
     scores, labels = _numpy(probabilities), _numpy(labels).astype(int)
     area = {k: average_precision_score(labels == k, scores[:, k]) for k in np.unique(labels)}
-    worst = sorted(area, key=area.__getitem__)[:DRAWN]
-    figure, axes = _plot(7.5, 4.2)
+    worst = sorted(area, key=area.__getitem__)[:10]
+    figure, axes = _plot(6.5, 4.6)
     for k in worst:
         PrecisionRecallDisplay.from_predictions(labels == k, scores[:, k], ax=axes, name=shorten(class_names[k]))
     title = (
@@ -99,12 +98,13 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Figure
         bins: Of equal width; each holds its upper edge.
     """
     confidence, right = _confidence(probabilities, labels)
-    figure, axes = _plot(4.6, 4.6)
+    figure, axes = _plot(6.5, 4.6)
     share = np.full(len(confidence), 1 / len(confidence))
     axes.hist(confidence, bins, (0, 1), weights=share, color="#cccccc", label="share of the images")
     CalibrationDisplay.from_predictions(right, confidence, n_bins=bins, name="model", ax=axes)
     title = f"calibration error {calibration_error(probabilities, labels, bins):.4f} ({len(confidence):,} images)"
     axes.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy", title=title)
+    _finish(axes)
     return figure
 
 
@@ -127,11 +127,12 @@ def layer_spread(rows: Sequence[LayerSpread]) -> Figure:
     panels = {"mean": "mean", "std": "standard deviation", "dead": "share of dead ReLU units"}
     for axes, (key, title) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         axes.plot([getattr(row, key) for row in rows], range(len(rows)), "o", markersize=3)
-        axes.set_title(title, fontsize=9)
+        axes.set(title=title)
         axes.grid(alpha=0.3)
-    figure.axes[1].set_xscale("log", nonpositive="mask")
-    axes.set(xlim=(-0.05, 1.05), ylim=(len(rows), -1))
-    axes.set_yticks(range(len(rows)), [shorten(row.name, 30) for row in rows], fontsize=SMALL)
+    first, second, third = figure.axes
+    second.set_xscale("log", base=2)
+    third.set(xlim=(-0.05, 1.05), ylim=(len(rows), -1))
+    first.set_yticks(range(len(rows)), [shorten(row.name, 30) for row in rows], fontsize=SMALL)
     return figure
 
 
