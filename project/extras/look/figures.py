@@ -21,10 +21,6 @@ from torch import Tensor
 from project.extras.look.sheets import SMALL, feature_maps, filters, image_grid, mistakes, shorten  # noqa: F401
 from project.extras.look.watch import LayerSpread
 
-COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"]
-ROWS = 40  # classes, at most
-CELLS = 30  # classes, at most, whose numbers a confusion matrix shows
-
 
 def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
     """The figure as uint8 (H, W, 3), as TensorBoard's `add_image` takes it with dataformats="HWC"."""
@@ -43,7 +39,7 @@ def confusion(matrix: Tensor, class_names: Sequence[str]) -> Figure:
     """
     counts = _numpy(matrix)
     share = counts / counts.sum(1, keepdims=True).clip(1)
-    named = len(class_names) <= CELLS
+    named = len(class_names) <= 30
     side = min(14, 0.42 * len(class_names) + 2)
     figure, axes = _plot(side, side)
     # Of many classes each takes a few of the mistakes: the root shows small shares too.
@@ -100,7 +96,7 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Figure
     confidence, right = _confidence(probabilities, labels)
     figure, axes = _plot(6.5, 4.6)
     share = np.full(len(confidence), 1 / len(confidence))
-    axes.hist(confidence, bins, (0, 1), weights=share, color="#cccccc", label="share of the images")
+    axes.hist(confidence, bins, range=(0, 1), weights=share, color="#cccccc", label="share of the images")
     CalibrationDisplay.from_predictions(right, confidence, n_bins=bins, name="model", ax=axes)
     title = f"calibration error {calibration_error(probabilities, labels, bins):.4f} ({len(confidence):,} images)"
     axes.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy", title=title)
@@ -157,7 +153,7 @@ def _dots(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure:
     total = Counter()
     for values in series.values():
         total.update(values)
-    lowest = sorted(total, key=total.__getitem__)[:ROWS]
+    lowest = sorted(total, key=total.__getitem__)[:40]
     figure, axes = _plot(7, 0.2 * len(lowest) + 1.4)
     for label, values in series.items():
         axes.plot([values.get(name, 0) for name in lowest], range(len(lowest)), "o", markersize=4, label=label)
@@ -172,7 +168,7 @@ def _plot(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure of that size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_prop_cycle(COLOURS)
+    axes.set_prop_cycle(style.library["tableau-colorblind10"]["axes.prop_cycle"])
     return figure, axes
 
 

@@ -113,7 +113,7 @@ def _sheet(images: Tensor, captions: Sequence[str] = (), columns: int = 8, side:
     grid = make_grid(images, columns, padding=0, pad_value=1.0)  # (3, rows x height, columns x width)
     figure = Figure(figsize=(grid.shape[2] / RESOLUTION, grid.shape[1] / RESOLUTION))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(grid.permute(1, 2, 0), aspect="auto")
+    axes.imshow(grid.permute(1, 2, 0).numpy(), aspect="auto")
     axes.axis("off")
     for i, caption in enumerate(captions):
         x, y = (i % columns + 0.5) * width, (i // columns + 1) * height - below
