@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -231,6 +232,14 @@ def test_the_hook_is_gone_after_ctrl_c(cli, few) -> None:
     assert_hooks_gone(Stop.net)
 
 
+def test_without_a_logger_it_says_so(capsys) -> None:
+    look = Look(1)
+    look.on_fit_start(SimpleNamespace(loggers=[], is_global_zero=True), SimpleNamespace(net=nn.Identity()))
+    assert look.writer is None
+    assert capsys.readouterr().out == "look       Look draws nothing, because there is no TensorBoard logger\n"
+
+
+@pytest.mark.slow
 def test_without_tensorboard_nothing_is_drawn_and_each_says_so(cli, few) -> None:
     result = cli(*few, *LOOK, "--trainer.logger=false", "--trainer.max_epochs=1")
     assert result.code == 0 and result.out.count("draws nothing, because there is no TensorBoard logger") == 4

@@ -52,7 +52,13 @@ def test_a_confusion_matrix_contains_the_numbers_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(
-    "classes", [2, 10, pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)]
+    "classes",
+    [
+        2,
+        pytest.param(10, marks=pytest.mark.slow),
+        pytest.param(100, marks=pytest.mark.slow),
+        pytest.param(1000, marks=pytest.mark.slow),
+    ],
 )
 def test_results_of_any_number_of_classes(classes) -> None:
     probabilities, labels = guesses(200, classes)
