@@ -1,237 +1,142 @@
-"""Looks at a training that has been set up but not begun, times its first steps, and ends it; for `check`."""
+"""A callback that examines a training that has been set up but not started, times its first steps, and ends it."""
 
+import contextlib
 import copy
-import math
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable
+from datetime import timedelta
 from statistics import median
 from typing import Any
 
 import lightning as L
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 from project.classifier import Batch, ImageClassifier
 from project.extras.check.findings import Findings
-from project.extras.check.rate import check_rate
-from project.extras.check.start import check_first_loss, check_signal, check_spread, compare_init
+from project.extras.check.images import batch_of
+from project.extras.check.overfit import OneBatch, check_overfit, check_signal
+from project.extras.check.start import check_first_loss, check_layers, compare_init
 from project.extras.look import figures
 from project.extras.look.watch import layer_spread, rectifiers
-from project.optim import param_groups
 from project.optim.plan import draw_plan
 from project.run.plan import advice_for, make_plan
 from project.run.terminal import optimizer_lines
 
 WARM, TIMED = 2, 20  # steps
 SECONDS = 6.0  # of timing, at most
-FEW = 16  # images that show whether gradients arrive
-LEARNT = 64  # images that are to be learnt by heart, at most
-LONG_RUN = 24 * 3600  # seconds; worth a second look before it starts
-
-Keep = Callable[[str, str, Figure], None]  # file name, what it shows, figure
+LEARNT = 64  # images to overfit, at most
+LONG_RUN = timedelta(days=1)  # worth a second look before it starts
 
 
 class Measured(Exception):
-    """All is known, and the training is to end."""
+    """Everything is known, and the training is to end."""
 
 
 class Probe(L.Callback):
-    """Before the first step: the start, the rate, the plan. Then a few timed steps; then it raises Measured."""
+    """Before the first step: the network's start and the plan. Then a few timed steps; then it raises Measured."""
 
-    def __init__(self, found: Findings, keep: Keep, steps: int, compare: bool) -> None:
+    def __init__(self, found: Findings, steps: int, compare: bool) -> None:
         """
         Args:
-            found: Takes the lines.
-            keep: Takes the pictures.
-            steps: In which one batch is to be learnt by heart.
+            found: Takes lines and pictures.
+            steps: To overfit one batch in.
             compare: Compare the initialisations.
         """
-        self.found, self.keep, self.steps, self.compare = found, keep, steps, compare
-        self._times: list[float] = []
-        self._start = 0.0
-        self._alive = True
+        self.found, self.steps, self.compare = found, steps, compare
+        self._times: list[float] = []  # before the first step, and after each
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ImageClassifier) -> None:
-        # Not in on_train_start, which for callbacks comes before what the model freezes.
-        data = trainer.datamodule
-        part = data.loaded["train"]
-        rows = part.index[:: max(1, len(part.index) // data.batch_size)][: data.batch_size]
-        batch = part.images.__getitems__([(0, row) for row in rows])
-        images, labels = batch["image"].to(pl_module.device), batch["label"].to(pl_module.device)
-        inputs = pl_module.normalise(images)
-        self._look_at_start(trainer, pl_module, inputs, labels)
-        self._look_at_plan(trainer, pl_module)
+        # Not in on_train_start, which for callbacks comes before the model freezes its layers.
+        with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
+            self._check_start(trainer, pl_module)
+        self._check_plan(trainer, pl_module)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self._start = time.perf_counter()
+        self._times.append(time.perf_counter())
 
-    def _look_at_start(self, trainer: L.Trainer, model: ImageClassifier, inputs: Tensor, labels: Tensor) -> None:
-        net = trainable_copy(model)
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            with torch.no_grad():
-                loss = float(nn.functional.cross_entropy(net(inputs).float(), labels))
-            check_first_loss(loss, model.num_classes, model.weights is not None, self.found)
-            outputs = check_spread(copy.deepcopy(net), inputs, self.found)
-            rows = layer_spread(outputs, rectifiers(net))
-            self.keep("spread.png", "outputs of the layers before training", figures.layer_spread(rows))
-            self._alive = check_signal(
-                other := copy.deepcopy(net), inputs[:FEW], labels[:FEW], self._make(model)(other, 1.0), self.found
-            )
-            if self._alive and math.isfinite(loss):
-                clip = trainer.gradient_clip_val if trainer.gradient_clip_algorithm in (None, "norm") else None
-                some = slice(min(LEARNT, len(labels)))
-                check_rate(
-                    net,
-                    self._make(model),
-                    model.lr,
-                    model.scaling()[0],
-                    inputs[some],
-                    labels[some],
-                    clip,
-                    self.steps,
-                    self.found,
-                )
-            if self.compare:
-                curves = compare_init(net, inputs)
-                figure = figures.curves(curves, "layer with weights", "standard deviation of its outputs")
-                figure.axes[0].set_yscale("log", nonpositive="mask")
-                self.keep(
-                    "initialisations.png", "spread by layer under each model.init (A7), before batch norms act", figure
-                )
+    def _check_start(self, trainer: L.Trainer, model: ImageClassifier) -> None:
+        data, recipe = trainer.datamodule, model.recipe
+        batch = batch_of(data.loaded["train"], data.batch_size)
+        images, labels = model.normalise(batch["image"].to(model.device)), batch["label"].to(model.device)
+        net, freezing = copy.deepcopy((model.net, model.freezing))  # together, so that one holds the other
+        freezing.apply(sys.maxsize)  # all that trains at any time of the run
+        net.train()
+        freezing.hold()
+        one = OneBatch(
+            net,
+            lambda logits, targets: model.task.losses(logits.float(), targets).mean(),
+            lambda net, lr: recipe.optimizer(net, model.batch, lr),
+            recipe.lr,
+            images[:LEARNT],
+            labels[:LEARNT],
+            model.task.chance_loss,
+            trainer.gradient_clip_val if trainer.gradient_clip_algorithm in (None, "norm") else None,
+        )
+        with torch.no_grad():
+            loss = float(one.loss(copy.deepcopy(net)(images), labels))
+        check_first_loss(loss, one.chance, model.weights is not None, self.found)
+        outputs = check_layers(copy.deepcopy(net), images, self.found)
+        drawn = figures.layer_spread(layer_spread(outputs, rectifiers(net)))
+        self.found.picture("layers.png", "outputs of the layers before training", drawn)
+        if check_signal(one, self.found) and loss < float("inf"):
+            factor = recipe.scaling(model.batch)[0]
+            words = f"model.lr {recipe.lr:g}" + (f" (x {factor:.3g} by lr_scaling)" if factor != 1 else "")
+            check_overfit(one, self.steps, words, self.found)
+        if self.compare:
+            drawn = figures.curves(compare_init(net, images), "layer with weights", "standard deviation of its outputs")
+            drawn.axes[0].set_yscale("log", nonpositive="mask")
+            self.found.picture("initialisations.png", "each model.init, before batch norms act (A7)", drawn)
 
-    def _make(self, model: ImageClassifier) -> Callable[[nn.Module, float], torch.optim.Optimizer]:
-        rate = model.lr * model.scaling()[0]
-
-        def make(net: nn.Module, factor: float) -> torch.optim.Optimizer:
-            groups = param_groups(net, rate * factor, model.lr_mult, model.layer_decay, model.no_weight_decay)
-            return model.make_optimizer(groups, rate * factor)
-
-        return make
-
-    def _look_at_plan(self, trainer: L.Trainer, model: ImageClassifier) -> None:
+    def _check_plan(self, trainer: L.Trainer, model: ImageClassifier) -> None:
         print("\n".join(optimizer_lines(model, type(trainer.optimizers[0]).__name__)))
         plan = make_plan(model)
         if plan is None:
-            print("           the run has no end that is known, so its rates are not drawn")
+            print("           the run has no known end, so its learning rates are not drawn")
             return
-        self.keep("rates.png", "the planned rates", draw_plan(plan))
-        advice = advice_for(trainer, model, plan)
-        for line in advice:
-            words, _, mend = line.partition("; ")
-            self.found.look("advice", words, mend or "see docs/training.md")
-        if not advice:
-            self.found.ok("advice", "batch, rate and schedule are within the guide's usual ranges")
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: ImageClassifier, batch: Batch, batch_idx: int
-    ) -> None:
-        if batch_idx:
-            return
-        shown: list[Tensor] = []
-        handle = pl_module.net.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0].detach().clone()))
-        self._remove = handle.remove
-        self._shown, self._names = shown, [pl_module.class_names[label] for label in batch["label"][:32].tolist()]
+        self.found.picture("rates.png", "the planned learning rates", draw_plan(plan))
+        lines = [line.partition("; ") for line in advice_for(trainer, model, plan)]
+        rules = [(True, "warning", words, fix or "see docs/training.md") for words, _, fix in lines]
+        self.found.judge("advice", "batch size, learning rate and schedule are within the guide's usual ranges", rules)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if batch_idx == 0:
-            self._remove()
-            seen = self._shown[0][:32].float() * pl_module.std + pl_module.mean
-            self.keep(
-                "batch.png",
-                "a batch as the network sees it, augmented",
-                figures.image_grid(seen.clamp(0, 1), self._names),
-            )
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        if batch_idx >= WARM or trainer.num_training_batches <= WARM:
-            self._times.append(now - self._start)
-        if len(self._times) >= TIMED or sum(self._times) > SECONDS or batch_idx + 1 >= trainer.num_training_batches:
-            self._tell(trainer, pl_module)
+        self._times.append(time.perf_counter())
+        done = batch_idx + 1 in (WARM + TIMED, trainer.num_training_batches)
+        if done or self._times[-1] - self._times[0] > SECONDS:
+            names = [pl_module.class_names[label] for label in batch["label"][:32].tolist()]
+            drawn = figures.image_grid(batch["image"][:32], names)
+            self.found.picture("batch.png", "a training batch, augmented (mixup and cutmix come later)", drawn)
+            self._check_cost(trainer, pl_module)
             raise Measured
-        self._start = time.perf_counter()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: ImageClassifier, exception: BaseException) -> None:
-        if hasattr(self, "_remove"):
-            self._remove()
-
-    def _tell(self, trainer: L.Trainer, model: ImageClassifier) -> None:
+    def _check_cost(self, trainer: L.Trainer, model: ImageClassifier) -> None:
         """Time and memory of the whole run."""
-        step = median(self._times)
-        evaluated = _time_to_validate(trainer, model)
-        length = model.length()
-        device = (
-            torch.cuda.get_device_name()
-            if model.device.type == "cuda"
-            else f"the CPU, {torch.get_num_threads()} threads"
-        )
+        taken = [after - before for before, after in itertools.pairwise(self._times)]
+        step, length, cuda = median(taken[WARM:] or taken), model.length(), model.device.type == "cuda"
+        device = torch.cuda.get_device_name() if cuda else f"the CPU, {torch.get_num_threads()} threads"
+        words = f"{1000 * step:.0f} ms a batch on {device}"
         if length.steps is None:
-            self.found.ok("time", f"{1000 * step:.0f} ms for a step on {device}; the run ends when it is told to")
+            self.found.add("ok", "time", f"{words}; the run has no known end")
         else:
-            batches = trainer.num_training_batches * length.epochs
-            total = batches * step + length.epochs / (trainer.check_val_every_n_epoch or 1) * evaluated
-            words = f"about {duration(total)}: {batches:,} batches of {1000 * step:.0f} ms, and validation, on {device}"
-            if total > LONG_RUN:
-                self.found.look(
-                    "time", words, "a faster device, a smaller data.image_size, or fewer trainer.max_epochs"
-                )
-            else:
-                self.found.ok("time", words)
-        self.found.ok("memory", memory_words(model.device))
+            batches, splits = trainer.num_training_batches * length.epochs, trainer.datamodule.splits
+            # The forward pass is about a third of a step.
+            share = len(splits["val"]) / len(splits["train"]) / 3 / (trainer.check_val_every_n_epoch or 1)
+            total = timedelta(seconds=round(batches * step * (1 + share * model.validates)))
+            words = f"about {total} for {batches:,} batches and validation; {words}"
+            fix = "a faster device, a smaller data.image_size, or fewer trainer.max_epochs"
+            self.found.judge("time", words, [(total > LONG_RUN, "warning", words, fix)])
+        if cuda:
+            used, size = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(model.device).total_memory
+            self.found.add("ok", "memory", f"{used / 1e9:.2f} GB at most, of the GPU's {size / 1e9:.0f} GB")
+            return
+        with contextlib.suppress(ImportError):
+            import resource  # not on Windows
 
-
-def trainable_copy(model: ImageClassifier) -> nn.Module:
-    """The network in training mode, with all that trains at any time of the run."""
-    net = copy.deepcopy(model.net).train()
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(model.trains_from.get(name, 0) is not None)
-    for path in {name.rpartition(".")[0] for name, start in model.trains_from.items() if start is None}:
-        net.get_submodule(path).training = False
-    return net
-
-
-def _time_to_validate(trainer: L.Trainer, model: ImageClassifier) -> float:
-    """Seconds for all validation images, from one batch of them."""
-    part = trainer.datamodule.loaded.get("val")
-    if part is None:
-        return 0.0
-    rows = part.index[: trainer.datamodule.batch_size]
-    model.eval()
-    start = time.perf_counter()
-    with torch.no_grad():
-        model(part.images.__getitems__([(0, row) for row in rows])["image"].to(model.device))
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    model.train()
-    return (time.perf_counter() - start) * len(part.index) / len(rows)
-
-
-def duration(seconds: float) -> str:
-    """In words, to about two digits."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def memory_words(device: torch.device) -> str:
-    """The most that was needed so far."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB at most, of the {total / 1e9:.0f} GB of the GPU"
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return "cannot be measured on this system"
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    try:
-        all_of_it = f", of the {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB of this machine"
-    except (ValueError, OSError):
-        all_of_it = ""
-    return f"{used / 1e9:.2f} GB at most{all_of_it}"
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            self.found.add("ok", "memory", f"{used / 1e9:.2f} GB at most, of this machine's {size / 1e9:.0f} GB")
