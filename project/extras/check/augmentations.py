@@ -1,11 +1,13 @@
-"""Does an augmentation turn images of one class into images of another, as a vertical flip does with 2 and 5 (advice A10)?"""
+"""Does an augmentation turn images of one class into images of another, as a vertical flip does with 2 and 5 (A10)?"""
 
+import numpy as np
 import torch
+from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_dtype
 
 from project.data import ImageDataModule
 from project.data.augment import Augment
-from project.data.memory import Batch
 from project.extras.check.findings import Findings
 
 SIDE = 16  # pixels; images are compared at this size
@@ -15,81 +17,69 @@ ENOUGH = 15  # images of a class; fewer give no share
 SUSPECT, BREAKS = 0.04, 0.1  # of the images that change; measured on the digits, docs/results.md
 
 
-def check_augmentations(data: ImageDataModule, batch: Batch, found: Findings) -> None:
-    """One line for those that keep the labels true, and one for each other.
-
-    Args:
-        data: Its augmentations are applied, one at a time.
-        batch: Training images.
-        found: Takes the lines.
-    """
-    images, labels = batch["image"], batch["label"]
-    plain, names, fine = small(images), data.class_names, []
-    nearest, _ = _nearest(plain, plain)
-    skill = float((labels[nearest] == labels).float().mean())
-    if data.augment.augmentations and (skill < SKILL or int(torch.bincount(labels).max()) < ENOUGH):
-        words = (
-            f"too few images, or pixels tell too little about classes (nearest image of the same class: {skill:.0%})"
-        )
-        found.add("ok", "augmentation", f"not judged: {words}; see batch.png whether labels stay true")
+def check_augmentations(data: ImageDataModule, found: Findings) -> None:
+    """A line for each augmentation of the data module, applied to its training images."""
+    part, names = data.loaded["train"], data.class_names
+    every = 1 + data.image_size // 64  # of large images fewer, for the time and memory that they take
+    batch = part.images.__getitems__([(0, row) for row in part.index[::every]])
+    labels, plain = batch["label"], small(batch["image"])
+    skill = (labels[_nearest(plain, plain)[1]] == labels).float().mean()
+    if skill < SKILL or labels.bincount().max() < ENOUGH:
+        words = f"not judged, since pixels do not tell the classes apart (nearest image of the same class: {skill:.0%})"
+        found.add("ok", "augmentation", f"{words}; see batch.png")
         return
     for augmentation in data.augment.augmentations:
-        name = getattr(augmentation, "__name__", type(augmentation).__name__)
-        apply = Augment([augmentation], data.seed)
-        rounds = torch.stack([small(apply(images, i, batch["index"])) for i in range(ROUNDS)])
+        name, augment = type(augmentation).__name__, Augment([augmentation], data.seed)
+        rounds = [small(augment(batch["image"], i, batch["index"])) for i in range(ROUNDS)]
         shares = swapped(plain, rounds, labels, len(names))
-        share, (a, b) = float(shares.max()), divmod(int(shares.argmax()), len(names))
+        share, (a, b) = shares.max(), np.unravel_index(shares.argmax(), shares.shape)
         words = (
             f"{name} makes {names[a]} look like {names[b]} and vice versa ({share:.0%} of the images that it changes)"
         )
-        if share >= BREAKS:
-            found.add("error", "augmentation", words, f"remove {name} from data.augment")
-        elif share >= SUSPECT:
-            found.add("warning", "augmentation", words, f"see batch.png; remove {name} if it breaks the label")
-        else:
-            fine.append(name)
-    if fine:
-        found.add("ok", "augmentation", f"labels stay true under {', '.join(fine)}")
+        level, fix = (
+            "error" if share >= BREAKS else "warning",
+            f"remove {name} from data.augment if it breaks the label",
+        )
+        found.judge("augmentation", f"labels stay true under {name}", (share >= SUSPECT, level, words, fix))
 
 
-def swapped(plain: Tensor, augmented: Tensor, labels: Tensor, classes: int) -> Tensor:
+def swapped(plain: Tensor, augmented: list[Tensor], labels: Tensor, classes: int) -> np.ndarray:
     """Share of each class that an augmentation turns into another class, which it turns into the first as well.
 
-    An augmented image counts for the class of its nearest plain image (another than its own), if it is as near as 99 of 100
-    plain images are to theirs: a change that only makes images strange leaves the label true. That both classes become each
-    other is the mark of flips and turns; a blur that makes every 8 a 1 loses detail, which is another matter.
+    An augmented image counts for the class of its nearest plain image (another than its own), if it is as near as 99 of
+    100 plain images are to theirs: a change that only makes images strange leaves the label true. Flips and turns make
+    two classes each other; a blur that makes every 8 a 1 loses detail, which is another matter.
 
     Args:
         plain: (N, D).
-        augmented: (rounds, N, D), rounds of the same images.
+        augmented: Rounds of the same images, each (N, D).
         labels: (N,).
         classes: Their number.
 
     Returns:
         (classes, classes), symmetric: the smaller of the two shares, above what plain images have.
     """
-    limit = _nearest(plain, plain)[1].quantile(0.99)
+    limit = _nearest(plain, plain)[0].quantile(0.99)
 
-    def shares(images: Tensor, counted: Tensor) -> Tensor:
-        """Of the counted images of each class (row), those near an image of each other class (column)."""
-        nearest, distance = _nearest(images, plain)
-        pairs = (labels * classes + labels[nearest])[counted & (distance <= limit)]
-        table = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-        total = torch.bincount(labels[counted], minlength=classes)[:, None]
-        return torch.where(total < ENOUGH, 0, table / total.clamp(min=1)).fill_diagonal_(0)
+    def shares(images: Tensor, counted: Tensor) -> np.ndarray:
+        """Of the counted images of each class (row), those near an image of each class (column)."""
+        distance, nearest = _nearest(images, plain)
+        guess = torch.where(distance <= limit, labels[nearest], labels)
+        table = confusion_matrix(labels[counted], guess[counted], labels=range(classes), normalize="true")
+        table[labels[counted].bincount(minlength=classes) < ENOUGH] = 0
+        return table
 
     changed = [shares(images, (images - plain).abs().amax(1) > 0.02) for images in augmented]
-    excess = torch.stack(changed).mean(0) - shares(plain, torch.ones_like(labels, dtype=torch.bool))
-    return torch.minimum(excess, excess.T)
+    excess = np.mean(changed, axis=0) - shares(plain, labels >= 0)
+    np.fill_diagonal(excess, 0)
+    return np.minimum(excess, excess.T)
 
 
 def small(images: Tensor) -> Tensor:
     """(N, C, H, W), uint8 or float in [0, 1] -> (N, D): what is compared."""
-    values = images.float() / 255 if images.dtype == torch.uint8 else images
-    return nn.functional.adaptive_avg_pool2d(values, min(SIDE, images.shape[-1])).flatten(1)
+    return nn.functional.adaptive_avg_pool2d(to_dtype(images, scale=True), SIDE).flatten(1)
 
 
 def _nearest(images: Tensor, plain: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each image the nearest plain one but itself, and its distance."""
-    distance, nearest = torch.cdist(images, plain).fill_diagonal_(torch.inf).min(1)
-    return nearest, distance
+    """Of each image the distance of the nearest plain one but itself, and which it is."""
+    return torch.cdist(images, plain).fill_diagonal_(torch.inf).min(1)

@@ -1,114 +1,123 @@
-"""`python -m project check`: images, labels, model and plan are checked before the training (advice A7, A9 to A13, A15).
+"""`python -m project check`: images, labels, model and plan are checked before the training (advice A7 to A13, A15).
 
-It gets the parsed configuration, not built objects, because what cannot be built is what it reports. The parts are built one by
-one; then the real training starts, without a run folder. `Probe` examines it before its first step, times some steps, and ends it.
+It gets the parsed configuration, not built objects, because what cannot be built is what it reports. Then the real
+training starts, without a run folder. `Probe` examines it before its first step, times some steps, and ends it.
 """
 
 import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from project.classifier import ImageClassifier
+from project.classifier import Batch, ImageClassifier
 from project.cli import build
 from project.data import ImageDataModule
 from project.errors import UserError
 from project.extras.check.augmentations import check_augmentations
 from project.extras.check.findings import Findings
-from project.extras.check.images import batch_of, check_classes, check_files, class_table, evenly, stand_in
-from project.extras.check.probe import Measured, Probe
-from project.extras.look import figures
+from project.extras.check.images import check_classes, check_files, stand_in
+from project.extras.check.network import check_network
+from project.optim.plan import draw_plan
 from project.run.paths import flatten
-from project.run.seed import StepSeed
+from project.run.plan import advice_for, make_plan
+from project.run.terminal import optimizer_lines
+from project.settings import LINKS
 
-JUDGED, LEAST = (
-    1500,
-    200,
-)  # training images that show what an augmentation does to the labels: at most, and of large ones
-PIXELS = 40_000_000  # values of all their pixels together, for the time it takes
-SHEET = 64  # images on the contact sheet
+OURS = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "fast_dev_run": False}
+OURS |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+WARM, TIMED = 2, 20  # steps
+SECONDS = 6.0  # of timing, at most
 
 
-def run(config: dict[str, Any], out: str, images: int, steps: int, compare_init: bool) -> int:
+class Measured(Exception):
+    """Everything is known, and the training is to end."""
+
+
+@dataclass(eq=False)
+class Probe(L.Callback):
+    """Before the first step: the network's start and the plan. Then a few timed steps; then it raises Measured.
+
+    Args:
+        found: Takes lines and pictures.
+        steps: To overfit one batch in.
+        compare: Compare the initialisations.
+    """
+
+    found: Findings
+    steps: int
+    compare: bool
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: ImageClassifier, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx:
+            return
+        check_network(pl_module, batch, self.steps, self.compare, self.found)
+        print("\n".join(optimizer_lines(trainer, pl_module)))
+        if plan := make_plan(pl_module):  # the run has a known end
+            self.found.picture("rates.png", "the planned learning rates", draw_plan(plan))
+            rules = [(True, "warning", line, "see docs/training.md") for line in advice_for(trainer, pl_module, plan)]
+            self.found.judge("advice", "batch size, learning rate and schedule are in the usual ranges", *rules)
+        self._since, self._before = time.perf_counter(), 0  # when timing began, after how many steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        cuda = pl_module.device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize()
+        now, done = time.perf_counter(), batch_idx + 1
+        if done in (WARM + TIMED, trainer.num_training_batches) or now - self._since > SECONDS:
+            step, epochs = (now - self._since) / (done - self._before), pl_module.length().epochs
+            words = f"{1000 * step:.0f} ms a batch on {pl_module.device.type}"
+            if epochs:  # else the run has no known end
+                count = trainer.num_training_batches * epochs
+                words = f"{timedelta(seconds=round(count * step))} for {count:,} batches, without validation; {words}"
+            self.found.add("ok", "time", words)
+            if cuda:
+                self.found.add("ok", "memory", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU at most")
+            raise Measured
+        if done <= WARM:
+            self._since, self._before = now, done
+
+
+def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_init: bool) -> int:
     """Check everything; see project.extras.check.command.check."""
-    for name, value, least in (("images", images, 100), ("steps", steps, 1)):
-        if value < least:
-            raise UserError(f"{name} must be {least} or more, not {value}")
-    folder = Path(out)
+    found = Findings(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out: no folder can be made at {folder} ({error.strerror})") from error
-    found = Findings(folder)
-    data = _check_data(config, images, found)
-    if data is None:
-        print("The model and the plan are not checked, because they need the images.")
-    else:
-        _check_training(config, data, Probe(found, steps, compare_init), found)
-    return found.finish()
-
-
-def _check_data(config: dict[str, Any], limit: int, found: Findings) -> ImageDataModule | None:
-    """Files, classes, augmentation; None when there is nothing to train on."""
-    try:
+        if config["seed_everything"] is not False:
+            L.seed_everything(config["seed_everything"], verbose=False)
         data = build(ImageDataModule, config["data"])
-        splits, table = data.splits, class_table(data)
-        total = sum(map(len, splits.values()))
-        if total > limit:
-            print(f"Checking {limit:,} of {total:,} images, evenly chosen; --images {total} checks all.")
-            data.splits = {name: evenly(rows, max(1, limit * len(rows) // total)) for name, rows in splits.items()}
-        check_files(data, found)
-    except UserError as error:
-        found.add("error", "images", " ".join(str(error).split()))
-        return None
-    balanced = data.sampler == "balanced" or flatten(config).get("model.task.init_args.class_weights") is not None
-    check_classes(table, balanced, found)
-    found.picture("classes.png", "images of each class in each split", figures.class_counts(table))
-    count = min(JUDGED, PIXELS // (data.channels * data.image_size**2))
-    batch = batch_of(data.loaded["train"], max(LEAST, count))
-    labels, each = batch["label"], max(1, min(8, SHEET // len(data.class_names)))
-    rows = torch.cat([(labels == label).nonzero()[:each, 0] for label in labels.unique()[:SHEET]])
-    names = [data.class_names[label] for label in labels[rows].tolist()]
-    sheet = figures.image_grid(batch["image"][rows], names)
-    found.picture("images.png", "training images of each class; do the names fit?", sheet)
-    check_augmentations(data, batch, found)
-    if total > limit:
-        stand_in(data, splits)
-    return data
-
-
-def _check_training(config: dict[str, Any], data: ImageDataModule, probe: Probe, found: Findings) -> None:
-    """Build the model, start the training, and let the probe examine it."""
-    linked = {
-        "class_names": data.class_names,
-        "image_size": data.image_size,
-        "in_channels": data.channels,
-        "resize": data.resize,
-    }
-    try:
-        torch.manual_seed(data.seed if config["seed_everything"] in (False, None) else int(config["seed_everything"]))
+        linked = {name: getattr(data, source) for name, source in LINKS.items()}
         model = build(ImageClassifier, {**config["model"], **linked})
-        trainer = _trainer(config["trainer"], [StepSeed(data.seed), probe])
-        with torch.random.fork_rng():
-            trainer.fit(model, datamodule=data)
+        splits, every = data.splits, -(-len(data.source.samples) // images)
+        if every > 1:
+            print(f"Checking one image in {every}; --images {len(data.source.samples)} checks all.")
+            data.splits = {name: rows[::every] for name, rows in splits.items()}
+        check_files(data, found)
+        check_augmentations(data, found)
+        stand_in(data, splits)
+        check_classes(data, flatten(config).get("model.task.init_args.class_weights") is not None, found)
+        settings = {**build(L.Trainer, config["trainer"]), **OURS, "callbacks": Probe(found, steps, compare_init)}
+        L.Trainer(**settings).fit(model, datamodule=data)
         words = "no step would be trained: see trainer.max_epochs, max_steps and limit_train_batches"
         found.add("error", "training", words, "raise the one that is 0")
     except Measured:
         pass
     except (UserError, MisconfigurationException) as error:
-        found.add("error", "model", " ".join(str(error).split()))
-    except torch.OutOfMemoryError:
-        found.add("error", "memory", f"a batch of {data.batch_size} does not fit", "a smaller data.batch_size")
+        found.add("error", "settings", str(error))
     except Exception as error:  # of a network, an augmentation or an optimizer of the user's
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
-        words = f"it fails with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        words = f"it fails with {type(error).__name__}: {error}"
         found.add("error", "training", words, "PROJECT_TRACEBACK=1 shows where")
-
-
-def _trainer(settings: dict[str, Any], callbacks: list) -> Any:
-    """The configured trainer on one device; of its callbacks those that change the training, and no loggers or files."""
-    raise NotImplementedError
+    errors, warnings = found.levels.count("error"), found.levels.count("warning")
+    print(f"\n{errors} errors, {warnings} warnings: {'fix the errors, and check again' if errors else 'ready to fit'}")
+    return int(errors > 0)
