@@ -1,8 +1,6 @@
 """Does an augmentation turn images of one class into images of another, as a vertical flip does with 2 and 5 (A10)?"""
 
-import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_dtype
 
@@ -32,18 +30,13 @@ def check_augmentations(data: ImageDataModule, found: Findings) -> None:
         name, augment = type(augmentation).__name__, Augment([augmentation], data.seed)
         rounds = [small(augment(batch["image"], i, batch["index"])) for i in range(ROUNDS)]
         shares = swapped(plain, rounds, labels, len(names))
-        share, (a, b) = shares.max(), np.unravel_index(shares.argmax(), shares.shape)
-        words = (
-            f"{name} makes {names[a]} look like {names[b]} and vice versa ({share:.0%} of the images that it changes)"
-        )
-        level, fix = (
-            "error" if share >= BREAKS else "warning",
-            f"remove {name} from data.augment if it breaks the label",
-        )
+        share, (a, b) = shares.max(), divmod(int(shares.argmax()), len(names))
+        words = f"{name} makes {names[a]} look like {names[b]} and vice versa ({share:.0%} of the images it changes)"
+        level, fix = "error" if share >= BREAKS else "warning", f"remove {name}, if it breaks the label"
         found.judge("augmentation", f"labels stay true under {name}", (share >= SUSPECT, level, words, fix))
 
 
-def swapped(plain: Tensor, augmented: list[Tensor], labels: Tensor, classes: int) -> np.ndarray:
+def swapped(plain: Tensor, augmented: list[Tensor], labels: Tensor, classes: int) -> Tensor:
     """Share of each class that an augmentation turns into another class, which it turns into the first as well.
 
     An augmented image counts for the class of its nearest plain image (another than its own), if it is as near as 99 of
@@ -61,18 +54,17 @@ def swapped(plain: Tensor, augmented: list[Tensor], labels: Tensor, classes: int
     """
     limit = _nearest(plain, plain)[0].quantile(0.99)
 
-    def shares(images: Tensor, counted: Tensor) -> np.ndarray:
+    def shares(images: Tensor, counted: Tensor) -> Tensor:
         """Of the counted images of each class (row), those near an image of each class (column)."""
         distance, nearest = _nearest(images, plain)
         guess = torch.where(distance <= limit, labels[nearest], labels)
-        table = confusion_matrix(labels[counted], guess[counted], labels=range(classes), normalize="true")
-        table[labels[counted].bincount(minlength=classes) < ENOUGH] = 0
-        return table
+        table = (labels * classes + guess).bincount(counted.float(), classes**2).view(classes, classes)
+        total = table.sum(1, keepdim=True)
+        return torch.where(total < ENOUGH, 0, table / total)
 
     changed = [shares(images, (images - plain).abs().amax(1) > 0.02) for images in augmented]
-    excess = np.mean(changed, axis=0) - shares(plain, labels >= 0)
-    np.fill_diagonal(excess, 0)
-    return np.minimum(excess, excess.T)
+    excess = (sum(changed) / len(changed) - shares(plain, labels >= 0)).fill_diagonal_(0)
+    return torch.minimum(excess, excess.T)
 
 
 def small(images: Tensor) -> Tensor:
