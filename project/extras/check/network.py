@@ -19,8 +19,8 @@ IMAGES = 64  # of the batch that are looked at
 NEAR = 0.3  # of the loss of guessing; a first loss within it is that of a network without an opinion
 GROWTH = 30  # from the smallest to the largest standard deviation; beyond it a learning rate fits some layers only
 SECONDS = 10.0  # of overfitting at the configured learning rate; at lower ones half of it each
-ENOUGH = 30  # steps that there should be time for: on a slow device with fewer images, but no fewer than FEWEST
-FEWEST = 8
+ENOUGH = 30  # steps that there should be time for: on a slow device with fewer images
+FEW = 16  # images that show whether gradients arrive; half of them is the least to overfit
 LEARNT = 0.1  # of the loss of guessing: as good as 0
 BLOWN_UP, HIGH = 4.0, 2.0  # times the first loss; measured, docs/results.md
 
@@ -149,9 +149,9 @@ def check_overfit(
         return losses, any(p.grad.any() for p in trained.parameters() if p.ndim > 1 and p.grad is not None)
 
     lr, start = model.recipe.lr, time.monotonic()
-    _, moves = train(lr, FEWEST, 3)  # not 1: a head that starts at 0 passes no gradient on
-    affordable = int(3 * FEWEST * SECONDS / ENOUGH / (time.monotonic() - start))
-    count = min(len(images), max(FEWEST, affordable))
+    _, moves = train(lr, FEW, 3)  # not 1: a head that starts at 0 passes no gradient on
+    affordable = 3 * FEW * SECONDS / ENOUGH / (time.monotonic() - start)
+    count = min(len(images), max(FEW // 2, int(affordable)))
     losses, _ = train(lr, count, steps, SECONDS)
     first, last = losses[0], losses[-1]
     rise = max(losses) / first if math.isfinite(sum(losses)) else math.inf
