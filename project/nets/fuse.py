@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them: the same function, fewer steps (Jacob et al. 2017, arXiv:1712.05877, 3.2)."""
+"""Batch norms folded into the layers before them: the same function (Jacob et al. 2017, arXiv:1712.05877, 3.2)."""
 
 import copy
 import textwrap
@@ -11,11 +11,11 @@ from operator import attrgetter
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_weights
 
 LAYERS = (nn.Conv2d, nn.Linear)
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # do nothing in eval mode
 BOUND = 1e-3  # of the largest value; rounding alone gives about 1e-6 in float32
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Fold:
 
 
 def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
-    """A copy of the network for inference, with its batch norms folded into the convolution or linear layer before them.
+    """A copy of the network for inference, its batch norms folded into the convolution or linear layer before them.
 
     A symbolic trace shows which norms have the output of a Conv2d, or of a Linear on (N, D), to themselves; only these
     are folded. What a trace cannot show, such as a subclass that computes something else, the images do: a norm whose
@@ -64,28 +64,10 @@ def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
         changed = _first_changed(fused, images, before, planned)
         if changed is None:
             return fused, folds
-        left = [fold for fold in planned if changed in (fold.norm, "")]
         reason = f"folding would change the output of {changed or 'the network'}"
+        left = [fold for fold in planned if changed in (fold.norm, "")]
         folds = [Fold(fold.norm, None, reason) if fold in left else fold for fold in folds]
     return original, folds
-
-
-def folded(layer: nn.Conv2d | nn.Linear, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one layer that does the work of both, computed in float64, returned in the layer's dtype.
-
-    With s = gamma / sqrt(var + eps): norm(W x + b) = (s W) x + s (b - mean) + beta. The weight keeps its memory format.
-    """
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double()
-    if layer.bias is not None:
-        bias = bias + layer.bias.double()
-    bias = scale * bias
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-    return torch.empty_like(layer.weight).copy_(weight), bias.to(layer.weight.dtype)
 
 
 class _Tracer(fx.Tracer):
@@ -117,16 +99,17 @@ def _plan(net: nn.Module, outputs: dict[str, Tensor]) -> list[Fold]:
         if used_elsewhere(norm):
             return "it or one of its tensors is used more than once"
         if not isinstance(layer, LAYERS):
-            return f"it follows {_describe(given, layer)}, not a Conv2d or Linear"
+            given = type(layer) if layer is not None else given.target
+            return f"it follows {getattr(given, '__name__', given)}, not a Conv2d or Linear"
         if len(given.users) > 1:
             return f"the output of {names[layer]} is used elsewhere too"
-        if used_elsewhere(layer):
-            return f"{names[layer]} or one of its tensors is used more than once"
         if "weight" not in layer._parameters:
             return f"the weight of {names[layer]} is computed from others"
+        if used_elsewhere(layer):
+            return f"{names[layer]} or one of its tensors is used more than once"
         if isinstance(layer, nn.Linear) and outputs[names[norm]].ndim != 2:
             return f"{names[layer]} gives more than one vector per image"
-        if any(getattr(module, hooks) for module in (layer, norm) for hooks in HOOKS):
+        if any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm)):
             return f"it or {names[layer]} has hooks"
         return ""
 
@@ -144,12 +127,6 @@ def _plan(net: nn.Module, outputs: dict[str, Tensor]) -> list[Fold]:
     return list(folds.values())
 
 
-def _describe(node: fx.Node, module: nn.Module | None) -> str:
-    if module is not None:
-        return type(module).__name__
-    return "the network's input" if node.op == "placeholder" else getattr(node.target, "__name__", str(node.target))
-
-
 def _tensors(module: nn.Module) -> Iterable[Tensor]:
     return *module.parameters(recurse=False), *module.buffers(recurse=False)
 
@@ -163,15 +140,18 @@ def _copy(net: nn.Module) -> nn.Module:
 
 
 def _fold(net: nn.Module, fold: Fold) -> None:
-    """Fold one norm, in place. Its own children, dropout and activation in timm's BatchNormAct2d, stay."""
+    """Fold one norm, in place, in float64. Its children stay: dropout and activation of timm's BatchNormAct2d."""
     layer, norm = net.get_submodule(fold.into), net.get_submodule(fold.norm)
-    weight, bias = folded(layer, norm)
-    layer.weight, layer.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
-    rest = nn.Sequential(*norm.children()) if len(norm._modules) else nn.Identity()
+    rest = nn.Sequential(*norm.children()) if norm._modules else nn.Identity()
     for parent in list(net.modules()):
         for key, child in list(parent.named_children()):
             if child is norm:
                 setattr(parent, key, rest.eval())
+    dtype = layer.weight.dtype
+    layer, norm = layer.double(), copy.deepcopy(norm).double()
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+    layer.to(dtype)
 
 
 @torch.no_grad()
@@ -192,7 +172,7 @@ def _outputs(net: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, 
 
 
 def _first_changed(net: nn.Module, images: Tensor, before: dict[str, Tensor], planned: list[Fold]) -> str | None:
-    """The first of the folded norms whose output is another than before, "" for the network, None where all is the same."""
+    """The first of the folded norms whose output has changed, "" for the network, None where nothing has."""
     names = [fold.norm for fold in planned]
     try:
         after = _outputs(net, images, names)

@@ -177,7 +177,7 @@ LEFT = {
         {"bn": "output of conv is used elsewhere", "bn2": "output of conv is used elsewhere"},
     ),
     "changed in place": (pair(lambda net, x: (y := net.conv(x), y.relu_(), net.bn(y))[2]), {"bn": ""}),
-    "norm first": (pair(norm_first, conv=nn.Conv2d(4, 4, 3, padding=1)), {"bn": "it follows the network's input"}),
+    "norm first": (pair(norm_first, conv=nn.Conv2d(4, 4, 3, padding=1)), {"bn": "it follows x, not"}),
     "norm-ReLU-conv": (
         Net(
             lambda net, x: net.c2(net.b2(net.c1(net.b1(x).relu()).relu()).relu()),
@@ -186,7 +186,7 @@ LEFT = {
             b2=nn.BatchNorm2d(4),
             c2=nn.Conv2d(4, 4, 3, padding=1),
         ),
-        {"b1": "it follows the network's input", "b2": "it follows relu"},
+        {"b1": "it follows x, not", "b2": "it follows relu"},
     ),
     "training at call": (
         pair(lambda net, x: (net.bn.train(), net.bn(net.conv(x)))[1]),
