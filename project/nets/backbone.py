@@ -16,7 +16,19 @@ from torchvision.models import get_model, get_model_weights, list_models
 from project.errors import UserError
 
 
-class TorchvisionModel(nn.Module):
+class _LibraryModel(nn.Module):
+    """`backbone`, then `head`."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) float -> (N, D): what the network's own head would have read."""
+        return self.backbone(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) float -> (N, num_classes) logits."""
+        return self.head(self.forward_features(x))
+
+
+class TorchvisionModel(_LibraryModel):
     """A torchvision classification network with random weights, its first convolution and head made to fit the data.
 
     GoogLeNet and Inception come without their auxiliary heads. SqueezeNet's head, a 1x1 convolution and a ReLU before
@@ -52,23 +64,20 @@ class TorchvisionModel(nn.Module):
             options.update(aux_logits=False, init_weights=True)  # init_weights named, or torchvision warns
         with _errors_explained(name, image_size, get_model_weights(name).DEFAULT.transforms().crop_size[0]):
             self.backbone = get_model(name, weights=None, num_classes=num_classes, **options)
-            adapt_first_conv(self.backbone, in_channels)
+            conv = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+            if in_channels != 3:
+                conv.weight, conv.in_channels = (
+                    nn.Parameter(to_channels(conv.weight.detach(), in_channels)),
+                    in_channels,
+                )
             layers = [(key, m) for key, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
             self.head_name, head = layers[-1]  # in every family the layer registered last
             self.backbone.set_submodule(self.head_name, nn.Identity())
             _feature_width(self.backbone, in_channels, image_size)
         self.head = head if isinstance(head, nn.Linear) else _linear_from_conv1x1(head)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, D): what the network's own head would have read."""
-        return self.backbone(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
-
-
-class TimmModel(nn.Module):
+class TimmModel(_LibraryModel):
     """A network of the timm library with random weights; needs `pip install -e ".[timm]"`.
 
     Args:
@@ -115,21 +124,6 @@ class TimmModel(nn.Module):
         classifier = self.backbone.pretrained_cfg.get("classifier")
         self.head_name = classifier if isinstance(classifier, str) else None
         self.head = nn.Linear(width, num_classes)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, D), pooled by the network's own rule."""
-        return self.backbone(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
-
-
-def adapt_first_conv(net: nn.Module, in_channels: int) -> None:
-    """Make the first convolution read `in_channels` channels instead of 3, in place."""
-    conv = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
-    if in_channels != conv.in_channels:
-        conv.weight, conv.in_channels = nn.Parameter(to_channels(conv.weight.detach(), in_channels)), in_channels
 
 
 def to_channels(weight: Tensor, in_channels: int) -> Tensor:

@@ -50,13 +50,7 @@ class ConvNormAct(nn.Sequential):
         act: bool = True,
     ) -> None:
         super().__init__()
-        check_positive(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            dilation=dilation,
-        )
+        check_positive(kernel_size=kernel_size, stride=stride, dilation=dilation)
         if kernel_size % 2 == 0:
             raise ValueError(
                 f"kernel_size: {kernel_size} is even, which no symmetric padding centres; use an odd number"

@@ -47,10 +47,8 @@ class ConvNet(nn.Module):
         super().__init__()
         if pool_stride is None:
             pool_stride = pool_kernel
-        check_positive(
-            channels=channels, convs_per_block=convs_per_block, stride=stride,
-            pool_kernel=pool_kernel, pool_stride=pool_stride,
-        )  # fmt: skip
+        check_positive(channels=channels, convs_per_block=convs_per_block, stride=stride)
+        check_positive(pool_kernel=pool_kernel, pool_stride=pool_stride)
         if pool_kernel == 1 and pool_stride > 1:
             raise ValueError(f"pool_stride: {pool_stride} has no effect without pooling; set pool_kernel to 2 or more")
         smallest = _smallest_image(len(channels), stride, pool_kernel, pool_stride)

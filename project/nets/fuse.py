@@ -14,23 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_weights
 
 LAYERS = (nn.Conv2d, nn.Linear)
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # do nothing in eval mode
 BOUND = 1e-3  # of the largest value; rounding alone gives about 1e-6 in float32
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What became of one batch norm.
+    """What became of one batch norm."""
 
-    Attributes:
-        norm: Name of the norm in the network, such as layer1.0.bn1; empty where it is the network.
-        into: Name of the layer that took it in; None where it was left.
-        reason: Why it was left; empty where it was folded.
-    """
-
-    norm: str
-    into: str | None
-    reason: str = ""
+    norm: str  # its name in the network, such as layer1.0.bn1; empty where it is the network
+    into: str | None  # name of the layer that took it in; None where it was left
+    reason: str = ""  # why it was left
 
 
 def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
@@ -117,8 +110,6 @@ def _plan(net: nn.Module, outputs: dict[str, Tensor]) -> list[Fold]:
     for node, norm in modules.items():
         if isinstance(norm, _BatchNorm):
             given = node.all_input_nodes[0]
-            while isinstance(modules.get(given), IDLE) and len(given.users) == 1:
-                given = given.all_input_nodes[0]
             reason = objection(norm, given)
             folds[norm] = Fold(names[norm], None if reason else names[modules[given]], reason)
     for module, name in names.items():
@@ -143,10 +134,8 @@ def _fold(net: nn.Module, fold: Fold) -> None:
     """Fold one norm, in place, in float64. Its children stay: dropout and activation of timm's BatchNormAct2d."""
     layer, norm = net.get_submodule(fold.into), net.get_submodule(fold.norm)
     rest = nn.Sequential(*norm.children()) if norm._modules else nn.Identity()
-    for parent in list(net.modules()):
-        for key, child in list(parent.named_children()):
-            if child is norm:
-                setattr(parent, key, rest.eval())
+    for name in [name for name, module in net.named_modules(remove_duplicate=False) if module is norm]:
+        net.set_submodule(name, rest.eval())
     dtype = layer.weight.dtype
     layer, norm = layer.double(), copy.deepcopy(norm).double()
     statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

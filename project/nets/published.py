@@ -1,6 +1,5 @@
 """Where weights are: a file, or published ones of torchvision and timm, in the local cache or on the internet."""
 
-import contextlib
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from project.nets.backbone import TimmModel, TorchvisionModel
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 PATIENCE = 10  # seconds without an answer after which a download is given up
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -103,21 +101,18 @@ def _download(url: str) -> Path:
 def _from_hub(full: str, hub_id: str) -> Path:
     """A file in the hub's own cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import EntryNotFoundError
 
     repo, _, revision = hub_id.partition("@")
-    files = [{"repo_id": repo, "filename": name, "revision": revision or None} for name in HUB_FILES]
-    for file in files:
-        if isinstance(path := try_to_load_from_cache(**file), str):
-            return Path(path)
+    file = {"repo_id": repo, "filename": "model.safetensors", "revision": revision or None}
+    if isinstance(path := try_to_load_from_cache(**file), str):
+        return Path(path)
     try:
-        for file in files:
-            with contextlib.suppress(EntryNotFoundError):
-                get_hf_file_metadata(hf_hub_url(**file), timeout=PATIENCE)  # once; hf_hub_download retries for 24 s
-                return Path(hf_hub_download(**file))
-        raise FileNotFoundError("it is not on the hub")
+        get_hf_file_metadata(hf_hub_url(**file), timeout=PATIENCE)  # once; offline, hf_hub_download retries for 24 s
+        return Path(hf_hub_download(**file))
     except Exception as error:  # of the library or of its HTTP client, which changes with its version
-        advice = f"fetch {HUB_FILES[0]} of {hub_id} from the hub on another machine and give its path as model.weights"
+        advice = (
+            f"fetch model.safetensors of {hub_id} from the hub on another machine and give its path as model.weights"
+        )
         raise _unavailable(full, error, advice) from error
 
 

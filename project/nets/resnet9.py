@@ -53,14 +53,10 @@ class ResNet9(nn.Module):
         if num_stages < 1:
             raise ValueError(f"widths: {list(widths)} has no stage; give a width for the stem and for each stage")
         if image_size < 2**num_stages:
-            raise ValueError(
-                f"image_size: {image_size} is too small for {num_stages} stages that each halve it;"
-                f" use images of {2**num_stages} pixels or more, or fewer entries in widths"
-            )
+            smallest = f"use {2**num_stages} pixels or more, or fewer entries in widths"
+            raise ValueError(f"image_size: {image_size} is too small for {num_stages} stages that halve it; {smallest}")
         if not set(residual_stages) <= set(range(1, num_stages + 1)):
-            raise ValueError(
-                f"residual_stages: {list(residual_stages)} has a stage that widths does not; use 1 to {num_stages}"
-            )
+            raise ValueError(f"residual_stages: {list(residual_stages)} must lie between 1 and {num_stages}")
         if not head_scale > 0:
             raise ValueError(f"head_scale: {head_scale} would switch the head off; use a number above 0, such as 0.125")
 

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,6 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from project.errors import UserError
 from project.nets.backbone import TimmModel, TorchvisionModel, to_channels
 from project.nets.published import fetch_weights
-
-__all__ = ["LoadReport", "fetch_weights", "load_weights"]
 
 ENTRIES = ("state_dict", "model", "model_state_dict", "model_ema", "net")  # where training scripts put the state dict
 OLD_NAMES = (  # in the published DenseNets and vision transformers of torchvision
@@ -79,7 +78,7 @@ def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = N
     pairs = {name: (given[name], target) for name, target in targets.items() if name in given}
     fitting = {name: _fit(net, tensor, target) for name, (tensor, target) in pairs.items()}
     fitting = {name: tensor for name, tensor in fitting.items() if tensor is not None}
-    other = class_names is not None and their_classes is not None and list(class_names) != list(their_classes)
+    other = None not in (class_names, their_classes) and list(class_names) != list(their_classes)
     other_classes = [name for name in fitting if other and name.startswith("head.")]
     loaded = [name for name in fitting if name not in other_classes]
     _check(net, {name: fitting[name] for name in loaded}, state, weights)
@@ -119,8 +118,9 @@ def rename(net: nn.Module, state: State) -> State:
     prefix = max(prefixes, key=prefixes.__getitem__, default="")  # of equals the first, which is the shortest
     renamed = {key.removeprefix(prefix): tensor for key, tensor in renamed.items()}
     renamed = {library.get(key, key): tensor for key, tensor in renamed.items()}
-    if isinstance(net, TimmModel):
-        renamed = _filtered(net, renamed)
+    if isinstance(net, TimmModel):  # its own loader translates old names, and resizes position embeddings
+        with suppress(Exception):  # no such function, or it fails on files that are not like the published ones
+            renamed = sys.modules[type(net.backbone).__module__].checkpoint_filter_fn(renamed, net.backbone)
     ours = {theirs: name for name, theirs in library.items()}
     return {ours.get(key, key): tensor for key, tensor in renamed.items()}
 
@@ -131,15 +131,6 @@ def _library_name(net: nn.Module, name: str) -> str:
     if net.head_name and name.startswith("head."):
         return f"{net.head_name}{name.removeprefix('head')}"
     return name.removeprefix("backbone.")
-
-
-def _filtered(net: TimmModel, state: State) -> State:
-    """What timm's own loader makes of a file: old names translated, position embeddings resized to the image size."""
-    module = sys.modules[type(net.backbone).__module__]
-    try:
-        return _tensors(module.checkpoint_filter_fn(state, net.backbone))
-    except Exception:  # no such function, or it is made for published files and fails in its own way on this one
-        return state
 
 
 def _read(path: Path) -> dict:

@@ -430,7 +430,7 @@ def test_timm_names(load):
         UserError, match=r"resnet18 has no published weights 'a1_in1'; available are a1_in1k, a2_in1k, "
     ):
         load(net, "a1_in1")
-    with pytest.raises(UserError, match="resnet10t has no published weights 'IMAGENET1K_V1'; available are c3_in1k$"):
+    with pytest.raises(UserError, match=r"resnet10t has no published weights 'IMAGENET1K_V1'; available are c3_in1k$"):
         load(TimmModel(3, 7, 32, "resnet10t"), "IMAGENET1K_V1")
 
 
