@@ -17,7 +17,7 @@ class Normalise(nn.Module):
         """
         Args:
             channels: C.
-            mean: Of each channel, in [0, 1]; None takes ImageNet's: of three colours, their mean for grey, 0.5 for alpha.
+            mean: Of each channel, in [0, 1]; None takes ImageNet's: three colours, their mean for grey, 0.5 for alpha.
             std: Standard deviation of each channel, likewise.
             channels_last: Give images in NHWC order.
 

@@ -99,7 +99,6 @@ def test_too_small_an_image_says_how_to_fix():
         ({"pool_stride": 0}, "pool_stride"),
         ({"pool_kernel": 1, "pool_stride": 2}, "pool_stride"),
         ({"dropout": -0.1}, "dropout"),
-        ({"in_channels": 0}, "in_channels"),
         ({"image_size": 0}, "image_size"),
     ],
 )

@@ -78,7 +78,6 @@ def test_forward_is_head_of_features_and_dropout_acts():
         ({"depths": [2, 0]}, "depths"),
         ({"width": 0}, "width"),
         ({"dropout": 1.5}, "dropout"),
-        ({"in_channels": 0}, "in_channels"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(arguments, key):

@@ -99,7 +99,6 @@ def test_learns_in_channels_last():
         ({"head_scale": 0.0}, "head_scale"),
         ({"dropout": 1.5}, "dropout"),
         ({"image_size": 7}, "image_size"),
-        ({"in_channels": 0}, "in_channels"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(arguments, key):
