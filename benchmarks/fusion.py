@@ -4,10 +4,10 @@
 
 The networks of this project, torchvision's for classification, and some of timm's where it is installed. Weights are
 random, from a fixed seed, and so are the batch norms: their statistics are measured on random images, for activations
-that neither vanish nor explode, then jittered. Each network runs on two images as it is and with its batch norms folded. The errors are
-max|a - b| / max|b| of the logits, where b is the network as it is in float64; a is the folded one in float32, the one
-as it is in float32 (what rounding does alone), and the folded one in float64 (what folding does alone). Seconds are
-those of the folding.
+that neither vanish nor explode, then jittered. Each network runs on two images as it is and with its batch norms
+folded. The errors are max|a - b| / max|b| of the logits, where b is the network as it is in float64; a is the folded
+one in float32, the one as it is in float32 (what rounding does alone), and the folded one in float64 (what folding
+does alone). Seconds are those of the folding.
 
 Hardware: any CPU, one thread; networks of more than 300 MB are left out and listed. Time: 5 minutes.
 """

@@ -2,11 +2,12 @@
 
     python -m benchmarks.transfer CIFAR_FOLDER [--seeds 5]
 
-CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, with the same images in each seed: from scratch, feature
-extraction (backbone frozen), fine-tuning with one learning rate, fine-tuning with layer-wise ones. The learning rate of each
-way, and for the last the decay from layer to layer, is chosen beforehand on other training images (of the same five classes,
-beyond those that any seed uses); the 5,000 test images of the five classes are scored once in each run. Prints accuracies with
-95 % intervals of the mean (Student's t) and the paired differences. About 35 minutes on two CPU cores.
+CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, with the same images in each seed: from scratch,
+feature extraction (backbone frozen), fine-tuning with one learning rate, fine-tuning with layer-wise ones. The
+learning rate of each way, and for the last the decay from layer to layer, is chosen beforehand on other training
+images (of the same five classes, beyond those that any seed uses); the 5,000 test images of the five classes are
+scored once in each run. Prints accuracies with 95 % intervals of the mean (Student's t) and the paired differences.
+About 35 minutes on two CPU cores.
 """
 
 import argparse
@@ -121,9 +122,8 @@ def compare(source: Path, seeds: int, work: Path) -> None:
         gains = [value - base for value, base in zip(values, results["from scratch"], strict=True)]
         print(f"| {name} | {interval(values)} | {'' if name == 'from scratch' else interval(gains)} |")
     layerwise, single = results["fine-tuning, layer-wise"], results["fine-tuning, one learning rate"]
-    print(
-        f"\nlayer-wise over one learning rate, points: {interval([a - b for a, b in zip(layerwise, single, strict=True)])}"
-    )
+    gains = [a - b for a, b in zip(layerwise, single, strict=True)]
+    print(f"\nlayer-wise over one learning rate, points: {interval(gains)}")
 
 
 if __name__ == "__main__":
