@@ -160,7 +160,7 @@ def test_a_network_that_fails_is_a_line_and_no_traceback(cli, folder, no_picture
     result = cli("check", "--data.root", str(folder), "--data.image_size=16", "--model.net", f"{__name__}.Broken")
     assert result.code == 1 and result.err == ""
     (line,) = lines(result.out, "error", "training")
-    assert "it fails with RuntimeError: " in line
+    assert "RuntimeError: " in line and "PROJECT_TRACEBACK=1" in line
 
 
 ERRORS = {
