@@ -1,8 +1,10 @@
 """The command line's errors, in one line: the key, what is wrong, what was expected, and the nearest name of a misspelt one."""
 
 import importlib
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
@@ -44,6 +46,24 @@ def say(line: str, file: TextIO | None = None) -> None:
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     if lightning is None or lightning.rank_zero_only.rank == 0:
         print(line, file=file, flush=True)
+
+
+def quiet() -> None:
+    """Silence what the user cannot act on; warnings of the user's own code still show."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*The `srun` command is available on your system but is not used.*",
+        ".*Encountered `nan` values in tensor.*",  # the learning curve says so
+        ".*``compute`` method of metric .* was called before the ``update`` method.*",  # resumed between epoch and checkpoint
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def one_line(message: str, keys: Iterable[str]) -> str:

@@ -13,10 +13,11 @@ from conftest import make_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from project.__main__ import main
 from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.run.resume import check_changes
-from project.__main__ import main
+from project.tasks import MultiClass
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
@@ -191,13 +192,13 @@ def one_cycle(step: int, total: int) -> float:
 
 def test_label_smoothing_may_be_changed_anywhere(cli, base, monkeypatch) -> None:
     base("step")
-    seen, real = [], ImageClassifier.loss
+    seen, real = [], MultiClass.loss
 
     def keep(self, *given) -> torch.Tensor:
         seen.append((*given, real(self, *given)))
         return seen[-1][-1]
 
-    monkeypatch.setattr(ImageClassifier, "loss", keep)
+    monkeypatch.setattr(MultiClass, "loss", keep)
     line = ["model.task.init_args.label_smoothing: 0.0 until here, 0.4 from now on"]
     for options, smoothing in (([], 0.0), (["--model.task.label_smoothing=0.4"], 0.4)):
         for command in ("validate", "test"):
