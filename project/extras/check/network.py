@@ -129,7 +129,7 @@ def check_overfit(
         steps: At most.
         found: Takes the line.
     """
-    clip = model.trainer.gradient_clip_algorithm != "value" and model.trainer.gradient_clip_val
+    learnt = LEARNT * model.task.chance_loss
 
     def train(lr: float, count: int, steps: int, seconds: float = math.inf) -> tuple[list[float], bool]:
         """The loss before each step, until it is as good as 0; and whether any weight had a gradient in the last."""
@@ -140,13 +140,12 @@ def check_overfit(
             optimizer.zero_grad()
             loss = model.task.losses(trained(images[:count]), labels[:count]).mean()
             loss.backward()
-            if clip:
-                nn.utils.clip_grad_norm_(trained.parameters(), clip)
+            model.clip_gradients(optimizer)  # as the trainer is configured
             return loss
 
         while len(losses) < steps and time.monotonic() < end:
             losses.append(optimizer.step(closure).item())
-            if not LEARNT * model.task.chance_loss <= losses[-1] < math.inf:
+            if not learnt <= losses[-1] < math.inf:
                 break
         return losses, any(p.grad.any() for p in trained.parameters() if p.ndim > 1 and p.grad is not None)
 
@@ -156,8 +155,8 @@ def check_overfit(
     count = min(len(images), max(FEW // 2, int(affordable)))
     losses, _ = train(lr, count, steps, SECONDS)
     first, last = losses[0], losses[-1]
-    rise = max(losses) / first if math.isfinite(sum(losses)) else math.inf
-    fine = rise < HIGH and last < first / 2
+    rise = max(losses) / (first or 1) if math.isfinite(sum(losses)) else math.inf
+    fine = rise < HIGH and last < max(first / 2, learnt)
 
     def better(lower: float) -> bool:
         """Whether it neither blows up nor stands still."""
