@@ -84,7 +84,8 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Say what a trained model takes on, and refuse what it cannot any more.
 
-        Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line instead.
+        Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line
+        instead.
         """
         if self.loaded.path is not None and not self.loaded.opened:
             now, then = flatten(self.plain()["model"]), flatten(self.loaded.config["model"])
@@ -232,7 +233,8 @@ def build(kind: type, values: dict[str, Any]) -> Any:
 
 
 def load_trained(path: Path) -> tuple[ImageClassifier, ImageDataModule]:
-    """A checkpoint's classifier with its weights, in eval mode on the fastest device, and its data module; no image is read.
+    """A checkpoint's classifier with its weights, in eval mode on the fastest device, and its data module; no image is
+    read.
 
     Raises:
         UserError: when it is not a checkpoint of ours, or cannot be built any more.

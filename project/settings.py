@@ -1,4 +1,4 @@
-"""What is settled before the command line is parsed: which checkpoint, and in which order settings overrule each other."""
+"""What is settled before the command line is parsed: which checkpoint, and which setting overrules which."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from project.errors import UserError
 from project.run.paths import find_checkpoint
 
 PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
-LINKS = {  # model key -> data key. The data say these, the model follows; a trained model's own rule over any data
+LINKS = {  # model key -> data key. The model follows the data; those of a trained model rule any data
     "class_names": "class_names",
     "image_size": "image_size",
     "in_channels": "channels",
@@ -50,7 +50,8 @@ class Arguments:
             elif name[2:] in switches and not joined and not values:
                 options.append([f"{name}=true"])
             else:
-                # A class is chosen before its arguments are given, which would otherwise be those of the class before it.
+                # A class is chosen before its arguments are given, which would otherwise be those of the class before
+                # it.
                 place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
                 options.insert(place, [flag, *values])
         return cls(files, options)
@@ -59,7 +60,7 @@ class Arguments:
         """For the parser: files first, so that options overrule them wherever they stand."""
         return [f"--{flag}={path}" for flag, path in self.files] + [word for unit in self.options for word in unit]
 
-    def keys(self) -> list[str]:
+    def given(self) -> list[str]:
         return [unit[0].partition("=")[0].removeprefix("--").rstrip("+") for unit in self.options]
 
     def value(self, key: str) -> Any:
@@ -88,7 +89,10 @@ class Arguments:
 
 
 def _look_up(path: Path, key: str) -> Any:
-    """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/digits.yaml)."""
+    """The value of a key in a config file, or in the part of it that lies in a file of its own (data:
+
+    data/digits.yaml).
+    """
     value = read_config(path)
     for name in key.split("."):
         if isinstance(value, str) and (part := path.parent / value).is_file():
@@ -211,7 +215,7 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
     """
     switches = {name for name, option in command.options.items() if option.annotation is bool}
     arguments = Arguments.read(words, switches)
-    for key in arguments.keys():
+    for key in arguments.given():
         if any(key == name or key.startswith(f"{name}.") for name in command.ignores):
             raise UserError(f"{key} has no effect on {command.name}: leave it out")
     for model, data in LINKS.items():
