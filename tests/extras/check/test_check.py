@@ -186,7 +186,6 @@ def test_a_network_that_fails_is_a_line_and_no_traceback(cli, folder, no_picture
 ERRORS = {
     "a folder that is not there": ["--data.root", "nowhere", *NET],
     "one class": ["--data.root", "one", *NET],
-    "an argument out of range": ["--data.root", "images", *NET, "--data.test_size=2"],
     "a network that does not fit": ["--data.root", "images", *NET, "--model.net.init_args.kernel_size=4"],
     "a pattern that matches nothing": ["--data.root", "images", *NET, "--model.lr_mult", "{nothing: 2}"],
     "grey images for colour augmentation": [
