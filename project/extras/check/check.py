@@ -29,8 +29,15 @@ from project.run.plan import advice_for, make_plan
 from project.run.terminal import optimizer_lines
 from project.settings import LINKS
 
-OURS = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "fast_dev_run": False}
-OURS |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+OURS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "fast_dev_run": False,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+}
 WARM, TIMED = 2, 20  # steps
 SECONDS = 6.0  # of timing, at most
 
@@ -107,8 +114,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         check_classes(data, flatten(config).get("model.task.init_args.class_weights") is not None, found)
         settings = {**build(L.Trainer, config["trainer"]), **OURS, "callbacks": Probe(found, steps, compare_init)}
         L.Trainer(**settings).fit(model, datamodule=data)
-        words = "no step would be trained: see trainer.max_epochs, max_steps and limit_train_batches"
-        found.add("error", "training", words, "raise the one that is 0")
+        found.add("error", "training", "no step is trained: trainer.max_epochs, max_steps or limit_train_batches is 0")
     except Measured:
         pass
     except (UserError, MisconfigurationException) as error:
@@ -116,8 +122,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
     except Exception as error:  # of a network, an augmentation or an optimizer of the user's
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
-        words = f"it fails with {type(error).__name__}: {error}"
-        found.add("error", "training", words, "PROJECT_TRACEBACK=1 shows where")
+        found.add("error", "training", f"{type(error).__name__}: {error}", "PROJECT_TRACEBACK=1 shows where it fails")
     errors, warnings = found.levels.count("error"), found.levels.count("warning")
     print(f"\n{errors} errors, {warnings} warnings: {'fix the errors, and check again' if errors else 'ready to fit'}")
     return int(errors > 0)
