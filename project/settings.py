@@ -50,8 +50,7 @@ class Arguments:
             elif name[2:] in switches and not joined and not values:
                 options.append([f"{name}=true"])
             else:
-                # A class is chosen before its arguments are given, which would otherwise be those of the class before
-                # it.
+                # The choice of a class goes before its arguments, which would otherwise be those of the class before.
                 place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
                 options.insert(place, [flag, *values])
         return cls(files, options)
@@ -89,10 +88,7 @@ class Arguments:
 
 
 def _look_up(path: Path, key: str) -> Any:
-    """The value of a key in a config file, or in the part of it that lies in a file of its own (data:
-
-    data/digits.yaml).
-    """
+    """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/x.yaml)."""
     value = read_config(path)
     for name in key.split("."):
         if isinstance(value, str) and (part := path.parent / value).is_file():
