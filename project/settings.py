@@ -12,7 +12,7 @@ from project.errors import UserError
 from project.run.paths import find_checkpoint
 
 PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
-LINKS = {  # model key -> data key. The model follows the data; those of a trained model rule any data
+LINKS = {  # model key -> data key: the model follows the data, but a trained model rules any data
     "class_names": "class_names",
     "image_size": "image_size",
     "in_channels": "channels",
@@ -22,7 +22,7 @@ LINKS = {  # model key -> data key. The model follows the data; those of a train
 
 @dataclass
 class Arguments:
-    """A command line, read before it is parsed: its config files in order, and its options, each a key with its words."""
+    """A command line, read before it is parsed: its config files in order, and its options with their words."""
 
     files: list[tuple[str, Path]]  # (config, data, model or trainer; path)
     options: list[list[str]]  # ["--model.lr", "0.1"] or ["--model.lr=0.1"]
