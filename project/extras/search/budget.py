@@ -1,7 +1,7 @@
 """One budget of trials that any number of processes share through the study (advice A1).
 
-What counts is decided from the trials alone, so that every process comes to the same sum: all but those that were interrupted or
-whose worker died. The values of these are queued again, as new trials.
+What counts is decided from the trials alone, so that every process comes to the same sum: all but those that were
+interrupted or whose worker died. The values of these are queued again, as new trials.
 """
 
 import time
@@ -38,8 +38,8 @@ class Budget:
         known = self.study.get_trials(deepcopy=False)
         return max(0, self.trials - sum(counts(trial) and trial.state is not TrialState.WAITING for trial in known))
 
-    def running(self) -> bool:
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    def running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def claim(self) -> optuna.Trial | None:
         """Start a trial, unless the budget is spent. Exact for any number of processes."""
@@ -67,7 +67,7 @@ class Budget:
 
     def _requeue_lost(self) -> None:
         """Queue the trials of dead workers, by the clock, which all machines are supposed to agree on."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self.running():
             beat = trial.user_attrs.get("beat", trial.datetime_start.timestamp())
             if time.time() - beat > SILENT * self.heartbeat:
                 self.requeue(trial, trial.user_attrs.get("attempt", 1) + 1)

@@ -39,8 +39,8 @@ def search(
         storage: Where several machines meet: journal:PATH (a file on a shared disk), postgresql+pg8000://USER@HOST/DATABASE
             or mysql+pymysql://USER@HOST/DATABASE. Null is a SQLite file in the search's folder, for one machine.
         resume: Resume the search of this name: the remaining trials, and once more those that were interrupted.
-        workers: Trials at a time in this process; they share the processor's cores.
-        devices: GPUs for one trial each, such as 0,1; null leaves that to trainer.devices.
+        workers: Trials at a time; they share the processor's cores.
+        devices: GPUs, such as 0,1, each for `workers` trials at a time; null leaves that to trainer.devices.
         sampler: tpe learns from the trials so far (Watanabe 2023, arXiv:2304.11127); random does not.
         pruner: asha stops a trial that is not among the best third so far after 1/5 of its validations (Li et al. 2020,
             arXiv:1810.05934), median one that is below the median of the others; none lets all finish.
@@ -49,7 +49,7 @@ def search(
         seed: Seed of the sampler alone; seed_everything is that of every training.
         timeout: Seconds after which no further trial starts; null for no limit.
         heartbeat: Seconds between two signs of life of a worker; after three missed ones its trial is started again.
-        outer_folds: k of a nested evaluation (2 or more): a search for each of k outer folds, whose best is tested on it.
+        outer_folds: k of a nested evaluation (2 or more): a search for each of k folds, whose best is tested on it.
         test: Train the best once more, as an ordinary run, and test it: the only time that test images are opened.
     """
     try:
@@ -60,16 +60,13 @@ def search(
     from project.extras.search.search import Search
     from project.extras.search.space import read_space
 
-    if not metric.startswith("val/"):
-        raise UserError(f"metric must be one of validation, such as val/acc or val/loss, not {metric!r}")
-    if devices is not None and workers != 1:
-        raise UserError("give workers or devices, not both: one trial runs on each device")
     if outer_folds is not None and (outer_folds < 2 or test):
         raise UserError("outer_folds must be 2 or more, and takes the place of test: leave one out")
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))}
-    slots = [{}] if workers == 1 else [threads] * workers
-    if devices is not None:
-        slots = [{"CUDA_VISIBLE_DEVICES": device.strip()} for device in devices.split(",")]
+    slots = [{"CUDA_VISIBLE_DEVICES": gpu.strip()} for gpu in devices.split(",")] if devices else [{}]
+    slots *= workers
+    if len(slots) > 1 and "OMP_NUM_THREADS" not in os.environ:  # else each takes all cores
+        threads = max(1, (os.cpu_count() or 1) // len(slots))
+        slots = [slot | {"OMP_NUM_THREADS": str(threads)} for slot in slots]
     whole = Search(
         config=config,
         run_name=run_name,

@@ -30,10 +30,9 @@ def nested(search: Search, folds: int) -> int:
     found = optimism(inner, outer, search.mode)
     with written_whole(search.folder / "nested.json") as draft:
         draft.write_text(json.dumps({"metric": search.metric, **found}, indent=2) + "\n")
-    print(f"\n{search.metric} of the best trials (inner), their tests on the outer folds, and the gaps:")
+    print(f"\n{search.metric} of the best trials (inner), in the tests on the outer folds, and the gaps between them:")
     for name, numbers in found.items():
-        values = "  ".join(f"{value:8.4f}" for value in numbers["folds"])
-        print(f"{name}  {values}   mean {numbers['mean']:.4f}, standard deviation {numbers['sd']:.4f}", flush=True)
+        print(f"{name}  mean {numbers['mean']:.4f}, standard deviation {numbers['sd']:.4f}", flush=True)
     return 0
 
 

@@ -27,8 +27,8 @@ class ReportTrial(L.Callback):
             study: Name of the study.
             trial: Number of the trial, which is running; one that has ended is left as it is.
             metric: What is reported, as it is logged in validation.
-            pruner: Whether to stop early, judged by the trials so far; never in the second half of the training, since
-                under a schedule that ends low the trials that end best have poor scores in the middle (docs/results.md).
+            pruner: Whether to stop early, judged by the trials so far; never in the second half of the training: under
+                a schedule that ends low, the trials that end best have poor scores in the middle (docs/results.md).
         """
         self.storage, self.study, self.number, self.metric, self.pruner = storage, study, trial, metric, pruner
         self.trial: optuna.Trial | None = None  # on the first of several processes

@@ -5,7 +5,6 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,14 @@ from project.files import written_whole
 from project.run.child import run_to_the_end
 from project.run.paths import flatten, latest_run, read
 
-FIXED = (  # what every trial must have in common, or is none of its business
-    *("data.root", "data.source", "data.class_names", "data.seed", "data.on_", "data.val_size", "data.test_"),
-    *("data.split_seed", "data.fold", "trainer.limit_val_batches", "trainer.overfit_batches", "trainer.logger"),
-    *(
-        "trainer.default_root_dir",
-        "trainer.fast_dev_run",
-        "trainer.callbacks",
-        "checkpoint",
-        "record",
-        "seed_everything",
-    ),
+FIXED = (  # keys that must be the same in every trial, or scores could not be compared, or that are set here
+    *("data.source", "data.class_names", "data.seed", "data.val_size", "data.test_", "data.split_seed", "data.fold"),
+    *("trainer.limit_val_batches", "trainer.default_root_dir", "trainer.logger", "trainer.callbacks"),
+    *("checkpoint", "record", "seed_everything"),
 )
 PLACE = (  # what may change when a search is resumed, or differ between its workers
     *("fit.data.root", "fit.data.num_workers", "fit.data.cache", "fit.trainer.accelerator", "fit.trainer.devices"),
-    *("fit.trainer.default_root_dir", "fit.trainer.enable_progress_bar", "fit.trainer.num_nodes"),
+    *("fit.trainer.default_root_dir", "fit.trainer.num_nodes"),
 )
 PYTHON = (sys.executable, "-m", "project")
 
@@ -66,7 +58,7 @@ class Search:
     trials: int
     storage: str | None
     resume: bool
-    slots: Sequence[dict[str, str]]
+    slots: list[dict[str, str]]
     sampler: str
     pruner: str
     metric: str
@@ -80,9 +72,9 @@ class Search:
         self.folder = self.root / "search" / self.name
         self.base = self.folder / "base" / f"{self.run_name}.yaml"  # runs are named after their config
         self.best = self.folder / "best.yaml"
-        self.address = (
-            self.storage or f"sqlite:///{self.folder.absolute()}/study.db?timeout=20"
-        )  # seconds to wait for others who write
+        self.keys = [parameter.key for parameter in self.space.parameters]
+        lite = f"sqlite:///{self.folder.absolute()}/study.db?timeout=20"  # seconds, while another process writes
+        self.address = self.storage or lite
 
     def check(self) -> None:
         """Parse every choice and both ends of every range as fit would: a bad one is found before the first trial."""
@@ -121,15 +113,15 @@ class Search:
                 study.sampler.reseed_rng()  # and in every one of several processes
             budget = Budget(study, self.trials, self.heartbeat)
             print(f"search {self.name}: {budget.left()} of {self.trials} trials left, in {self.folder}", flush=True)
-            best, end = {"max": max, "min": min}[self.mode], time.monotonic() + (self.timeout or math.inf)
-            stopped = Worker(budget, self._start, self.metric, best, end).run(self.slots)
-            found = conclude(study, self.folder, [parameter.key for parameter in self.space.parameters], self.metric)
+            end = time.monotonic() + (self.timeout or math.inf)
+            stopped = Worker(budget, self._start, self.metric, self.mode, end).run(self.slots)
+            found = conclude(study, self.folder, self.keys, self.metric)
             left = budget.left()
         if found is not None:
             self._write_best(found)
         if left:
             print(f"{left} trials are left: the same command with --resume continues", flush=True)
-            return 128 + stopped if stopped else 0, None
+            return stopped and 128 + stopped, None
         if found is None:
             print(f"no trial was completed: {self.folder / 'trials.csv'} has their errors", flush=True)
         return int(found is None), found
@@ -156,8 +148,7 @@ class Search:
         arguments |= {"metric": self.metric, "pruner": self.pruner}
         report = {"class_path": "project.extras.search.report_trial.ReportTrial", "init_args": arguments}
         callbacks = self.config["trainer"]["callbacks"] or []
-        scores = dict.fromkeys((self.metric, "val/acc", "val/loss"))
-        settings["record"] = {"hparams": [parameter.key for parameter in self.space.parameters], "scores": [*scores]}
+        settings["record"] = {"hparams": self.keys, "scores": [self.metric, "val/acc", "val/loss"]}
         settings.setdefault("trainer", {})["callbacks"] = [*callbacks, report]
         folder = self.folder / f"trial_{trial.number:04d}"
         folder.mkdir()
@@ -181,10 +172,10 @@ class Search:
 
     def test_best(self, root: Path) -> tuple[int, dict[str, Any]]:
         """Train the best once more, as an ordinary run below root, and test it; exit code, and metrics of the run."""
-        fit = ["fit", *self._configs(self.best), "--trainer.enable_checkpointing", "true"]
-        for command in (fit, ["test", "--ckpt_path", "best"]):
-            code, stopped = run_to_the_end([*PYTHON, *command, "--trainer.default_root_dir", str(root)])
+        for command in (["fit", "--trainer.enable_checkpointing", "true"], ["test", "--ckpt_path", "best"]):
+            place = ["--trainer.default_root_dir", str(root)]
+            code, stopped = run_to_the_end([*PYTHON, *command, *self._configs(self.best), *place])
             if code or stopped:
                 print("the best trial was not tested: the same command with --resume does it", flush=True)
-                return 128 + stopped if stopped else code, {}
+                return code or 128 + stopped, {}
         return 0, read(latest_run(root) / "metrics.json")

@@ -22,30 +22,17 @@ class Parameter:
 
     Attributes:
         key: Of the config, such as model.lr.
-        range: What it is drawn from: numbers, both ends included; None for a choice.
+        kind: float, int or categorical, as in Optuna's `suggest_float`.
+        range: Further arguments of that: low and high (both included), step, log; or the labels of the choices.
         choices: Label -> value; empty for a range.
         when: Key of an earlier choice -> the labels at which this key is searched; else it keeps the config's value.
     """
 
     key: str
-    range: FloatDistribution | IntDistribution | None
+    kind: str
+    range: dict[str, Any]
     choices: dict[str, Any]
     when: dict[str, list[str]]
-
-    def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether the conditions hold; one on a key that is itself left out does not."""
-        return all(values.get(key) in labels for key, labels in self.when.items())
-
-    def suggest(self, trial: optuna.Trial) -> float | int | str:
-        """A number of the range, or the label of a choice."""
-        if self.range is None:
-            return trial.suggest_categorical(self.key, list(self.choices))
-        suggest = trial.suggest_int if isinstance(self.range, IntDistribution) else trial.suggest_float
-        return suggest(self.key, self.range.low, self.range.high, step=self.range.step, log=self.range.log)
-
-    def candidates(self) -> list[Any]:
-        """Every choice, or both ends of the range."""
-        return [self.range.low, self.range.high] if self.range else list(self.choices)
 
 
 @dataclass(frozen=True)
@@ -56,26 +43,40 @@ class Space:
     content: dict[str, Any]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Let the sampler choose a value for every key whose conditions hold."""
+        """Let the sampler choose a number or a label for every key whose conditions hold."""
         values: dict[str, Any] = {}
         for parameter in self.parameters:
-            if parameter.active(values):
-                values[parameter.key] = parameter.suggest(trial)
+            if all(values.get(key) in labels for key, labels in parameter.when.items()):
+                values[parameter.key] = getattr(trial, f"suggest_{parameter.kind}")(parameter.key, **parameter.range)
         return values
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Numbers and labels as nested configuration, as `fit --config` reads it."""
+        """Numbers and labels as nested configuration, as `fit --config` reads it.
+
+        Raises:
+            UserError: where a key lies inside another that has a value without keys.
+        """
         config: dict[str, Any] = {}
         for parameter in self.parameters:
-            if parameter.key in values:
-                value = values[parameter.key]
-                put(config, parameter.key, parameter.choices.get(value, value))
+            if parameter.key not in values:
+                continue
+            *outer, last = parameter.key.split(".")
+            part = config
+            for name in outer:
+                part = part.setdefault(name, {})
+                if not isinstance(part, dict):
+                    where = (
+                        f"{name}, which can be {label(part)}: give it a `when`, and write a class as class_path: ..."
+                    )
+                    raise UserError(f"space: {parameter.key} lies inside {where}")
+            value = values[parameter.key]
+            part[last] = copy.deepcopy(parameter.choices.get(value, value))
         return config
 
     def candidates(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-        """(key, value, values of this key and those that it depends on) for every candidate of every key."""
+        """(key, value, values of it and of the keys that it depends on) for every choice, and both ends of a range."""
         for wanted in self.parameters:
-            for value in wanted.candidates():
+            for value in wanted.choices or (wanted.range["low"], wanted.range["high"]):
                 values = {wanted.key: value}
                 for parameter in reversed(self.parameters):  # conditions look back only
                     if parameter.key in values:
@@ -83,25 +84,8 @@ class Space:
                 yield wanted.key, value, values
 
 
-def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a.b.c in nested configuration.
-
-    Raises:
-        UserError: a or a.b has a value that has nothing inside.
-    """
-    *outer, last = key.split(".")
-    for name in outer:
-        config = config.setdefault(name, {})
-        if not isinstance(config, dict):
-            raise UserError(
-                f"space: {key} lies inside {name}, which can be {label(config)}: "
-                "give it a `when`, and write a class as {class_path: ...}"
-            )
-    config[last] = copy.deepcopy(value)
-
-
 def label(value: Any) -> str:
-    """A value as conditions and tables name it: 64, null, true (also for YAML's on and yes), [1, 2]; a text as it is."""
+    """A value as conditions and tables name it: 64, null, true (also for YAML's on and yes), [1, 2]; text as it is."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -124,20 +108,24 @@ def read_space(path: Path) -> Space:
             raise UserError(f"space: {key}: give one of {', '.join(KINDS)}, and if need be step and when, not {spec!r}")
         if inner := [other for other in found if other.startswith(f"{key}.")]:
             raise UserError(f"space: {key} must stand before {inner[0]}, which it would overwrite")
-        choices = _choices(key, spec["choice"]) if kinds == ["choice"] else {}
-        numbers = None if choices else _range(key, kinds[0], spec[kinds[0]], spec.get("step"))
-        found[key] = Parameter(key, numbers, choices, _when(key, spec.get("when") or {}, found))
+        kind, when = kinds[0], _when(key, spec.get("when") or {}, found)
+        if kind == "choice":
+            choices = _choices(key, spec[kind])
+            found[key] = Parameter(key, "categorical", {"choices": list(choices)}, choices, when)
+        else:
+            found[key] = Parameter(
+                key, kind.removeprefix("log_"), _range(key, kind, spec[kind], spec.get("step")), {}, when
+            )
     return Space(list(found.values()), content)
 
 
-def _range(key: str, kind: str, ends: Any, step: Any) -> FloatDistribution | IntDistribution:
+def _range(key: str, kind: str, ends: Any, step: Any) -> dict[str, Any]:
     number, distribution = (int, IntDistribution) if kind.endswith("int") else (float, FloatDistribution)
     try:
-        low, high = (number(str(end)) for end in ends)  # as text, which YAML takes 1e-4 for, and int refuses 0.5 in
-        options = {} if step is None else {"step": number(str(step))}
-        found = distribution(low, high, log=kind.startswith("log"), **options)
-        if found.high != high:
-            raise ValueError(f"steps of {step} do not meet the upper end")
+        low, high = (number(str(end)) for end in ends)  # as text, which YAML takes 1e-4 for
+        found = {"low": low, "high": high, "log": kind.startswith("log")}
+        found |= {} if step is None else {"step": number(str(step))}
+        distribution(**found)
     except (TypeError, ValueError) as error:
         raise UserError(f"space: {key}: {kind} needs two ends, such as [1, 10], not {ends!r} ({error})") from error
     return found

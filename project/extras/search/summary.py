@@ -8,7 +8,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
-from project.extras.search.budget import counts
 from project.extras.search.worker import line
 from project.files import written_whole
 
@@ -18,7 +17,7 @@ ENOUGH = 8  # completed trials, below which an importance is noise
 
 def conclude(study: optuna.Study, folder: Path, keys: list[str], metric: str) -> FrozenTrial | None:
     """Write and print what is known so far; the best completed trial, of equal ones the first."""
-    trials = [trial for trial in study.trials if counts(trial) and trial.state.is_finished()]
+    trials = [trial for trial in study.trials if "score" in trial.user_attrs]
     completed = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     completed.sort(key=lambda trial: trial.value, reverse=study.direction is StudyDirection.MAXIMIZE)
     with written_whole(folder / "trials.csv") as draft, draft.open("w", newline="") as file:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,18 +30,18 @@ class Worker:
         budget: What is left to do.
         start: Chooses the values of a trial; returns its folder and its command.
         metric: Name of the score.
-        best: max or min.
+        mode: max where more of it is better, else min.
         end: Moment (time.monotonic) after which no further trial starts.
     """
 
     budget: Budget
-    start: Callable[[optuna.Trial], tuple[Path, Sequence[str]]]
+    start: Callable[[optuna.Trial], tuple[Path, list[str]]]
     metric: str
-    best: Callable[..., float]
+    mode: str
     end: float = math.inf
     _errors: deque[str] = field(default_factory=lambda: deque(maxlen=SAME))  # of the last trials; "" for none
 
-    def run(self, slots: Sequence[dict[str, str]]) -> int:
+    def run(self, slots: list[dict[str, str]]) -> int:
         """Spend the budget that is left, in so many slots at a time.
 
         Args:
@@ -76,20 +76,20 @@ class Worker:
             # A session of its own: Ctrl-C is for the search, which then stops its trials one by one.
             own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
             process = subprocess.Popen(command, env=os.environ | environment, **own)
-        beaten, told = time.monotonic(), math.inf
+        beaten = time.monotonic()
         try:
-            while process.poll() is None and time.monotonic() < told + PATIENCE:
+            while process.poll() is None and not asked:
                 time.sleep(0.1)
                 if time.monotonic() > beaten + self.budget.heartbeat:
                     beaten = time.monotonic()
                     self.budget.beat(trial)
-                if asked and told == math.inf:
-                    told = time.monotonic()
-                    process.terminate()
-            if asked:
-                self.budget.requeue(self.budget.study.trials[trial.number])
-            else:
+            if process.returncode is not None:
                 self._record(trial, process.returncode, folder / "log.txt")
+            else:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+                self.budget.requeue(self.budget.study.trials[trial.number])
         except RuntimeError:  # Optuna's for a trial that has been ended
             print(f"trial {trial.number}  was taken for dead, and is done by another worker", flush=True)
         finally:
@@ -100,7 +100,7 @@ class Worker:
     def _record(self, trial: optuna.Trial, code: int, log: Path) -> None:
         known = self.budget.study.trials[trial.number]  # with what the child has reported
         scores = [value for value in known.intermediate_values.values() if math.isfinite(value)]
-        score, error = self.best(scores, default=None), ""
+        score, error = (max if self.mode == "max" else min)(scores, default=None), ""
         state = TrialState.PRUNED if "pruned" in known.user_attrs else TrialState.COMPLETE
         if code:
             error = log.read_text(errors="replace").strip().rpartition("\n")[2][:300]
