@@ -31,7 +31,7 @@ class Budget:
 
     study: optuna.Study
     trials: int
-    heartbeat: float = 60.0
+    heartbeat: float
 
     def left(self) -> int:
         """Trials that are to be started, the queued ones among them."""

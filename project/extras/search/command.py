@@ -62,16 +62,16 @@ def search(
 
     if outer_folds is not None and (outer_folds < 2 or test):
         raise UserError("outer_folds must be 2 or more, and takes the place of test: leave one out")
-    slots = [{"CUDA_VISIBLE_DEVICES": gpu.strip()} for gpu in devices.split(",")] if devices else [{}]
+    slots = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in devices.split(",")] if devices else [{}]
     slots *= workers
     if len(slots) > 1 and "OMP_NUM_THREADS" not in os.environ:  # else each takes all cores
-        threads = max(1, (os.cpu_count() or 1) // len(slots))
-        slots = [slot | {"OMP_NUM_THREADS": str(threads)} for slot in slots]
+        threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // len(slots)))}
+        slots = [slot | threads for slot in slots]
     whole = Search(
         config=config,
         run_name=run_name,
         name=name or run_name,
-        space=read_space(Path(space).expanduser()),
+        space=read_space(Path(space)),
         trials=trials,
         storage=storage,
         resume=resume,

@@ -46,30 +46,29 @@ class ReportTrial(L.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.validations += 1
-        if self.validations == 1:
-            total = trainer.estimated_stepping_batches  # optimizer steps; infinite where only the time is limited
-            self.planned = int(total // trainer.global_step) if math.isfinite(total) else 0
-        stop = self.trial is not None and self._report(float(trainer.callback_metrics[self.metric]))
+        stop = self.trial is not None and self._report(trainer)
         if trainer.strategy.broadcast(stop):
             trainer.should_stop = True
 
-    def _report(self, score: float) -> bool:
+    def _report(self, trainer: L.Trainer) -> bool:
         """Whether to stop."""
-        self.trial.study.pruner = make_pruner(self.pruner, self.planned)
+        done = trainer.global_step / trainer.estimated_stepping_batches  # 0 where only the time is limited
         try:
-            self.trial.report(score, self.validations)
-            if self.validations > self.planned / 2 or not self.trial.should_prune():
+            self.trial.report(float(trainer.callback_metrics[self.metric]), self.validations)
+            if not 0 < done <= 0.5:
                 return False
-            self.trial.set_user_attr("pruned", True)
+            self.trial.study.pruner = make_pruner(self.pruner, round(self.validations / done))
+            if stop := self.trial.should_prune():
+                self.trial.set_user_attr("pruned", True)
         except RuntimeError:  # the trial was taken for dead, and another worker has started it again
-            pass
-        return True
+            return True
+        return stop
 
 
 def make_pruner(kind: str, validations: int) -> BasePruner:
     """The pruner that `--pruner` names, for a training of so many validations; to be asked in its first half only."""
     if kind == "asha":  # its second look would be at 3/5
-        return SuccessiveHalvingPruner(min_resource=max(1, math.ceil(validations / 5)), reduction_factor=3)
+        return SuccessiveHalvingPruner(min_resource=math.ceil(validations / 5), reduction_factor=3)
     if kind == "median":  # not in the first fifth, which the warm-up takes
         return MedianPruner(n_startup_trials=5, n_warmup_steps=validations // 5 + 1)
     return NopPruner()

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
@@ -68,7 +69,7 @@ class Search:
     heartbeat: float
 
     def __post_init__(self) -> None:
-        self.root = Path(self.config["trainer"]["default_root_dir"] or "runs").expanduser()
+        self.root = Path(self.config["trainer"]["default_root_dir"] or "runs")
         self.folder = self.root / "search" / self.name
         self.base = self.folder / "base" / f"{self.run_name}.yaml"  # runs are named after their config
         self.best = self.folder / "best.yaml"
@@ -96,13 +97,7 @@ class Search:
         self.check()
         self.base.parent.mkdir(parents=True, exist_ok=True)
         with storage_errors():
-            study = optuna.create_study(
-                storage=open_storage(self.address),
-                study_name=self.name,
-                direction=f"{self.mode}imize",
-                load_if_exists=True,
-            )
-            self._join(study)
+            study = self._open()
             with written_whole(self.base) as draft:
                 draft.write_text(yaml.safe_dump(self.config, sort_keys=False))
             seed = self.seed + 1_000_003 * len(study.trials)  # other draws after every resumption
@@ -126,20 +121,27 @@ class Search:
             print(f"no trial was completed: {self.folder / 'trials.csv'} has their errors", flush=True)
         return int(found is None), found
 
-    def _join(self, study: optuna.Study) -> None:
-        """Record what is searched, or see that it is what the study was begun with."""
+    def _open(self) -> optuna.Study:
+        """The study, new or begun with the same settings."""
+        try:
+            study = optuna.create_study(
+                storage=open_storage(self.address),
+                study_name=self.name,
+                direction=f"{self.mode}imize",
+                load_if_exists=bool(self.resume or self.storage),
+            )
+        except DuplicatedStudyError as error:
+            words = "--resume continues it, --name starts another"
+            raise UserError(f"name: there is a search {self.name} already: {words}") from error
         setup = flatten({"metric": self.metric, "mode": self.mode, "space": self.space.content, "fit": self.config})
         setup = {key: value for key, value in setup.items() if not key.startswith(PLACE)}
         known = study.user_attrs.get("setup", setup)
-        if "setup" in study.user_attrs and not (self.resume or self.storage):
-            raise UserError(
-                f"name: there is a search {self.name} already: --resume continues it, --name starts another"
-            )
         for key in {**setup, **known}:
             if setup.get(key) != known.get(key):
                 words = f"{key} is {setup.get(key)}, and was {known.get(key)}; --name starts another"
                 raise UserError(f"the search {self.name} was started with other settings: {words}")
         study.set_user_attr("setup", setup)
+        return study
 
     def _start(self, trial: optuna.Trial) -> tuple[Path, list[str]]:
         """Choose the values of a trial: its folder, and the command of its fit."""

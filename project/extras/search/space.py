@@ -145,7 +145,7 @@ def _when(key: str, given: dict[str, Any], before: dict[str, Parameter]) -> dict
     for other, wanted in given.items():
         found[other] = [label(item) for item in (wanted if isinstance(wanted, list) else [wanted])]
         choices = before[other].choices if other in before else {}
-        if not found[other] or set(found[other]) - set(choices):
-            known = f"has the choices {', '.join(choices)}" if choices else "is not a choice that stands above it"
-            raise UserError(f"space: {key}: when: {other} {known}, not {label(wanted)}")
+        if set(found[other]) - set(choices):
+            known = ", ".join(choices) or "no choice that stands above it"
+            raise UserError(f"space: {key}: when: {other} is {known}, never {label(wanted)}")
     return found

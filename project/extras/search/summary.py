@@ -24,10 +24,10 @@ def conclude(study: optuna.Study, folder: Path, keys: list[str], metric: str) ->
         rows = csv.writer(file)
         rows.writerow(["trial", "state", metric, "validations", "seconds", *keys, "error"])
         for trial in trials:
-            score, seconds = trial.user_attrs["score"], round(trial.duration.total_seconds(), 1)
+            score, seconds = trial.user_attrs["score"], trial.duration.total_seconds()
             head = [trial.number, trial.state.name.lower(), score, len(trial.intermediate_values), seconds]
             rows.writerow([*head, *map(trial.params.get, keys), trial.user_attrs.get("error")])
-    print(f"\n{len(trials)} trials, {len(completed)} completed" + "; the best of them:" * bool(completed))
+    print(f"\n{len(trials)} trials, {len(completed)} completed; the best of them:")
     for trial in completed[:SHOWN]:
         print(line(trial, metric))
     pictures = {}

@@ -38,7 +38,7 @@ class Worker:
     start: Callable[[optuna.Trial], tuple[Path, list[str]]]
     metric: str
     mode: str
-    end: float = math.inf
+    end: float
     _errors: deque[str] = field(default_factory=lambda: deque(maxlen=SAME))  # of the last trials; "" for none
 
     def run(self, slots: list[dict[str, str]]) -> int:
@@ -74,7 +74,7 @@ class Worker:
         folder, command = self.start(trial)
         with (folder / "log.txt").open("w") as log:
             # A session of its own: Ctrl-C is for the search, which then stops its trials one by one.
-            own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            own = {"stdout": log, "stderr": log, "start_new_session": True}
             process = subprocess.Popen(command, env=os.environ | environment, **own)
         beaten = time.monotonic()
         try:
@@ -103,7 +103,7 @@ class Worker:
         score, error = (max if self.mode == "max" else min)(scores, default=None), ""
         state = TrialState.PRUNED if "pruned" in known.user_attrs else TrialState.COMPLETE
         if code:
-            error = log.read_text(errors="replace").strip().rpartition("\n")[2][:300]
+            error = log.read_text(errors="replace").strip().rpartition("\n")[2]
             error = f"killed by signal {-code}" if code < 0 else error or f"exit code {code}"
         elif score is None:
             error = f"{self.metric} was never a number"
