@@ -69,7 +69,9 @@ def test_a_file_that_is_missing(tmp_path) -> None:
 
 
 def test_a_key_inside_a_value_without_keys_needs_a_condition(space_of) -> None:
-    space = space_of("model.schedule: {choice: {none: null, x: {class_path: X}}}\nmodel.schedule.init_args.y: {int: [0, 1]}")
+    space = space_of(
+        "model.schedule: {choice: {none: null, x: {class_path: X}}}\nmodel.schedule.init_args.y: {int: [0, 1]}"
+    )
     with pytest.raises(UserError, match="which can be null: give it a `when`"):
         space.settings({"model.schedule": "none", "model.schedule.init_args.y": 0})
 
@@ -86,7 +88,9 @@ def test_conditions_leave_out_what_does_not_apply(space_of) -> None:
         else:
             assert optimizer == {"class_path": "torch.optim.AdamW"}
     assert seen == {"sgd", "adamw"}
-    assert space.parameters[0].choices["sgd"] == {"class_path": "torch.optim.SGD"}  # not changed by what was put into it
+    assert space.parameters[0].choices["sgd"] == {
+        "class_path": "torch.optim.SGD"
+    }  # not changed by what was put into it
 
 
 def test_a_chain_of_conditions_ends_with_its_first(space_of) -> None:
@@ -108,7 +112,11 @@ def test_every_candidate_is_offered_with_its_conditions_met(space_of) -> None:
 
 
 def test_numbers_that_yaml_takes_for_text(space_of) -> None:
-    assert space_of("model.lr: {log_float: [1e-4, 1e-1]}").parameters[0].range == {"low": 0.0001, "high": 0.1, "log": True}
+    assert space_of("model.lr: {log_float: [1e-4, 1e-1]}").parameters[0].range == {
+        "low": 0.0001,
+        "high": 0.1,
+        "log": True,
+    }
 
 
 def test_labels_of_choices(space_of) -> None:
