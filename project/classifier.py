@@ -166,7 +166,10 @@ class ImageClassifier(L.LightningModule):
     @property
     def batch(self) -> int:
         """Images of one optimizer step: of a device, times devices, times accumulation."""
-        return self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        trainer = self.trainer
+        if trainer.datamodule is None:  # a loader of another hand: nothing is known of it, and nothing follows it
+            return self.recipe.reference_batch or 1
+        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def length(self) -> Length:
         """Of the run; known once the images are loaded."""

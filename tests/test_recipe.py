@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from project.classifier import ImageClassifier
 from project.nets import ConvNet
+from project.tasks import MultiClass
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 STOP = """
@@ -31,7 +32,8 @@ def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
 
 def make(**arguments) -> ImageClassifier:
     torch.manual_seed(1)
-    return ImageClassifier(small_net, ["a", "b", "c", "d"], image_size=9, **arguments)
+    task = {name: arguments.pop(name) for name in ("label_smoothing", "class_weights") if name in arguments}
+    return ImageClassifier(small_net, ["a", "b", "c", "d"], image_size=9, task=partial(MultiClass, **task), **arguments)
 
 
 def last() -> dict:
@@ -64,7 +66,9 @@ def test_rate_and_decay_grow_with_the_batch(rule, images, devices, accumulation,
     data = SimpleNamespace(batch_size=images)
     model.trainer = SimpleNamespace(datamodule=data, world_size=devices, accumulate_grad_batches=accumulation)
     groups = model.configure_optimizers()["optimizer"].param_groups
-    assert model.scaling() == pytest.approx((factor, decay_factor)) and len(groups) == (4 if spared else 2)
+    assert model.recipe.scaling(model.batch) == pytest.approx((factor, decay_factor)) and len(groups) == (
+        4 if spared else 2
+    )
     for group in groups:
         assert group["lr"] == pytest.approx(lr * factor * (10 if group["name"].startswith("head") else 1))
         assert group["weight_decay"] == pytest.approx(
@@ -79,7 +83,7 @@ def test_the_scaled_rate_is_printed_kept_and_used(cli, few, rule, rate, decay) -
         *few, *choice, "--model.reference_batch=4", f"--model.lr_scaling={rule}", "--trainer.accumulate_grad_batches=2"
     )
     assert result.code == 0, result.err
-    words = f"{rule} scaling for a batch of 16 instead of 4: rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
+    words = f"{rule} scaling for a batch of 16 instead of 4: learning rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
     assert f"optimizer  AdamW, {words}" in result.out
     assert re.search(rf"^           all +\d+ +{rate} +{decay} +yes$", result.out, re.MULTILINE)
     with open("runs/fit/version_0/groups.csv") as file:
@@ -104,11 +108,11 @@ def step(model: ImageClassifier, batch: dict[str, Tensor], seed: int) -> tuple[T
     model.trainer = SimpleNamespace(log_every_n_steps=0, optimizers=[torch.optim.SGD([group], lr=0.1)])
     seen: list[Tensor] = []
     hook = model.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    real, model.loss = model.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
+    real, model.task.loss = model.task.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
     torch.manual_seed(seed)
     loss = model.training_step(batch, 0)["loss"]
     hook.remove()
-    model.loss = real
+    model.task.loss = real
     return loss, seen[0], seen[1]
 
 
@@ -162,7 +166,7 @@ def test_shares_of_one_class_are_its_label(weights, smoothing) -> None:
     model = make(class_weights=weights, label_smoothing=smoothing)
     logits, labels = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 0, 1])
     assert torch.allclose(
-        model.loss(logits, nn.functional.one_hot(labels, 4).float()), model.loss(logits, labels), rtol=1e-4
+        model.task.loss(logits, nn.functional.one_hot(labels, 4).float()), model.task.loss(logits, labels), rtol=1e-4
     )
 
 
@@ -302,7 +306,7 @@ def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 def test_every_precision_of_a_cpu_trains(cli, few, precision) -> None:
-    mixed = ["--model.mixup=0.2", "--model.class_weights=balanced"]
+    mixed = ["--model.mixup=0.2", "--model.task.class_weights=balanced"]
     assert cli(*few, *mixed, "--trainer.max_epochs=1", f"--trainer.precision={precision}").code == 0
 
 

@@ -72,7 +72,7 @@ class Stop(Callback):
         if trainer.global_step == 7: raise KeyboardInterrupt
 class StopInValidation(Callback):
     def on_validation_batch_start(self, trainer, *_):
-        if trainer.global_step == 9 and trainer.resumed_step is None: raise KeyboardInterrupt
+        if trainer.global_step == 9 and trainer.ckpt_path is None: raise KeyboardInterrupt
 """
 
 
