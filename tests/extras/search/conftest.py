@@ -33,7 +33,7 @@ def budget_of(address: str, trials: int, heartbeat: float = 60.0) -> Budget:
 
 
 def worker_of(budget: Budget, folder: Path, how: str = "good", command: str = "true", end: float = math.inf) -> Worker:
-    """A worker whose trials report at once what a training would in its course, and whose process is a shell's command."""
+    """A worker whose trials report at once what a training would in its course, and whose process is a shell."""
 
     def start(trial: optuna.Trial) -> tuple[Path, list[str]]:
         trial.suggest_float("lr", 0.0, 1.0)

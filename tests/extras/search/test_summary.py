@@ -12,7 +12,7 @@ DISTRIBUTIONS = {"model.lr": FloatDistribution(0, 1), "model.optimizer": Categor
 
 
 def study_of(rows: list[tuple[str, float | None, dict]], mode: str = "max") -> optuna.Study:
-    """(state, score, further attributes) -> a study, whose keys are model.lr and, of every other trial, the optimizer."""
+    """(state, score, further attributes) -> a study; every other trial has an optimizer beside its model.lr."""
     study = optuna.create_study(direction=f"{mode}imize")
     for i, (state, score, more) in enumerate(rows):
         params = {"model.lr": i / 100, **({"model.optimizer": "sgd"} if i % 2 else {})}
