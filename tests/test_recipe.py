@@ -260,9 +260,9 @@ def test_clipping_and_accumulation_are_a_plain_loop(recorded, option, together, 
 
 
 def test_bfloat16(recorded, monkeypatch) -> None:
-    dtypes, real = set(), ImageClassifier.loss
+    dtypes, real = set(), MultiClass.loss
     monkeypatch.setattr(
-        ImageClassifier, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y)
+        MultiClass, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y)
     )
     _, _, trained = recorded("--trainer.precision=bf16-mixed")
     assert dtypes == {torch.bfloat16}
@@ -315,7 +315,7 @@ def test_another_batch_on_resume_is_said(cli, few) -> None:
     assert cli(*few, *scaled, "--trainer.max_epochs=1").code == 0
     more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
     result = cli(*more, "--data.batch_size=4")
-    assert result.code == 0 and "4 images for one step from now on, 8 until here, and the rate follows" in result.out
+    assert result.code == 0 and "4 images a step from now on, 8 until here, and the learning rate follows" in result.out
     assert last()["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.025)
 
 
@@ -333,7 +333,7 @@ def test_without_its_average_a_run_goes_on_from_the_weights_themselves(cli, few)
     assert cli(*few, "--trainer.max_epochs=1", "--trainer.callbacks+=project.run.EMA").code == 0
     raw = last()["current_model_state"]
     result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.lr=1e-12", "--trainer.callbacks=[]")
-    assert result.code == 0 and "going on from the weights themselves" in result.out
+    assert result.code == 0 and "resuming from the weights themselves" in result.out
     name = "net.head.weight"
     assert torch.allclose(last()["state_dict"][name], raw[name], atol=1e-6)
 

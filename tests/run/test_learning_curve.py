@@ -38,7 +38,8 @@ def printed(out: str) -> str:
 
 
 def curve() -> list[tuple[float, float]]:
-    return [tuple(point) for point in torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["curve"]]
+    callbacks = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    return [tuple(point) for point in callbacks["LearningCurve"]["points"]]
 
 
 def check(out: str, epochs: int) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.run.resume import check_changes
+from project.tasks import MultiClass
 from project.__main__ import main
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
@@ -191,13 +192,13 @@ def one_cycle(step: int, total: int) -> float:
 
 def test_label_smoothing_may_be_changed_anywhere(cli, base, monkeypatch) -> None:
     base("step")
-    seen, real = [], ImageClassifier.loss
+    seen, real = [], MultiClass.loss
 
     def keep(self, *given) -> torch.Tensor:
         seen.append((*given, real(self, *given)))
         return seen[-1][-1]
 
-    monkeypatch.setattr(ImageClassifier, "loss", keep)
+    monkeypatch.setattr(MultiClass, "loss", keep)
     line = ["model.task.init_args.label_smoothing: 0.0 until here, 0.4 from now on"]
     for options, smoothing in (([], 0.0), (["--model.task.label_smoothing=0.4"], 0.4)):
         for command in ("validate", "test"):
