@@ -61,7 +61,7 @@ class Budget:
         """End a trial, which then no longer counts, and queue its values."""
         with suppress(RuntimeError, ValueError):  # another process was faster
             self.study.tell(trial.number, state=TrialState.FAIL)
-            print(f"trial {trial.number}  interrupted: its values are tried again", flush=True)
+            print(f"trial {trial.number}  interrupted: it does not count", flush=True)
             if attempt <= ATTEMPTS:  # else new values take their place
                 self.study.enqueue_trial(trial.params, {"attempt": attempt})
 

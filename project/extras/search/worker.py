@@ -70,12 +70,11 @@ class Worker:
             else:
                 return
 
-    def _trial(self, trial: optuna.Trial, environment: dict[str, str], asked: list[int]) -> None:
+    def _trial(self, trial: optuna.Trial, own: dict[str, str], asked: list[int]) -> None:
         folder, command = self.start(trial)
         with (folder / "log.txt").open("w") as log:
             # A session of its own: Ctrl-C is for the search, which then stops its trials one by one.
-            own = {"stdout": log, "stderr": log, "start_new_session": True}
-            process = subprocess.Popen(command, env=os.environ | environment, **own)
+            process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True)
         beaten = time.monotonic()
         try:
             while process.poll() is None and not asked:
