@@ -8,13 +8,19 @@ from conftest import ROOT
 
 EXTRAS = ("check", "export", "look", "report", "search", "tune")
 COMMANDS = {  # of which extra each command is; every other command belongs to the core
-    **{"check": "check", "export": "export", "verify": "export", "report": "report", "search": "search"},
-    **{"lr_find": "tune", "batch_find": "tune"},
+    "check": "check",
+    "export": "export",
+    "verify": "export",
+    "report": "report",
+    "search": "search",
+    "lr_find": "tune",
+    "batch_find": "tune",
 }
 
 
 def present(extra: str) -> bool:
-    return (ROOT / "project" / "extras" / extra).is_dir()
+    """Whether it has not been deleted; the core, which is called "", never is."""
+    return not extra or (ROOT / "project" / "extras" / extra).is_dir()
 
 
 def belongings(extra: str, root: Path = ROOT) -> list[Path]:

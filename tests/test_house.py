@@ -13,7 +13,13 @@ from house import COMMANDS, EXTRAS, belongings, extras_used, imported, present, 
 PACKAGE = ROOT / "project"
 CORE = [path for path in PACKAGE.rglob("*.py") if "extras" not in path.relative_to(PACKAGE).parts]
 HERE = [extra for extra in EXTRAS if present(extra)]
-SMOKE = ["tests/test_cli.py", "tests/test_readme.py", "tests/test_configs.py", "tests/test_house.py", "tests/run/test_seed.py"]
+SMOKE = [
+    "tests/test_cli.py",
+    "tests/test_readme.py",
+    "tests/test_configs.py",
+    "tests/test_house.py",
+    "tests/run/test_seed.py",
+]
 OMP = {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 

@@ -261,9 +261,7 @@ def test_clipping_and_accumulation_are_a_plain_loop(recorded, option, together, 
 
 def test_bfloat16(recorded, monkeypatch) -> None:
     dtypes, real = set(), MultiClass.loss
-    monkeypatch.setattr(
-        MultiClass, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y)
-    )
+    monkeypatch.setattr(MultiClass, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y))
     _, _, trained = recorded("--trainer.precision=bf16-mixed")
     assert dtypes == {torch.bfloat16}
     assert all(value.isfinite().all() and value.dtype in (torch.float32, torch.int64) for value in trained.values())

@@ -13,11 +13,11 @@ from conftest import make_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from project.__main__ import main
 from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.run.resume import check_changes
 from project.tasks import MultiClass
-from project.__main__ import main
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
