@@ -20,7 +20,7 @@ from project.extras.search.storage import open_storage
 from project.extras.search.worker import Worker
 
 NUMBER = itertools.count()
-SCORES = {"good": [0.1, 0.3, 0.2], "nan": [math.nan], "silent": []}
+SCORES = {"good": [0.1, 0.3, 0.2], "nan": [math.nan]}
 
 
 def budget_of(address: str, trials: int, heartbeat: float = 60.0) -> Budget:

@@ -64,7 +64,7 @@ def test_values_that_kill_their_worker_are_tried_three_times(tmp_path) -> None:
 
 
 def spend(address: str) -> int:
-    budget, done = budget_of(address, 12), 0
+    budget, done = budget_of(address, 6), 0
     while (trial := budget.claim()) is not None:
         trial.suggest_float("lr", 0, 1)
         budget.study.tell(trial, 0.5)
@@ -73,12 +73,12 @@ def spend(address: str) -> int:
 
 
 def all_spent(address: str) -> None:
-    budget_of(address, 12)  # the tables are there
-    with ThreadPoolExecutor(4) as pool:
-        done = sum(pool.map(spend, [address] * 4))
-    trials = budget_of(address, 12).study.trials
-    assert done == 12 == sum(trial.state is TrialState.COMPLETE for trial in trials)
-    assert len({trial.params["lr"] for trial in trials if trial.state is TrialState.COMPLETE}) == 12
+    budget_of(address, 6)  # the tables are there
+    with ThreadPoolExecutor(3) as pool:
+        done = sum(pool.map(spend, [address] * 3))
+    trials = budget_of(address, 6).study.trials
+    assert done == 6 == sum(trial.state is TrialState.COMPLETE for trial in trials)
+    assert len({trial.params["lr"] for trial in trials if trial.state is TrialState.COMPLETE}) == 6
 
 
 def test_workers_that_come_at_once_share_one_budget(address) -> None:

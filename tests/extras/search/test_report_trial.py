@@ -103,7 +103,7 @@ def by_hand(curves: np.ndarray, rung: int) -> list[int]:
     return found
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.integers(4, 20))
 def test_asha_looks_at_a_fifth_and_keeps_the_best_third(seed, validations) -> None:
     curves = np.random.default_rng(seed).random((15, validations))

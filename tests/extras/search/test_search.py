@@ -62,10 +62,8 @@ def search_of(config, workdir):
         ("model.lrr: {float: [0, 1]}", "space: model.lrr = 0.0: lrr: there is no such key"),
         ("model.class_names: {choice: [1, 2]}", "model.class_names follows the data: set data.class_names"),
         ("model.optimizer: {choice: [torch.optim.AdamW, torch.optim.Adamm]}", "model.optimizer = torch.optim.Adamm: "),
-        ("model.net.init_args.chanels: {choice: [[1], [2]]}", "chanels"),
         ("data.batch_size: {float: [1, 2.5]}", "space: data.batch_size = 1.0: "),
         ("data.val_size: {float: [0.1, 0.3]}", "data.val_size must be the same in every trial"),
-        ("data.source.init_args.x: {float: [0.1, 0.3]}", "must be the same in every trial"),
         ("data: {choice: {a: {val_size: 0.1}, b: {batch_size: 64}}}", "data.val_size must be the same in every trial"),
         ("seed_everything: {int: [0, 9]}", "must be the same in every trial"),
     ],
@@ -87,7 +85,6 @@ def test_shipped_spaces_are_accepted(name, file, search_of) -> None:
     [
         (["--trails", "1"], "trails: there is no such key; did you mean trials?"),
         (["--trials", "0"], "trials: "),
-        (["--outer_folds", "1"], "outer_folds must be 2 or more"),
         (["--outer_folds", "3", "--test"], "takes the place of test"),
         (["--space", "none.yaml"], "none.yaml cannot be read"),
     ],
@@ -117,9 +114,8 @@ def test_a_search_is_resumed_only_when_asked_and_with_the_same_settings(search_o
         search_of(LR.replace("0.1]", "0.2]"), resume=True)._open()
 
 
-@pytest.mark.parametrize("metric", ["val/acc", "val/loss"])
-def test_a_trial_and_best_yaml_mean_the_same_configuration(metric, search_of, config) -> None:
-    search = search_of(SPACE, metric=metric, mode="min" if metric == "val/loss" else "max")
+def test_a_trial_and_best_yaml_mean_the_same_configuration(search_of, config) -> None:
+    search = search_of(SPACE, metric="val/loss", mode="min")
     stopper = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/acc"}}
     search.config = {**config, "trainer": {**config["trainer"], "callbacks": [stopper]}}
     search.base.parent.mkdir(parents=True)
@@ -136,7 +132,7 @@ def test_a_trial_and_best_yaml_mean_the_same_configuration(metric, search_of, co
     best = parse(search.best.read_text().splitlines()[1].split()[5:])
     best["trainer"].pop("callbacks"), best.pop("record")
     assert tried["trainer"].pop("default_root_dir") != best["trainer"].pop("default_root_dir")
-    assert tried == best and best["checkpoint"] == {"monitor": metric, "mode": search.mode}
+    assert tried == best and best["checkpoint"] == {"monitor": "val/loss", "mode": "min"}
 
 
 def test_the_best_is_trained_and_tested_and_a_failure_ends_it(search_of, monkeypatch) -> None:

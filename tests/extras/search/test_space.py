@@ -158,7 +158,7 @@ def spaces(draw) -> dict:
     return content
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(spaces(), st.integers(0, 1000))
 def test_every_suggestion_lies_in_the_space_and_survives_yaml(tmp_path_factory, content, seed) -> None:
     path = tmp_path_factory.mktemp("space") / "space.yaml"

@@ -36,7 +36,6 @@ def address(tmp_path) -> str:
         ("good", "true", "COMPLETE", None),
         ("pruned", "true", "PRUNED", None),
         ("nan", "true", "FAIL", "val/acc was never a number"),
-        ("silent", "true", "FAIL", "val/acc was never a number"),
         ("good", "echo Traceback; echo RuntimeError: boom; exit 1", "FAIL", "RuntimeError: boom"),
         ("good", "exit 3", "FAIL", "exit code 3"),
         ("good", "kill -9 $$", "FAIL", "killed by signal 9"),
