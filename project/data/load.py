@@ -1,5 +1,6 @@
 """Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from project.data.memory import FileImages, ImageFormat, Images, MemoryImages, fits_in_memory
+from project.data.memory import FileImages, ImageFormat, Images, MemoryImages
 from project.data.sources import Sample, Source
-from project.data.transforms import resize_to, to_tensor
-from project.data.verify import Verdicts, survey
+from project.data.transforms import resize_to
+from project.data.verify import survey
 from project.errors import UserError
 
 SHOWN = 20  # names in a message; a thousand of them would hide the sentence
@@ -44,11 +45,11 @@ def load(
     rows: Sequence[int],
     labels: Sequence[int],
     image_format: ImageFormat,
-    in_memory: bool | None,
+    in_memory: bool | None = None,
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
-    """Survey the images, decode them into memory where wanted.
+    """Survey the images, and decode them into memory where wanted.
 
     Args:
         source: Where the images come from.
@@ -63,40 +64,41 @@ def load(
         UserError: when not one of the images can be read.
     """
     samples = [source.samples[i] for i in rows]
+    size, channels, resize = image_format
     if area is not None:
         in_memory = False
     elif in_memory is None:
         in_memory = fits_in_memory(len(rows), image_format)
-    image_size, channels, resize = image_format
-    pixels = torch.empty(len(rows) if in_memory else 0, channels, image_size, image_size, dtype=torch.uint8)
+    pixels = torch.empty(len(rows) if in_memory else 0, channels, size, size, dtype=torch.uint8)
 
     def keep(position: int, image: Image.Image) -> None:
-        pixels[position] = to_tensor(resize_to(image, image_size, resize))
+        pixels[position] = resize_to(image, size, resize)
 
-    verdicts = survey(
-        source, samples, channels, Verdicts(_folder(source, samples)), keep if in_memory else None, image_size
-    )
+    verdicts = survey(source, samples, channels, keep if in_memory else None, size)
     bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
         raise UserError(f"none of the {len(bad)} images can be read{_listed(bad)}")
-    index, kept_labels = [rows[i] for i in good], [labels[i] for i in good]
+    index, labels = [rows[i] for i in good], [labels[i] for i in good]
     images: Images
     if in_memory:
-        images = MemoryImages(pixels if not bad else pixels[good], index, kept_labels)
+        images = MemoryImages(pixels[good] if bad else pixels, index, labels)
     else:
-        images = FileImages(source, [samples[i] for i in good], index, kept_labels, image_format, seed, area)
+        images = FileImages(source, [samples[i] for i in good], index, labels, image_format, seed, area)
     return Loaded(images, {rows[i]: verdicts[i].digest for i in good}, bad)
 
 
-def _folder(source: Source, samples: Sequence[Sample]) -> str:
-    """What the remembered verdicts are filed under: the root of the files."""
-    path = source.path(samples[0]) if samples else None
-    return str(path)[: -len(samples[0].key)] if path else type(source).__name__
+def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
+    """Whether that many uint8 images take at most a quarter of the memory that is free now."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        free = 4 * 2**30
+    return images * image_format.channels * image_format.image_size**2 <= free / 4
 
 
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
-    """The list of unreadable images, with the mend."""
+    """The list of unreadable images, and what to do."""
     count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
     return f"{count} cannot be read: remove them, or leave them out with --data.on_bad_image skip{_listed(bad)}"
 
@@ -107,15 +109,15 @@ def _listed(bad: Sequence[tuple[str, str]]) -> str:
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:
-    """A size for the images: the median of the shorter sides of up to 500 of them, in steps of 32 above 64, at most 224.
+    """A size for the images: the median shorter side of up to 500 of them, in steps of 32 above 64, at most 224.
 
-    224 is what the classic ImageNet networks were made for; larger sizes are a decision about memory and time (advice A8).
+    224 is what the classic ImageNet networks were made for; a larger size is a decision about memory and time (advice A8).
     """
     sides = []
     for sample in samples[:: max(1, -(-len(samples) // 500))]:
         path = source.path(sample)
         if path is None:
-            sides.append(min(source.content(sample).shape[:2]))  # pixels of a source in memory: (H, W, ...)
+            sides.append(min(source.content(sample).shape[:2]))  # (H, W, ...)
             continue
         try:
             with Image.open(path) as image:  # reads the header only

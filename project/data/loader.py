@@ -1,7 +1,7 @@
-"""Batches in an order that is a function of (seed, epoch) alone, so that a run can be resumed in the middle of an epoch."""
+"""Batches in an order that is a function of (seed, epoch) alone, so that a run can resume in the middle of an epoch."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from project.data.memory import INDEX_LIMIT, Batch, Images, Request
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
-    In training every rank gets equally many images (the last few of the order are drawn twice where it does not come out even,
-    as DDP needs); in evaluation each image comes exactly once, on one rank.
+    In training every rank gets equally many images, as DDP needs (the first few of the order come again where they do not
+    come out even); in evaluation each image comes exactly once, on one rank.
     """
 
     def __init__(
@@ -43,9 +43,7 @@ class EpochBatches:
         self.batch_size, self.train, self.seed, self.weights = batch_size, train, seed, weights
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.epoch = 0
-        self.start = (
-            0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
-        )
+        self.start = 0  # batches that the next pass leaves out at its beginning: trained before an interruption
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -63,16 +61,14 @@ class EpochBatches:
     def _order(self) -> list[int]:
         if not self.train:
             return self.index[self.rank :: self.world_size].tolist()
+        order = self.index
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if not self.shuffle:
-            keys = self.index.tolist()
-        elif self.weights is None:
-            keys = self.index[torch.randperm(len(self.index), generator=generator)].tolist()
-        else:
-            drawn = torch.multinomial(self.weights, len(self.index), replacement=True, generator=generator)
-            keys = self.index[drawn].tolist()
-        missing = self._mine() * self.world_size - len(keys)
-        keys += itertools.islice(itertools.cycle(keys), missing)  # around more than once where ranks outnumber images
+        if self.weights is not None:
+            order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
+        elif self.shuffle:
+            order = order[torch.randperm(len(order), generator=generator)]
+        # Around, more than once where ranks outnumber images.
+        keys = itertools.islice(itertools.cycle(order.tolist()), self._mine() * self.world_size)
         return _count_repeats(keys)[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[list[Request]]:
@@ -81,7 +77,7 @@ class EpochBatches:
             yield [(self.epoch, key) for key in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
 
 
-def _count_repeats(keys: list[int]) -> list[int]:
+def _count_repeats(keys: Iterable[int]) -> list[int]:
     """Mark the second, third... time an image comes in an epoch, so that it is augmented differently each time."""
     seen: dict[int, int] = {}
     marked = []
@@ -117,16 +113,12 @@ class ResumableLoader:
             dataset=images,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=dict,  # the data set gives whole batches
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
         self.batches, self._trained = batches, trained
-        self.dataset, self.sampler, self.batch_sampler = (
-            images,
-            batches,
-            batches,
-        )  # where Lightning looks, for set_epoch too
+        self.dataset, self.sampler, self.batch_sampler = images, batches, batches  # where Lightning calls set_epoch
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -140,7 +132,3 @@ class ResumableLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.
         self.batches.start = state["trained"] % len(self.batches)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

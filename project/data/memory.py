@@ -1,6 +1,5 @@
-"""Two ways to hold a split: decoded once and kept in memory, or read from the files each time. Both give the same batches."""
+"""Two ways to hold a split, with the same batches: decoded once and kept in memory, or read from the files each time."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
 
 from project.data.draws import Draws
 from project.data.sources import Sample, Source
-from project.data.transforms import Resize, decode, load_image, random_resized_box, to_tensor
+from project.data.transforms import Channels, Resize, decode, load_image, random_resized_box
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
@@ -21,10 +21,10 @@ CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which coun
 
 
 class ImageFormat(NamedTuple):
-    """What every image is brought to: pixels of a side, channels (1, 3 or 4), and how other shapes are resized."""
+    """What every image is brought to: pixels of a side, channels, and how other shapes are resized."""
 
     image_size: int
-    channels: int
+    channels: Channels
     resize: Resize
 
 
@@ -38,7 +38,7 @@ class Images(Dataset, ABC):
             labels: Of each image, its class.
         """
         self._row = {key: row for row, key in enumerate(index)}
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.labels = torch.as_tensor(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +68,7 @@ class MemoryImages(Images):
 
 
 class FileImages(Images):
-    """Images that are read and decoded when they are wanted, for what does not fit into memory or is cropped at random."""
+    """Images that are read and decoded when wanted: those that do not fit into memory, or are cropped at random."""
 
     def __init__(
         self,
@@ -91,8 +91,7 @@ class FileImages(Images):
             area: Smallest and largest share of the area that a random resized crop keeps; None for no such crop.
         """
         super().__init__(index, labels)
-        self.source, self.samples = source, samples
-        self.format = image_format
+        self.source, self.samples, self.format = source, samples, image_format
         self.seed, self.area = seed, area
 
     def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
@@ -108,13 +107,4 @@ class FileImages(Images):
         area = draws.uniform(*self.area).item()
         log_ratio = draws.uniform(-0.2877, 0.2877).item()  # log(3/4) to log(4/3)
         box = random_resized_box(*image.size, area, log_ratio, draws.uniform().item(), draws.uniform().item())
-        return to_tensor(image.resize((self.format.image_size,) * 2, Image.Resampling.BILINEAR, box=box))
-
-
-def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
-    """Whether that many uint8 images take at most a quarter of the memory that is free now."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        free = 4 * 2**30
-    return images * image_format.channels * image_format.image_size**2 <= free / 4
+        return pil_to_tensor(image.resize((self.format.image_size,) * 2, Image.Resampling.BILINEAR, box=box))

@@ -1,4 +1,4 @@
-"""The data module: 80/20 split, batches of uint8 images, augmentation on the device (advice A2, A8, A9, A10; card C4)."""
+"""The data module: split, batches of uint8 images, augmentation on the device (advice A2, A8, A9, A10)."""
 
 import os
 from collections import Counter
@@ -16,10 +16,9 @@ from project.data.loader import EpochBatches, ResumableLoader
 from project.data.memory import Batch, ImageFormat, MemoryImages
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
-from project.data.transforms import Resize, check_format
+from project.data.transforms import Channels, Resize
 from project.errors import UserError
-
-SourceCallable = Callable[[str | None], Source]
+from project.messages import say
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -28,9 +27,9 @@ class ImageDataModule(L.LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
-        source: SourceCallable = ImageFolder,
+        source: Callable[[str | None], Source] = ImageFolder,
         image_size: int | None = None,
-        channels: int = 3,
+        channels: Channels = 3,
         resize: Resize = "letterbox",
         batch_size: int = 64,
         val_size: float = 0.2,
@@ -54,52 +53,64 @@ class ImageDataModule(L.LightningDataModule):
         Args:
             root: Where the images are: a folder for ImageFolder, a CSV file for Manifest. For predict: a folder or an image.
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
-            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median of their
-                shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
+            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median of
+                their shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
             batch_size: Images per step on each device; a power of two, rarely below 16 (advice A11).
-            val_size: Share of the images that are not test images to validate on, where no validation set is given; 0 for none.
+            val_size: Share of the images that are not test images to validate on, where no validation set is given; 0 for
+                none.
             test_size: Share of all images to test on, where no test set is given; 0 for none, 1 for all (test only).
             split_seed: Seed of the split alone, so that training seeds compare on one split.
             folds: k of k-fold cross-validation over what is not test; it replaces val_size. Null for a single split.
             fold: The fold that validates, from 0.
             augment: Random changes to the training images, in order, on the device; they must fit the task (advice A10).
-            random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps, made on
-                the host from the image in full size; null for none.
-            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with replacement; sequential
-                keeps the order of the files, which is for finding faults, not for training (advice A9).
-            on_bad_image: A file that cannot be read stops the run with the list of them (error), or is left out and counted (skip).
+            random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps, made
+                on the CPU from the image in full size; null for none.
+            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with replacement;
+                sequential keeps the order of the files, which is for debugging, not for training (advice A9).
+            on_bad_image: A file that cannot be read stops the run with the list of them (error), or is left out and counted
+                (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error), or is left out (skip).
             cache: memory keeps the decoded images in memory; none reads them anew each epoch; auto does what fits.
-            num_workers: Processes that read images; 0 reads in the main process. Null chooses: 0 when in memory, else one per
-                core, at most 8. It changes the speed, never the result.
+            num_workers: Processes that read images; 0 reads in the main process. Null chooses: 0 when in memory, else one
+                per core, at most 8. It changes the speed, never the result.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
-            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is left out (A2).
+            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is left out
+                (advice A2).
             test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
-        check_format(image_size, channels, resize)
-        _check_arguments(batch_size, num_workers, random_resized_crop, cache, class_names)
+        least = {"image_size": (image_size, 1), "batch_size": (batch_size, 1), "num_workers": (num_workers, 0)}
+        for key, (value, low) in least.items():
+            if value is not None and value < low:
+                raise UserError(f"data.{key} must be {low} or more, not {value}")
+        if random_resized_crop is not None:
+            smallest, largest = random_resized_crop
+            if not 0 < smallest <= largest <= 1:
+                raise UserError(
+                    f"data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, not [{smallest}, {largest}]"
+                )
+            if cache == "memory":
+                raise UserError("data.random_resized_crop needs the full images: set data.cache to auto or none")
         self.root, self._make_source = root, source
         self._image_size, self.channels, self.resize = image_size, channels, resize
-        self.batch_size, self.sampler, self.num_workers, self.cache = batch_size, sampler, num_workers, cache
+        self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self.random_resized_crop = random_resized_crop
-        self._sizes = {"test_size": test_size, "val_size": val_size}
+        self._in_memory = {"memory": True, "none": False, "auto": None}[cache]
+        self._sizes = {"test": test_size, "val": val_size}
         self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
         self._class_names = class_names
         self.seeded = seed is not None or "PL_GLOBAL_SEED" in os.environ  # set by seed_everything
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
-        self._checkpoint: dict[str, set[int]] = {}  # what the loaded checkpoint says about its images
-        self.same_split: bool | None = (
-            None  # whether its split is the one in force; None when there is nothing to compare
-        )
+        self._used: dict[str, set[int]] = {}  # the images that the loaded checkpoint was `trained` and `validated` on
+        self.same_split: bool | None = None  # whether the checkpoint's split is this one; None without a checkpoint
 
-    # What is known of the data. Lazy, because the command line reads it before `setup`, and a checkpoint makes it needless.
+    # What is known of the data. Lazy: the command line reads it before `setup`, and with a checkpoint it is not needed.
 
     @cached_property
     def source(self) -> Source:
@@ -163,21 +174,20 @@ class ImageDataModule(L.LightningDataModule):
         Raises:
             UserError: for a split that is empty, an unknown class, or images that cannot be read.
         """
+        image_format = ImageFormat(self.image_size, self.channels, self.resize)
         if stage == "predict":
             self.source = ImageFiles(self.root)
             rows = range(len(self.source.samples))
-            self.loaded = {"predict": load(self.source, rows, [-1] * len(rows), self._format, self._in_memory)}
+            self.loaded = {"predict": load(self.source, rows, [-1] * len(rows), image_format, self._in_memory)}
             return
         if stage == "fit":
             self._try_augmentations()
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if name in self.loaded or (stage == "fit" and name == "val" and not self.splits["val"]):
                 continue
-            area = self.random_resized_crop if name == "train" else None
-            rows = self.splits[name]
-            self.loaded[name] = load(
-                self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area
-            )
+            rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
+            labels = self._labels(name, rows)
+            self.loaded[name] = load(self.source, rows, labels, image_format, self._in_memory, self.seed, area)
         if self.bad and self.on_bad_image == "error":
             raise UserError(describe_bad(self.bad))
 
@@ -189,28 +199,16 @@ class ImageDataModule(L.LightningDataModule):
         except ValueError as error:
             raise UserError(f"data.augment: {error}") from error
 
-    @property
-    def _format(self) -> ImageFormat:
-        return ImageFormat(self.image_size, self.channels, self.resize)
-
-    @property
-    def _in_memory(self) -> bool | None:
-        return {"memory": True, "none": False, "auto": None}[self.cache]
-
     def _labels(self, name: str, rows: list[int]) -> list[int]:
-        """The classes of a split's images, as numbers."""
+        """What the network is to learn of each of these images: the number of its class."""
         if not rows:
-            key = "val_size" if name == "val" else "test_size"
-            raise UserError(
-                f"there are no {name} images: data.{key} is {self._sizes[key]} and the data gives no {name} set"
-            )
+            size = f"data.{name}_size is {self._sizes[name]}" if name in self._sizes else "all are held out"
+            raise UserError(f"there are no {name} images: {size}, and the data gives no {name} set")
         number = {label: i for i, label in enumerate(self.class_names)}
         labels = [str(self.source.samples[i].label) for i in rows]
         if unknown := sorted(set(labels) - set(number)):
-            names = ", ".join(self.class_names[:10]) + (", ..." if len(number) > 10 else "")
-            raise UserError(
-                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {names}"
-            )
+            known = ", ".join(self.class_names[:10]) + (", ..." if len(number) > 10 else "")
+            raise UserError(f"the {name} images have a class {unknown[0]!r} unknown to the model; it knows {known}")
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:
@@ -229,45 +227,38 @@ class ImageDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader:
         return self._loader("predict", self.loaded["predict"].index)
 
-    def _evaluation(self, name: str, *used: str) -> ResumableLoader:
-        """The images of a split. A test refuses, or leaves out, those that the loaded checkpoint was trained on or chosen by."""
+    def _evaluation(self, name: str, *uses: str) -> ResumableLoader:
+        """The images of a split. A test refuses, or leaves out, those that the checkpoint was trained on or chosen by."""
         part = self.loaded[name]
-        seen = {digest for use in used for digest in self._checkpoint.get(use, [])}
+        seen = {digest for use in uses for digest in self._used.get(use, ())}
         known = [row for row, digest in part.digests.items() if digest in seen]
         if not known or self.trainer.state.fn == "fit":
             return self._loader(name, part.index)
-        some = f"{len(known)} of the {len(part.index)} {name} images"
-        example = f"for example {self.source.samples[known[0]].key}"
+        example = self.source.samples[known[0]].key
+        words = (
+            f"{len(known)} of the {len(part.index)} {name} images were used to train this model, for example {example}"
+        )
         if name == "val":
-            self._say(f"{some} were used to train this model, {example}: the score flatters it.")
+            say(f"{words}: the score flatters it.")
             return self._loader(name, part.index)
         if self.on_seen_image == "error" or len(known) == len(part.index):
             raise UserError(
-                f"{some} were used to train this model, {example}: a score on them would flatter it; give images it has not "
-                "seen (--data.root), or leave these out with --data.on_seen_image skip"
+                f"{words}: a score on them would flatter it; give images it has not seen (--data.root), or leave these out "
+                "with --data.on_seen_image skip"
             )
-        self._say(f"Left out {some}, which were used to train this model, {example}.")
-        return self._loader(name, sorted(set(part.index) - set(known)))
-
-    def _say(self, line: str) -> None:
-        if self.trainer.is_global_zero:
-            print(line)
+        say(f"{words}; they are left out.")
+        return self._loader(name, sorted(set(part.index).difference(known)))
 
     def _loader(self, name: str, index: list[int], weights: Tensor | None = None) -> ResumableLoader:
-        trainer = self.trainer
-        train = name == "train"
-        images = self.loaded[name].images
+        trainer, images = self.trainer, self.loaded[name].images
         rank, ranks, shuffle = trainer.global_rank, trainer.world_size, self.sampler != "sequential"
-        batches = EpochBatches(index, self.batch_size, train, self.seed, weights, rank, ranks, shuffle)
+        batches = EpochBatches(index, self.batch_size, name == "train", self.seed, weights, rank, ranks, shuffle)
         workers = self.num_workers
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = 0 if isinstance(images, MemoryImages) else min(8, os.cpu_count() or 1)
         pin_memory = trainer.strategy.root_device.type == "cuda"
-        return ResumableLoader(images, batches, workers, pin_memory, self._batches_trained)
-
-    def _batches_trained(self) -> int:
-        """Batches of this epoch that have changed the weights."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return ResumableLoader(images, batches, workers, pin_memory, lambda: progress.current.processed)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""
@@ -277,36 +268,17 @@ class ImageDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: which images trained it and which chose it, by the identity of their content."""
-        used = {"trained": "train", "validated": "val"}
-        state = {use: self.loaded[name].identities() for use, name in used.items() if name in self.loaded}
+        uses = {"trained": "train", "validated": "val"}
+        state = {use: self.loaded[name].identities() for use, name in uses.items() if name in self.loaded}
         return {**state, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._checkpoint = {use: set(state[use].tolist()) for use in ("trained", "validated") if use in state}
-        self.same_split = state["fingerprint"] == self.fingerprint if self.trainer.state.fn in ("fit", "test") else None
+        if self.trainer.state.fn == "predict":  # without a split
+            return
+        self._used = {use: set(state[use].tolist()) for use in ("trained", "validated") if use in state}
+        self.same_split = state["fingerprint"] == self.fingerprint
         if self.trainer.state.fn == "fit" and not self.same_split:
-            self._say(
+            say(
                 f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
-                f"{self.fingerprint}): images that validated may now train, so the validation score can flatter the model."
+                f"{self.fingerprint}): former validation images may now be trained on, so the score can flatter the model."
             )
-
-
-def _check_arguments(
-    batch_size: int,
-    num_workers: int | None,
-    area: tuple[float, float] | None,
-    cache: str,
-    class_names: list[str] | None,
-) -> None:
-    if batch_size < 1:
-        raise UserError(f"data.batch_size must be 1 or more, not {batch_size}")
-    if num_workers is not None and num_workers < 0:
-        raise UserError(f"data.num_workers must be 0 or more, not {num_workers}")
-    if area is not None and not 0 < area[0] <= area[1] <= 1:
-        raise UserError(f"data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, not {list(area)}")
-    if area is not None and cache == "memory":
-        raise UserError(
-            "data.random_resized_crop needs the full images, so data.cache: memory cannot be; use auto or none"
-        )
-    if class_names is not None and len(set(class_names)) != len(class_names):
-        raise UserError("data.class_names has a name twice")
