@@ -66,3 +66,48 @@ class Freeze:
                 f"model.freeze: {self.pattern!r} would freeze everything, nothing could learn; the layers are {names}"
             )
         return chosen
+
+
+class Freezing:
+    """Keeps the frozen tensors of a network from changing.
+
+    The training calls `apply` when it starts and at the start of every epoch, and `hold` after every `net.train()`.
+
+    Attributes:
+        trains_from: Name of a parameter or buffer of the network -> first epoch, counted from 0, in which it trains; None for
+            never. What is not in it trains from the start.
+    """
+
+    def __init__(self, net: nn.Module, rule: Freeze | None) -> None:
+        """
+        Args:
+            net: The network.
+            rule: What to freeze, and until when; None freezes nothing.
+
+        Raises:
+            UserError: see Freeze.plan.
+        """
+        self.net = net
+        self.trains_from = rule.plan(net) if rule else {}
+        self._modules: list[nn.Module] = []  # that own what is frozen now
+        for name, parameter in net.named_parameters():
+            # What is unfrozen later keeps its gradient until DDP has wrapped the network: DDP never synchronises it otherwise.
+            if self.trains_from.get(name, 0) is None:
+                parameter.requires_grad_(False)
+
+    def frozen(self, epoch: int) -> set[str]:
+        """Names of the parameters and buffers that must not change in an epoch, counted from 0."""
+        return {name for name, start in self.trains_from.items() if start is None or epoch < start}
+
+    def apply(self, epoch: int) -> None:
+        """Freeze what is frozen in this epoch and unfreeze the rest; call `train()` and `hold()` afterwards."""
+        frozen = self.frozen(epoch)
+        for name, parameter in self.net.named_parameters():
+            if name in self.trains_from:
+                parameter.requires_grad_(name not in frozen)
+        self._modules = [self.net.get_submodule(path) for path in {name.rpartition(".")[0] for name in frozen}]
+
+    def hold(self) -> None:
+        """Put the frozen modules in eval mode, so that the running statistics of their norms do not change."""
+        for module in self._modules:
+            module.training = False

@@ -1,11 +1,12 @@
 """Freezing: which tensors, from which epoch."""
 
 import pytest
+import torch
 from torch import nn
 
 from project.errors import UserError
 from project.nets import ConvNet, ResNet, TorchvisionModel
-from project.optim import Freeze
+from project.optim import Freeze, Freezing
 
 
 def resnet() -> nn.Module:
@@ -65,3 +66,39 @@ def test_a_network_that_is_all_head() -> None:
 
 def test_ours_has_a_head() -> None:
     assert not any(name.startswith("head") for name in Freeze().plan(ConvNet(3, 4, 16, channels=[4])))
+
+
+def test_freezing_follows_the_epoch() -> None:
+    net = resnet()
+    parameters = dict(net.named_parameters())
+    freezing = Freezing(net, Freeze(until=1, every=2))
+    assert all(parameter.requires_grad for parameter in parameters.values())  # until DDP has wrapped the network
+    for epoch in (0, 1, 3, 5):
+        freezing.apply(epoch)
+        net.train()
+        freezing.hold()
+        frozen = freezing.frozen(epoch)
+        assert {name for name, parameter in parameters.items() if not parameter.requires_grad} == frozen & set(
+            parameters
+        )
+        before = {name: tensor.clone() for name, tensor in net.named_buffers()}
+        net(torch.rand(2, 3, 16, 16))
+        moved = {name for name, tensor in net.named_buffers() if not torch.equal(tensor, before[name])}
+        assert moved == set(before) - frozen
+    assert not freezing.frozen(5)
+
+
+def test_frozen_for_good_needs_no_gradient_from_the_start() -> None:
+    net = resnet()
+    freezing = Freezing(net, Freeze())
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert freezing.frozen(10**6) == set(freezing.trains_from)
+
+
+def test_nothing_to_freeze() -> None:
+    net = resnet()
+    freezing = Freezing(net, None)
+    freezing.apply(0)
+    net.train()
+    freezing.hold()
+    assert not freezing.trains_from and all(module.training for module in net.modules())
