@@ -37,10 +37,11 @@ class RandomErasing(Augmentation):
             raise ValueError(f"area must be two shares, 0 < smallest <= largest < 1, not {list(self.area)}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be two positive numbers, lower first, not {list(self.ratio)}")
-        shares = [self.area[0] + (self.area[1] - self.area[0]) * i / (SHAPES - 1) for i in range(SHAPES)]
+        steps = torch.arange(SHAPES, dtype=torch.float64)
+        shares = self.area[0] + (self.area[1] - self.area[0]) * steps / (SHAPES - 1)
         low, high = map(math.log, self.ratio)  # a tall shape as likely as the same lying down
-        ratios = [math.exp(low + (high - low) * i / (SHAPES - 1)) for i in range(SHAPES)]
-        return torch.tensor([math.sqrt(share) for share in shares]), torch.tensor([math.sqrt(r) for r in ratios])
+        ratios = (low + (high - low) * steps / (SHAPES - 1)).exp()
+        return shares.sqrt().float(), ratios.sqrt().float()
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         rows, columns = images.shape[-2:]

@@ -1,6 +1,5 @@
 """Augmentations that read between the pixels: zoom and rotation, bilinear, the dtype kept."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -67,8 +66,9 @@ class Rotate(Augmentation):
         """Cosine and sine of each angle, (ANGLES, 2)."""
         if not 0 <= self.degrees <= 180:
             raise ValueError(f"degrees must be in [0, 180], not {self.degrees}")
-        angles = [math.radians(self.degrees * (2 * step / (ANGLES - 1) - 1)) for step in range(ANGLES)]
-        return torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
+        steps = torch.arange(ANGLES, dtype=torch.float64)
+        angles = torch.deg2rad(self.degrees * (2 * steps / (ANGLES - 1) - 1))
+        return torch.stack([angles.cos(), angles.sin()], 1).float()
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         turned = draws.bernoulli(self.p)

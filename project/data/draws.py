@@ -14,14 +14,10 @@ from torch import Tensor
 
 # splitmix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17
 # (mix64variant13, found by David Stafford). Output n of the generator with state s is mix(s + (n + 1) * GOLDEN).
-GOLDEN = 0x9E3779B97F4A7C15
-MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+# The words are written as int64, in two's complement, since torch takes no larger integers.
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 STREAM = 0x632BE59BD9B4E019  # separates the streams of a state from its outputs; any fixed odd word would do
-
-
-def _signed(word: int) -> int:
-    """Two's complement int64 of the lowest 64 bits: torch takes no larger Python integer."""
-    return (word + 2**63) % 2**64 - 2**63
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -30,15 +26,14 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _signed(MULTIPLIERS[0])
-    z = (z ^ _shift(z, 27)) * _signed(MULTIPLIERS[1])
+    z = (z ^ _shift(z, 30)) * MULTIPLIERS[0]
+    z = (z ^ _shift(z, 27)) * MULTIPLIERS[1]
     return z ^ _shift(z, 31)
 
 
 def _output(state: Tensor, number: int | Tensor) -> Tensor:
     """Output `number` (from 0) of the splitmix64 generators with these states."""
-    step = _signed((number + 1) * GOLDEN) if isinstance(number, int) else (number + 1) * _signed(GOLDEN)
-    return _mix(state + step)
+    return _mix(state + (torch.as_tensor(number) + 1) * GOLDEN)  # wraps around
 
 
 @functools.cache
@@ -64,7 +59,7 @@ class Draws:
     def stream(self, number: int) -> "Draws":
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""
         child = object.__new__(Draws)
-        child._state = _output(self._state ^ _signed(STREAM), number)
+        child._state = _output(self._state ^ STREAM, number)
         child._count = 0
         return child
 

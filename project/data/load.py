@@ -84,7 +84,7 @@ def load(
     if in_memory:
         images = MemoryImages(pixels[good] if bad else pixels, index, labels)
     else:
-        images = FileImages(source, [samples[i] for i in good], index, labels, image_format, seed, area)
+        images = FileImages(source, index, labels, image_format, seed, area)
     return Loaded(images, {rows[i]: verdicts[i].digest for i in good}, bad)
 
 

@@ -1,7 +1,9 @@
 """Batches in an order that is a function of (seed, epoch) alone, so that a run can resume in the middle of an epoch."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,81 +12,70 @@ from torch.utils.data import DataLoader
 from project.data.memory import INDEX_LIMIT, Batch, Images, Request
 
 
+@dataclass(eq=False)
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
     In training every rank gets equally many images, as DDP needs (the first few of the order come again where they do not
     come out even); in evaluation each image comes exactly once, on one rank.
+
+    Args:
+        index: The images, by their position among all samples.
+        batch_size: Images in a batch, on one device.
+        train: Shuffle each epoch, and leave out a last batch of a single image, which batch norm cannot take.
+        seed: Of the order.
+        weights: Draw with replacement, in proportion to these (one for each of `index`).
+        rank: This process.
+        world_size: Number of processes.
+        shuffle: False keeps the order of `index` in training too.
+        epoch: From 0; Lightning sets it.
+        start: Batches that the next pass leaves out at its beginning: trained before an interruption.
     """
 
-    def __init__(
-        self,
-        index: Sequence[int],
-        batch_size: int,
-        train: bool,
-        seed: int = 0,
-        weights: Tensor | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        """
-        Args:
-            index: The images, by their position among all samples.
-            batch_size: Images in a batch, on one device.
-            train: Shuffle each epoch, and leave out a last batch of a single image, which batch norm cannot take.
-            seed: Of the order.
-            weights: Draw with replacement, in proportion to these (one for each of `index`).
-            rank: This process.
-            world_size: Number of processes.
-            shuffle: False keeps the order of `index` in training too.
-        """
-        self.index = torch.tensor(index, dtype=torch.int64)
-        self.batch_size, self.train, self.seed, self.weights = batch_size, train, seed, weights
-        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        self.epoch = 0
-        self.start = 0  # batches that the next pass leaves out at its beginning: trained before an interruption
+    index: Sequence[int]
+    batch_size: int
+    train: bool
+    seed: int = 0
+    weights: Tensor | None = None
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True
+    epoch: int = 0
+    start: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def _mine(self) -> int:
-        """Images of this rank."""
-        if self.train:
-            return -(-len(self.index) // self.world_size)
-        return len(range(self.rank, len(self.index), self.world_size))
-
     def __len__(self) -> int:
-        full, rest = divmod(self._mine(), self.batch_size)
+        full, rest = divmod(len(self._places()), self.batch_size)
         return full + (rest > (1 if self.train and full else 0))
-
-    def _order(self) -> list[int]:
-        if not self.train:
-            return self.index[self.rank :: self.world_size].tolist()
-        order = self.index
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.weights is not None:
-            order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
-        elif self.shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
-        # Around, more than once where ranks outnumber images.
-        keys = itertools.islice(itertools.cycle(order.tolist()), self._mine() * self.world_size)
-        return _count_repeats(keys)[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[list[Request]]:
         order, first, self.start = self._order(), self.start, 0
         for batch in range(first, len(self)):
             yield [(self.epoch, key) for key in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
 
+    def _places(self) -> range:
+        """Places in the order of an epoch that are this rank's."""
+        count = len(self.index)
+        if self.train:
+            count += -count % self.world_size
+        return range(self.rank, count, self.world_size)
 
-def _count_repeats(keys: Iterable[int]) -> list[int]:
-    """Mark the second, third... time an image comes in an epoch, so that it is augmented differently each time."""
-    seen: dict[int, int] = {}
-    marked = []
-    for key in keys:
-        seen[key] = times = seen.get(key, -1) + 1
-        marked.append(key + times * INDEX_LIMIT)
-    return marked
+    def _order(self) -> list[int]:
+        """The keys of an epoch, of this rank."""
+        order = torch.as_tensor(self.index)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.train and self.weights is not None:
+            order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
+        elif self.train and self.shuffle:
+            order = order[torch.randperm(len(order), generator=generator)]
+        places, seen, keys = self._places(), Counter(), []
+        # Around, more than once where ranks outnumber images.
+        for key in itertools.islice(itertools.cycle(order.tolist()), len(self.index) + self.world_size):
+            keys.append(key + seen[key] * INDEX_LIMIT)  # a second, third... time in an epoch is augmented differently
+            seen[key] += 1
+        return [keys[place] for place in places]
 
 
 class ResumableLoader:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from project.data.draws import Draws
-from project.data.sources import Sample, Source
-from project.data.transforms import Channels, Resize, decode, load_image, random_resized_box
+from project.data.sources import Source
+from project.data.transforms import Channels, Resize, decode, load_image
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
@@ -73,7 +74,6 @@ class FileImages(Images):
     def __init__(
         self,
         source: Source,
-        samples: Sequence[Sample],
         index: Sequence[int],
         labels: Sequence[int],
         image_format: ImageFormat,
@@ -83,28 +83,29 @@ class FileImages(Images):
         """
         Args:
             source: Where the images come from.
-            samples: Which images, in the order of `index` and `labels`.
-            index: Position of each among all samples of the source.
+            index: Position of each in `source.samples`.
             labels: Class of each.
             image_format: What each is brought to.
             seed: Of the random crops.
             area: Smallest and largest share of the area that a random resized crop keeps; None for no such crop.
         """
         super().__init__(index, labels)
-        self.source, self.samples, self.format = source, samples, image_format
-        self.seed, self.area = seed, area
+        self.source, self.format, self.seed, self.area = source, image_format, seed, area
 
     def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        chosen = zip(rows.tolist(), requests, strict=True)
-        return torch.stack([self._load(self.samples[row], *request) for row, request in chosen])
+        return torch.stack([self._load(epoch, key) for epoch, key in requests])
 
-    def _load(self, sample: Sample, epoch: int, key: int) -> Tensor:
-        content = self.source.content(sample)
+    def _load(self, epoch: int, key: int) -> Tensor:
+        content = self.source.content(self.source.samples[key % INDEX_LIMIT])
         if self.area is None:
             return load_image(content, *self.format)
+        # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6); what would stick out is cut off.
         image = decode(content, self.format.channels)
         draws = Draws(self.seed, epoch, torch.tensor([key])).stream(CROP_STREAM)
-        area = draws.uniform(*self.area).item()
-        log_ratio = draws.uniform(-0.2877, 0.2877).item()  # log(3/4) to log(4/3)
-        box = random_resized_box(*image.size, area, log_ratio, draws.uniform().item(), draws.uniform().item())
-        return pil_to_tensor(image.resize((self.format.image_size,) * 2, Image.Resampling.BILINEAR, box=box))
+        area = draws.uniform(*self.area).item() * image.width * image.height
+        ratio = float(np.exp(draws.uniform(-0.2877, 0.2877).item()))  # of width to height, 3/4 to 4/3
+        width, height = min(image.width, (area * ratio) ** 0.5), min(image.height, (area / ratio) ** 0.5)
+        left = draws.uniform().item() * (image.width - width)
+        top = draws.uniform().item() * (image.height - height)
+        size, box = self.format.image_size, (left, top, left + width, top + height)
+        return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -117,14 +117,14 @@ def _held_out(samples: Sequence[Sample], pool: list[int], seed: int, size: float
 
 def _fold_of(samples: Sequence[Sample], pool: list[int], seed: int, folds: int, fold: int, key: str) -> list[int]:
     """The positions of one fold. Every unit goes to the fold that has the fewest images of its classes so far."""
-    for label, count in Counter(samples[i].label for i in pool).items():
-        if count < folds:
-            raise UserError(
-                f"class {label!r} has too few images for {folds} folds: {count}; add images or lower data.{key}"
-            )
     units = _units(samples, pool, seed)
-    if len(units) < folds:
-        raise UserError(f"data.{key} is {folds}, but there are only {len(units)} groups; lower data.{key}")
+    counts = Counter(samples[i].label for i in pool)
+    label = min(counts, key=counts.__getitem__, default="")
+    if min(len(units), counts[label]) < folds:
+        raise UserError(
+            f"data.{key} is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images or "
+            f"groups in all; add images or lower data.{key}"
+        )
     have: list[Counter[str | None]] = [Counter() for _ in range(folds)]
     members: list[list[int]] = [[] for _ in range(folds)]
     for unit in sorted(units, key=len, reverse=True):  # the large groups first: the small ones then even out

@@ -85,24 +85,3 @@ def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resi
         Exception: of any kind, when the content is damaged.
     """
     return resize_to(decode(content, channels, hint=image_size), image_size, resize)
-
-
-def random_resized_box(width: int, height: int, area: float, log_ratio: float, x: float, y: float) -> tuple[float, ...]:
-    """The box of a random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6) from four draws.
-
-    Args:
-        width: Of the image, pixels.
-        height: Of the image, pixels.
-        area: Share of the image's area to keep, above 0 to 1.
-        log_ratio: Natural logarithm of the box's width over its height.
-        x: Where the box lies between the left (0) and the right (1) end.
-        y: Where the box lies between the top (0) and the bottom (1) end.
-
-    Returns:
-        left, top, right, bottom in pixels, inside the image; a box that would stick out is shortened.
-    """
-    ratio = float(np.exp(log_ratio))
-    box_width = min(width, (area * width * height * ratio) ** 0.5)
-    box_height = min(height, (area * width * height / ratio) ** 0.5)
-    left, top = x * (width - box_width), y * (height - box_height)
-    return left, top, left + box_width, top + box_height

@@ -60,17 +60,13 @@ def survey(
     known = _remembered(file)
 
     def judge(position: int) -> Verdict:
-        sample, path = samples[position], paths[position]
-        if path is None:  # the source holds pixels: nothing can be damaged
-            content = source.content(sample)
-            if keep:
-                keep(position, decode(content, channels, hint))
-            return Verdict(0, 0, digest(content.tobytes()), "")
+        sample, path, state = samples[position], paths[position], (0, 0)
         try:
-            state = path.stat()
-            verdict = known.get(str(path))
-            if verdict and verdict[:2] == (state.st_size, state.st_mtime_ns) and (verdict.fault or not keep):
-                return verdict
+            if path:
+                status = path.stat()
+                state, verdict = (status.st_size, status.st_mtime_ns), known.get(str(path))
+                if verdict and verdict[:2] == state and (verdict.fault or not keep):
+                    return verdict
             content = source.content(sample)
         except OSError as error:
             return Verdict(0, 0, 0, f"cannot be opened ({error.strerror or error})")
@@ -82,8 +78,10 @@ def survey(
         except MemoryError:
             raise
         except Exception as error:  # every one of Pillow's decoders has exceptions of its own
-            fault = _in_words(error) if content else "the file is empty"
-        return Verdict(state.st_size, state.st_mtime_ns, digest(content), fault)
+            fault = (" ".join(str(error).split()) or type(error).__name__)[:120]
+            if isinstance(error, Image.UnidentifiedImageError):
+                fault = "not an image" if content else "the file is empty"
+        return Verdict(*state, digest(bytes(content)), fault)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
         found = list(threads.map(judge, range(len(samples)), chunksize=16))
@@ -112,9 +110,3 @@ def _remembered(file: Path) -> dict[str, Verdict]:
     with contextlib.suppress(OSError, ValueError):  # there is none yet
         return {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
     return {}
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, whatever its name says"
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
