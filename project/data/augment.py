@@ -58,12 +58,10 @@ class Augment:
         Raises:
             ValueError: the first one of an augmentation, with the name of its class.
         """
-        index = index.to(images.device)
-        size = max(1, CHUNK // images.shape[1:].numel())
-        if images.device.type != "cpu" or len(images) <= size:
-            return self._apply(images, Draws(self.seed, epoch, index))
-        parts = zip(images.split(size), index.split(size), strict=True)
-        return torch.cat([self._apply(part, Draws(self.seed, epoch, rows)) for part, rows in parts])
+        size = max(1, CHUNK // images.shape[1:].numel() if images.device.type == "cpu" else len(images))
+        parts = zip(images.split(size), index.to(images.device).split(size), strict=True)
+        changed = [self._apply(part, Draws(self.seed, epoch, rows)) for part, rows in parts]
+        return torch.cat(changed) if len(changed) > 1 else changed[0]
 
     def _apply(self, images: Tensor, draws: Draws) -> Tensor:
         for number, augmentation in enumerate(self.augmentations):

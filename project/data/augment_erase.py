@@ -45,20 +45,19 @@ class RandomErasing(Augmentation):
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         rows, columns = images.shape[-2:]
-        sides, stretches = (table.to(images.device) for table in self._tables)
+
+        def span(size: int, length: Tensor) -> Tensor:
+            """A stretch of this length (N,) at a random place of a side: bool (N, size)."""
+            start = (draws.uniform() * (size - length + 1)).floor()[:, None]
+            place = torch.arange(size, device=images.device)
+            return (place >= start) & (place < start + length[:, None])
+
         erased = draws.bernoulli(self.p)
-        side, stretch = sides[draws.integers(SHAPES)], stretches[draws.integers(SHAPES)]  # (N,)
+        side, stretch = (table.to(images.device)[draws.integers(SHAPES)] for table in self._tables)  # (N,) each
         scale = math.sqrt(rows * columns)
-        height = (side * stretch * scale).round().clamp(1, rows)
-        width = (side / stretch * scale).round().clamp(1, columns)
-        top = (draws.uniform() * (rows - height + 1)).floor()
-        left = (draws.uniform() * (columns - width + 1)).floor()
+        down = span(rows, (side * stretch * scale).round().clamp(1, rows))
+        across = span(columns, (side / stretch * scale).round().clamp(1, columns))
         grey = draws.integers(256).to(torch.float32)
         value = grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255
-        y = torch.arange(rows, device=images.device)[:, None]  # (H, 1)
-        x = torch.arange(columns, device=images.device)  # (W,)
-        top, left, bottom, right, erased = (
-            each[:, None, None] for each in (top, left, top + height, left + width, erased)
-        )  # (N, 1, 1)
-        hidden = (y >= top) & (y < bottom) & (x >= left) & (x < right) & erased  # (N, H, W)
-        return torch.where(hidden[:, None], value[:, None, None, None], images)
+        hidden = down[:, None, :, None] & across[:, None, None] & erased[:, None, None, None]  # (N, 1, H, W)
+        return torch.where(hidden, value[:, None, None, None], images)

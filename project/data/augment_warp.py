@@ -38,7 +38,7 @@ class RandomResize(Augmentation):
             raise ValueError(f"scale must be [low, high] with 0 < low <= high, not {list(self.scale)}")
         size = 1 / draws.uniform(*self.scale)[:, None]  # (N, 1), side of the window in sides of the image
         room = (1 - size).abs()  # the window within the image, or the image within the window
-        x, y = _centres(images)  # (W,), (H,)
+        y, x = _centres(images)
         x = x * (2 / images.shape[-1]) * size + room * draws.uniform(-1, 1)[:, None]  # (N, W) in [-1, 1] of the image
         y = y * (2 / images.shape[-2]) * size + room * draws.uniform(-1, 1)[:, None]  # (N, H)
         return _sample(images, x[:, None, :], y[:, :, None], self.mode)
@@ -73,19 +73,17 @@ class Rotate(Augmentation):
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         turned = draws.bernoulli(self.p)
         cos, sin = self._table.to(images.device)[draws.integers(ANGLES)][:, :, None, None].unbind(1)  # each (N, 1, 1)
-        x, y = _centres(images)
-        x, y = x[None, None, :], y[None, :, None]
+        y, x = _centres(images)
+        y = y[:, None]
         source_x = (cos * x - sin * y) * (2 / images.shape[-1])  # (N, H, W), counter-clockwise for a positive angle
         source_y = (sin * x + cos * y) * (2 / images.shape[-2])
         return choose(turned, _sample(images, source_x, source_y, self.mode), images)
 
 
-def _centres(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres of the columns (W,) and of the rows (H,), in pixels from the centre of the image."""
-    height, width = images.shape[-2:]
-    x = torch.arange(width, device=images.device, dtype=torch.float32) + (0.5 - width / 2)
-    y = torch.arange(height, device=images.device, dtype=torch.float32) + (0.5 - height / 2)
-    return x, y
+def _centres(images: Tensor) -> list[Tensor]:
+    """Centres of the rows (H,) and of the columns (W,), in pixels from the centre of the image."""
+    sides = images.shape[-2:]
+    return [torch.arange(side, device=images.device, dtype=torch.float32) + (0.5 - side / 2) for side in sides]
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:

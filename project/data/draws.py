@@ -6,6 +6,7 @@ integers that wrap around, identical on every device; floats come out of it by e
 since log, cos and exp may differ in the last bit between devices, and even between positions in one tensor.
 """
 
+import copy
 import functools
 import math
 
@@ -52,24 +53,24 @@ class Draws:
             epoch: Any integer; the same image gets new draws in every epoch.
             index: Position of each image in the data set, int64 (N,). The draws live on its device.
         """
-        state = torch.zeros((), dtype=torch.int64, device=index.device)
-        self._state = _output(_output(_output(state, seed), epoch), index)  # (N,)
+        self._state = _output(_output(_output(torch.tensor(0), seed), epoch), index)  # (N,)
         self._count = 0
 
     def stream(self, number: int) -> "Draws":
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""
-        child = object.__new__(Draws)
+        child = copy.copy(self)
         child._state = _output(self._state ^ STREAM, number)
         child._count = 0
         return child
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 (N,) in [low, high), in 2^24 steps; `low` itself where the two are equal in float32."""
-        bound = torch.tensor([low, high], dtype=torch.float32)
-        if not bound[0] <= bound[1]:
+        if not low <= high:
             raise ValueError(f"a range must be [low, high] with low <= high, not [{low}, {high}]")
         unit = _shift(self._next(), 40).float() * 2.0**-24  # exact: 24 bits fill the mantissa
-        below = torch.nextafter(bound[1], bound[0]).item()  # low + (high - low) * unit may round up to high
+        below = torch.nextafter(
+            *torch.tensor([high, low], dtype=torch.float32)
+        ).item()  # low + (high - low) * unit may round up to high
         return (unit * (high - low) + low).clamp_(max=below)
 
     def integers(self, high: int) -> Tensor:

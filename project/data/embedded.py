@@ -47,11 +47,9 @@ class _Torchvision(Source):
                 part = getattr(torchvision.datasets, name)(root, train=split == "train", download=download)
             except Exception as error:  # missing, damaged, or no network: torchvision has many words for it
                 place = f"{root}/{name}/raw" if "MNIST" in name else root
-                tried = " and could not be fetched" if download else ""
-                fetch = "" if download else ", or fetch it with --data.source.init_args.download true"
                 raise UserError(
-                    f"data.root: the files of {name} are missing or damaged{tried}: put the original archive, unpacked, "
-                    f"into {place}{fetch}"
+                    f"data.root: the files of {name} are missing or damaged, or could not be fetched: put the original "
+                    f"archive, unpacked, into {place}, or fetch it with --data.source.init_args.download true"
                 ) from error
             self.class_names = [label.replace("/", "-") for label in part.classes]
             images = np.asarray(part.data)  # (N, H, W) or (N, H, W, 3), uint8

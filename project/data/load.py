@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median_high
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from project.data.memory import FileImages, ImageFormat, Images, MemoryImages
+from project.data.memory import FileImages, Images, MemoryImages
 from project.data.sources import Sample, Source
-from project.data.transforms import resize_to
+from project.data.transforms import ImageFormat
 from project.data.verify import survey
 from project.errors import UserError
 
@@ -64,27 +66,22 @@ def load(
         UserError: when not one of the images can be read.
     """
     samples = [source.samples[i] for i in rows]
-    size, channels, resize = image_format
-    if area is not None:
-        in_memory = False
-    elif in_memory is None:
+    if in_memory is None:
         in_memory = fits_in_memory(len(rows), image_format)
-    pixels = torch.empty(len(rows) if in_memory else 0, channels, size, size, dtype=torch.uint8)
-
-    def keep(position: int, image: Image.Image) -> None:
-        pixels[position] = resize_to(image, size, resize)
-
-    verdicts = survey(source, samples, channels, keep if in_memory else None, size)
+    pixels = None
+    if in_memory and area is None:
+        size = image_format.image_size
+        pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+    verdicts = survey(source, samples, image_format, pixels)
     bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
-        raise UserError(f"none of the {len(bad)} images can be read{_listed(bad)}")
+        raise UserError(f"no image is left: {describe_bad(bad)}")
     index, labels = [rows[i] for i in good], [labels[i] for i in good]
-    images: Images
-    if in_memory:
-        images = MemoryImages(pixels[good] if bad else pixels, index, labels)
+    if pixels is None:
+        images: Images = FileImages(source, index, labels, image_format, seed, area)
     else:
-        images = FileImages(source, index, labels, image_format, seed, area)
+        images = MemoryImages(pixels[good] if bad else pixels, index, labels)
     return Loaded(images, {rows[i]: verdicts[i].digest for i in good}, bad)
 
 
@@ -99,13 +96,12 @@ def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
 
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     """The list of unreadable images, and what to do."""
+    lines = [f"  {key}: {why}" for key, why in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  ... and {len(bad) - SHOWN} more")
     count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-    return f"{count} cannot be read: remove them, or leave them out with --data.on_bad_image skip{_listed(bad)}"
-
-
-def _listed(bad: Sequence[tuple[str, str]]) -> str:
-    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    return "".join(f"\n  {key}: {why}" for key, why in bad[:SHOWN]) + more
+    advice = "cannot be read: remove them, or leave them out with --data.on_bad_image skip"
+    return "\n".join([f"{count} {advice}", *lines])
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:
@@ -115,16 +111,13 @@ def common_size(source: Source, samples: Sequence[Sample]) -> int:
     """
     sides = []
     for sample in samples[:: max(1, -(-len(samples) // 500))]:
-        path = source.path(sample)
-        if path is None:
+        if path := source.path(sample):
+            with (
+                suppress(Exception),
+                Image.open(path) as image,
+            ):  # of any kind; the survey, which comes next, names the file
+                sides.append(min(image.size))  # from the header
+        else:
             sides.append(min(source.content(sample).shape[:2]))  # (H, W, ...)
-            continue
-        try:
-            with Image.open(path) as image:  # reads the header only
-                sides.append(min(image.size))
-        except Exception:  # of any kind, from Pillow's decoders; the survey, which comes next, names the file
-            continue
-    if not sides:
-        return 224
-    median = sorted(sides)[len(sides) // 2]
+    median = median_high(sides or [224])
     return median if median <= 64 else min(224, round(median / 32) * 32)

@@ -18,9 +18,8 @@ class Manifest(FileSource):
     """
 
     def __init__(self, root: str | None) -> None:
-        super().__init__()
         table = existing(root, f"a CSV file with the columns {COLUMNS}")
-        self.samples = []
+        self.paths, self.samples = {}, []
         try:
             with table.open(newline="", encoding="utf-8-sig") as file:
                 rows = csv.DictReader(file, restkey="more", restval="")

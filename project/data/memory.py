@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,20 +12,12 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from project.data.draws import Draws
 from project.data.sources import Source
-from project.data.transforms import Channels, Resize, decode, load_image
+from project.data.transforms import ImageFormat, decode, load_image
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
 INDEX_LIMIT = 2**40
 CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which count up from 0
-
-
-class ImageFormat(NamedTuple):
-    """What every image is brought to: pixels of a side, channels, and how other shapes are resized."""
-
-    image_size: int
-    channels: Channels
-    resize: Resize
 
 
 class Images(Dataset, ABC):

@@ -13,10 +13,10 @@ from torch import Tensor
 from project.data.augment import Augment, Augmentation
 from project.data.load import Loaded, common_size, describe_bad, load
 from project.data.loader import EpochBatches, ResumableLoader
-from project.data.memory import Batch, ImageFormat, MemoryImages
+from project.data.memory import Batch, MemoryImages
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
-from project.data.transforms import Channels, Resize
+from project.data.transforms import Channels, ImageFormat, Resize
 from project.errors import UserError
 from project.messages import say
 

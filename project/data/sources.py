@@ -52,14 +52,13 @@ class Source(ABC):
 
     @abstractmethod
     def content(self, sample: Sample) -> bytes | np.ndarray:
-        """Raw content: the bytes of an image file, or a uint8 array (H, W) or (H, W, C)."""
+        """Raw content: the bytes of an image file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4)."""
 
 
 class FileSource(Source):
     """A source of one file per image; a subclass fills `self.paths`, from key to file."""
 
-    def __init__(self) -> None:
-        self.paths: dict[str, Path] = {}
+    paths: dict[str, Path]
 
     def path(self, sample: Sample) -> Path:
         return self.paths[sample.key]
@@ -76,28 +75,19 @@ class ImageFolder(FileSource):
     """
 
     def __init__(self, root: str | None) -> None:
-        super().__init__()
         folder = existing(root, "a folder with one sub-folder per class")
-        if not folder.is_dir():
-            raise UserError(f"data.root: {folder} is a file; it has to be a folder with one sub-folder per class")
-        names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(HIDDEN)}
+        self.paths, self.samples = dict(find_images(folder)), []
+        names = {key.split("/")[0] for key in self.paths if "/" in key}
         split_given = "train" in names and names <= set(SPLIT_FOLDERS)
-        self.samples = []
-        loose = 0
-        for key, path in find_images(folder):
-            parts = key.split("/")
-            if len(parts) < (3 if split_given else 2):
-                loose += 1
-                continue
-            split, label = (SPLIT_FOLDERS[parts[0]], parts[1]) if split_given else (None, parts[0])
-            self.paths[key] = path
-            self.samples.append(Sample(key, label, split))
-        self.samples.sort(key=lambda sample: sample.key)
+        for key in sorted(self.paths):
+            folders = key.split("/")[:-1]
+            split = SPLIT_FOLDERS[folders.pop(0)] if split_given and folders else None
+            if folders:
+                self.samples.append(Sample(key, folders[0], split))
         if not self.samples:
-            reason = f"{loose} images lie outside a class folder" if loose else "there is no image file"
             raise UserError(
-                f"data.root: no labelled image found in {folder}: {reason}; images belong in root/<class>/ or "
-                "root/train/<class>/"
+                f"data.root: no labelled image found in {folder}: of its {len(self.paths)} images none is in a class folder, "
+                "root/<class>/ or root/train/<class>/"
             )
 
 
@@ -105,7 +95,6 @@ class ImageFiles(FileSource):
     """Images without labels, for predict: one file, or every image below a folder however it is nested."""
 
     def __init__(self, root: str | None) -> None:
-        super().__init__()
         folder = existing(root, "the folder, or the image, to predict")
         self.paths = dict(find_images(folder)) if folder.is_dir() else {_key(folder.name): folder}
         self.samples = [Sample(key) for key in sorted(self.paths)]

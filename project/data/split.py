@@ -51,9 +51,8 @@ def split_samples(
             raise UserError(
                 f"data.{key}s must be 2 or more, and data.{key} at least 0 and below data.{key}s, not {count} and {number}"
             )
-    given = {name: [i for i, sample in enumerate(samples) if sample.split == name] for name in SPLITS}
-    pool = sorted(given["train"] + [i for i, sample in enumerate(samples) if sample.split is None])
-    test, val = given["test"], given["val"]
+    given = {name: [i for i, sample in enumerate(samples) if sample.split == name] for name in (*SPLITS, None)}
+    pool, test, val = sorted(given["train"] + given[None]), given["test"], given["val"]
     if test_folds is not None:
         test = _fold_of(samples, pool, split_seed, test_folds, test_fold, "test_folds")
     elif not test:
@@ -65,19 +64,13 @@ def split_samples(
     elif not val:
         val = _held_out(samples, pool, split_seed, val_size, "val_size")
     splits = {"train": sorted(set(pool).difference(val)), "val": val, "test": test}
-    _check_groups(samples, splits)
+    homes = Counter(group for rows in splits.values() for group in {samples[i].group for i in rows} if group)
+    for group, count in homes.items():
+        if count > 1:  # only where the source gives a split to some of its images
+            raise UserError(
+                f"group {group!r} is in {count} of train, val and test: give all of its images the same split"
+            )
     return splits
-
-
-def _check_groups(samples: Sequence[Sample], splits: Splits) -> None:
-    """A group can only cross splits where the source gives a split to some of its images."""
-    home: dict[str, str] = {}
-    for name, rows in splits.items():
-        for group in filter(None, (samples[i].group for i in rows)):
-            if home.setdefault(group, name) != name:
-                raise UserError(
-                    f"group {group!r} is in {home[group]} and in {name}: give all of its images the same split"
-                )
 
 
 def _units(samples: Sequence[Sample], pool: list[int], seed: int) -> list[list[int]]:
@@ -92,20 +85,23 @@ def _units(samples: Sequence[Sample], pool: list[int], seed: int) -> list[list[i
     return [units[name] for name in sorted(units, key=order)]
 
 
+def _count(samples: Sequence[Sample], rows: list[int]) -> Counter[str | None]:
+    """Images of each class."""
+    return Counter(samples[i].label for i in rows)
+
+
 def _held_out(samples: Sequence[Sample], pool: list[int], seed: int, size: float, key: str) -> list[int]:
     """The positions held out: per class the nearest whole number of images to `size`, at least one on either side."""
     if size == 0:
         return []
-    counts = Counter(samples[i].label for i in pool)
+    counts, taken, chosen = _count(samples, pool), Counter(), []
     target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
-    taken: Counter[str | None] = Counter()
-    chosen: list[int] = []
     for unit in _units(samples, pool, seed):
-        labels = Counter(samples[i].label for i in unit)
+        images = _count(samples, unit)
         # A single image is taken while its class lacks one; a group when that brings its classes nearer to their targets.
-        if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in labels.items()) > 0:
+        if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
             chosen += unit
-            taken += labels
+            taken += images
     for label, count in counts.items():
         if not 0 < taken[label] < count:
             raise UserError(
@@ -117,22 +113,21 @@ def _held_out(samples: Sequence[Sample], pool: list[int], seed: int, size: float
 
 def _fold_of(samples: Sequence[Sample], pool: list[int], seed: int, folds: int, fold: int, key: str) -> list[int]:
     """The positions of one fold. Every unit goes to the fold that has the fewest images of its classes so far."""
-    units = _units(samples, pool, seed)
-    counts = Counter(samples[i].label for i in pool)
+    units, counts = _units(samples, pool, seed), _count(samples, pool)
     label = min(counts, key=counts.__getitem__, default="")
     if min(len(units), counts[label]) < folds:
         raise UserError(
             f"data.{key} is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images or "
             f"groups in all; add images or lower data.{key}"
         )
-    have: list[Counter[str | None]] = [Counter() for _ in range(folds)]
-    members: list[list[int]] = [[] for _ in range(folds)]
+    parts: list[list[int]] = [[] for _ in range(folds)]
+    have: list[Counter[str | None]] = [Counter() for _ in parts]
     for unit in sorted(units, key=len, reverse=True):  # the large groups first: the small ones then even out
-        labels = Counter(samples[i].label for i in unit)
-        home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in labels.items()), len(members[f])))
-        have[home].update(labels)
-        members[home] += unit
-    return sorted(members[fold])
+        images = _count(samples, unit)
+        home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
+        have[home] += images
+        parts[home] += unit
+    return sorted(parts[fold])
 
 
 def fingerprint(samples: Sequence[Sample], splits: Splits) -> str:

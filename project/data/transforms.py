@@ -1,7 +1,7 @@
 """From the raw content of an image to uint8 of one size: what every image goes through, in training and afterwards alike."""
 
 import io
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,13 +14,21 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 GREY = 114  # of the letterbox bars: near the mean of photographs, so that the bars are no bright edge
 
 
+class ImageFormat(NamedTuple):
+    """What every image is brought to: pixels of a side, channels, and how other shapes are resized."""
+
+    image_size: int
+    channels: Channels
+    resize: Resize
+
+
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
     """Decode to 8 bits with `channels` channels, upright.
 
     Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first frame.
 
     Args:
-        content: Bytes of a file, or a uint8 array (H, W) or (H, W, C).
+        content: Bytes of a file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         hint: The size wanted later. A JPEG of at least twice that size is then decoded at a half, quarter or eighth.
 
@@ -28,7 +36,7 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
         Exception: of any kind, when the content is damaged; Pillow's decoders have no common one.
     """
     if isinstance(content, np.ndarray):
-        return _to_mode(Image.fromarray(content[..., 0] if content.shape[2:] == (1,) else content), channels)
+        return _to_mode(Image.fromarray(content), channels)
     with Image.open(io.BytesIO(content)) as image:
         if hint is not None:
             image.draft(None, (2 * hint, 2 * hint))
@@ -72,9 +80,8 @@ def resize_to(image: Image.Image, size: int, how: Resize) -> Tensor:
         return pil_to_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BILINEAR)
     canvas = Image.new(image.mode, (size, size), (GREY, GREY, GREY, 255)[: len(image.getbands())])
-    canvas.paste(small, ((size - width) // 2, (size - height) // 2))
+    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), ((size - width) // 2, (size - height) // 2))
     return pil_to_tensor(canvas)
 
 

@@ -4,15 +4,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+from torch import Tensor
 
 from project.data.sources import Sample, Source
-from project.data.transforms import decode
+from project.data.transforms import ImageFormat, decode, load_image
 from project.errors import UserError
 from project.files import written_whole
 
@@ -34,47 +35,45 @@ class Verdict(NamedTuple):
 
 
 def survey(
-    source: Source,
-    samples: Sequence[Sample],
-    channels: int,
-    keep: Callable[[int, Image.Image], None] | None = None,
-    hint: int | None = None,
+    source: Source, samples: Sequence[Sample], image_format: ImageFormat, pixels: Tensor | None = None
 ) -> list[Verdict]:
     """Judge every sample, in several threads (Pillow decodes without holding Python's lock).
 
-    A verdict from an earlier run is believed while path, size and time agree; a good file is then not decoded again
-    unless `keep` wants it.
+    A verdict from an earlier run is believed while path, size and time agree; a good file is then decoded again only for
+    its pixels.
 
     Args:
         source: Where the images come from.
         samples: Which images.
-        channels: To decode to.
-        keep: Takes the position in `samples` and the decoded image; may be called from any thread.
-        hint: The size that `keep` wants, in pixels.
+        image_format: What they are to be brought to.
+        pixels: Takes the decoded images, uint8 (N, C, H, W); None keeps none.
 
     Returns:
         One verdict for each sample, in order.
     """
     paths = [source.path(sample) for sample in samples]
     file = _file_of_verdicts([path for path in paths if path])
-    known = _remembered(file)
+    known: dict[str, Verdict] = {}
+    with contextlib.suppress(OSError, ValueError):  # there is no file yet
+        known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
-        sample, path, state = samples[position], paths[position], (0, 0)
+        path, state = paths[position], (0, 0)  # no path: the source holds pixels
         try:
             if path:
                 status = path.stat()
                 state, verdict = (status.st_size, status.st_mtime_ns), known.get(str(path))
-                if verdict and verdict[:2] == state and (verdict.fault or not keep):
+                if verdict and verdict[:2] == state and (verdict.fault or pixels is None):
                     return verdict
-            content = source.content(sample)
+            content = source.content(samples[position])
         except OSError as error:
             return Verdict(0, 0, 0, f"cannot be opened ({error.strerror or error})")
         fault = ""
         try:
-            image = decode(content, channels, hint)
-            if keep:
-                keep(position, image)
+            if pixels is None:
+                decode(content, image_format.channels, image_format.image_size)
+            else:
+                pixels[position] = load_image(content, *image_format)
         except MemoryError:
             raise
         except Exception as error:  # every one of Pillow's decoders has exceptions of its own
@@ -100,13 +99,7 @@ def digest(content: bytes) -> int:
 
 
 def _file_of_verdicts(paths: Sequence[Path]) -> Path:
-    """The file in the user's cache folder that keeps the verdicts on these images, by the folder they have in common."""
+    """The file in the user's cache folder that keeps the verdicts on these images, by the folder they share."""
     folder = os.path.commonpath([os.path.abspath(path.parent) for path in paths]) if paths else ""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image-classification-template"
     return cache / f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
-
-
-def _remembered(file: Path) -> dict[str, Verdict]:
-    with contextlib.suppress(OSError, ValueError):  # there is none yet
-        return {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
-    return {}
