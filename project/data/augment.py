@@ -37,12 +37,12 @@ class Augmentation(ABC):
         """
 
 
+@dataclass
 class Augment:
     """Applies a list of augmentations in order. Each has a stream of draws of its own, so appending one changes no other."""
 
-    def __init__(self, augmentations: list[Augmentation], seed: int) -> None:
-        self.augmentations = augmentations
-        self.seed = seed
+    augmentations: list[Augmentation]
+    seed: int
 
     def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
         """Augments a batch.
@@ -156,7 +156,7 @@ class RandomCrop(Augmentation):
     Breaks tasks in which the class is a position, and tight pictures whose telling part is at the border.
 
     Args:
-        padding: Largest shift in pixels, below the side of the image; 1/8 of the side is usual (4 of 32).
+        padding: Largest shift in pixels; 1/8 of the side is usual (4 of 32).
         mode: What the padding is: "reflect" mirrors the image at its border pixels, "constant" is black.
     """
 
@@ -165,8 +165,6 @@ class RandomCrop(Augmentation):
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
-        if not 0 <= self.padding < min(height, width):
-            raise ValueError(f"padding must be in [0, {min(height, width) - 1}] for these images, not {self.padding}")
         if self.mode == "constant":
             padded = F.pad(images, (self.padding,) * 4)
         else:
@@ -179,6 +177,8 @@ class RandomCrop(Augmentation):
 def reflect(images: Tensor, padding: int, dim: int) -> Tensor:
     """Mirrors both ends of a dimension about the border pixel: torch's "reflect" has no uint8 version."""
     size = images.shape[dim]
+    if not 0 <= padding < size:
+        raise ValueError(f"cannot mirror {padding} pixels beyond the border of images of {size} pixels")
     before = images.narrow(dim, 1, padding).flip(dim)
     after = images.narrow(dim, size - 1 - padding, padding).flip(dim)
     return torch.cat([before, images, after], dim)

@@ -104,20 +104,17 @@ class Blur(Photometric):
     @cached_property
     def _table(self) -> Tensor:
         """Half kernels of sum 1, from the centre outwards: (SIGMAS, radius + 1)."""
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
         low, high = self.sigma
-        if not 0 < low <= high:
-            raise ValueError(f"sigma must be [low, high] with 0 < low <= high, not [{low}, {high}]")
+        if self.kernel_size % 2 == 0 or not 0 < low <= high:
+            raise ValueError(
+                f"kernel_size must be odd and sigma [low, high] with 0 < low <= high, not {self.kernel_size}, [{low}, {high}]"
+            )
         sigmas = torch.linspace(low, high, SIGMAS, dtype=torch.float64)
         distance = torch.arange(self.kernel_size // 2 + 1, dtype=torch.float64)
         bell = torch.exp(-0.5 * (distance / sigmas[:, None]) ** 2)
         return (bell / (2 * bell.sum(1, keepdim=True) - 1)).float()
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        size = min(colour.shape[-2:])
-        if not 0 < self.kernel_size < 2 * size:  # else the mirrored border would be wider than the image
-            raise ValueError(f"kernel_size must be in [1, {2 * size - 1}] for these images, not {self.kernel_size}")
         blurred = draws.bernoulli(self.p)
         weights = self._table.to(colour.device)[draws.integers(SIGMAS)]  # (N, radius + 1)
         across = _convolve(colour, weights, -1)

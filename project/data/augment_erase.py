@@ -33,13 +33,14 @@ class RandomErasing(Augmentation):
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
         """Square roots of the shares, and of the ratios of height over width: (SHAPES,) each."""
-        if not 0 < self.area[0] <= self.area[1] < 1:
-            raise ValueError(f"area must be two shares, 0 < smallest <= largest < 1, not {list(self.area)}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be two positive numbers, lower first, not {list(self.ratio)}")
+        (smallest, largest), (low, high) = self.area, self.ratio
+        if not (0 < smallest <= largest < 1 and 0 < low <= high):
+            raise ValueError(
+                f"area and ratio must be [low, high] above 0, area below 1, not {self.area} and {self.ratio}"
+            )
         steps = torch.arange(SHAPES, dtype=torch.float64)
-        shares = self.area[0] + (self.area[1] - self.area[0]) * steps / (SHAPES - 1)
-        low, high = map(math.log, self.ratio)  # a tall shape as likely as the same lying down
+        shares = smallest + (largest - smallest) * steps / (SHAPES - 1)
+        low, high = math.log(low), math.log(high)  # a tall shape as likely as the same lying down
         ratios = (low + (high - low) * steps / (SHAPES - 1)).exp()
         return shares.sqrt().float(), ratios.sqrt().float()
 

@@ -52,7 +52,7 @@ class Rotate(Augmentation):
     everyday photographs. It blurs slightly; for quarter turns alone take Rotate90.
 
     Args:
-        degrees: Largest angle either way, in [0, 180]; the angle is uniform over 4096 steps of the range.
+        degrees: Largest angle either way, up to 180; the angle is uniform over 4096 steps of the range.
         p: Probability of a rotation, in [0, 1].
         mode: What comes into view in the corners: "reflect" mirrors the image, "constant" is black.
     """
@@ -64,8 +64,6 @@ class Rotate(Augmentation):
     @cached_property
     def _table(self) -> Tensor:
         """Cosine and sine of each angle, (ANGLES, 2)."""
-        if not 0 <= self.degrees <= 180:
-            raise ValueError(f"degrees must be in [0, 180], not {self.degrees}")
         steps = torch.arange(ANGLES, dtype=torch.float64)
         angles = torch.deg2rad(self.degrees * (2 * steps / (ANGLES - 1) - 1))
         return torch.stack([angles.cos(), angles.sin()], 1).float()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from project.data.memory import FileImages, Images, MemoryImages
+from project.data.memory import Images
 from project.data.sources import Sample, Source
 from project.data.transforms import ImageFormat
 from project.data.verify import survey
@@ -77,12 +77,11 @@ def load(
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
         raise UserError(f"no image is left: {describe_bad(bad)}")
-    index, labels = [rows[i] for i in good], [labels[i] for i in good]
-    if pixels is None:
-        images: Images = FileImages(source, index, labels, image_format, seed, area)
-    else:
-        images = MemoryImages(pixels[good] if bad else pixels, index, labels)
-    return Loaded(images, {rows[i]: verdicts[i].digest for i in good}, bad)
+    if pixels is not None and bad:
+        pixels = pixels[good]
+    digests = {rows[i]: verdicts[i].digest for i in good}
+    labels = torch.tensor([labels[i] for i in good])
+    return Loaded(Images(source, list(digests), labels, image_format, pixels, seed, area), digests, bad)
 
 
 def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
@@ -96,12 +95,10 @@ def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
 
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     """The list of unreadable images, and what to do."""
-    lines = [f"  {key}: {why}" for key, why in bad[:SHOWN]]
-    if len(bad) > SHOWN:
-        lines.append(f"  ... and {len(bad) - SHOWN} more")
-    count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-    advice = "cannot be read: remove them, or leave them out with --data.on_bad_image skip"
-    return "\n".join([f"{count} {advice}", *lines])
+    lines = [f"\n  {key}: {why}" for key, why in bad]
+    lines[SHOWN:] = ["\n  ..."] * (len(bad) > SHOWN)
+    advice = "remove them, or leave them out with --data.on_bad_image skip"
+    return f"{len(bad)} of the images cannot be read: {advice}{''.join(lines)}"
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:

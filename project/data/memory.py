@@ -1,7 +1,7 @@
-"""Two ways to hold a split, with the same batches: decoded once and kept in memory, or read from the files each time."""
+"""The images of one split: decoded once and kept in memory, or read from the files each time, with the same batches."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,73 +20,40 @@ INDEX_LIMIT = 2**40
 CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which count up from 0
 
 
-class Images(Dataset, ABC):
-    """Base: a data set that is asked for a whole batch at once."""
+@dataclass(eq=False)
+class Images(Dataset):
+    """A data set that is asked for a whole batch at once.
 
-    def __init__(self, index: Sequence[int], labels: Sequence[int]) -> None:
-        """
-        Args:
-            index: Of each image, its position among all samples of the source: the identity that draws are made from.
-            labels: Of each image, its class.
-        """
-        self._row = {key: row for row, key in enumerate(index)}
-        self.labels = torch.as_tensor(labels)
+    Args:
+        source: Where the images come from.
+        index: Position of each image in `source.samples`: the identity that draws are made from.
+        labels: Class of each, int64 (N,).
+        format: What each is brought to.
+        pixels: All of them decoded, uint8 (N, C, H, W); None reads each when it is wanted.
+        seed: Of the random crops.
+        area: Smallest and largest share of the area that a random resized crop keeps; None for no such crop.
+    """
+
+    source: Source
+    index: Sequence[int]
+    labels: Tensor
+    format: ImageFormat
+    pixels: Tensor | None = None
+    seed: int = 0
+    area: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        self._row = {key: row for row, key in enumerate(self.index)}
 
     def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, request: Request) -> Batch:
-        return self.__getitems__([request])
+        return len(self.index)
 
     def __getitems__(self, requests: list[Request]) -> Batch:
         rows = torch.tensor([self._row[key % INDEX_LIMIT] for _, key in requests])
-        index = torch.tensor([key for _, key in requests])
-        return {"image": self.images(rows, requests), "label": self.labels[rows], "index": index}
+        images = torch.stack([self._read(*each) for each in requests]) if self.pixels is None else self.pixels[rows]
+        return {"image": images, "label": self.labels[rows], "index": torch.tensor([key for _, key in requests])}
 
-    @abstractmethod
-    def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        """The pixels of these rows, uint8 (N, C, H, W)."""
-
-
-class MemoryImages(Images):
-    """Every image decoded and resized, as one uint8 tensor (N, C, H, W)."""
-
-    def __init__(self, pixels: Tensor, index: Sequence[int], labels: Sequence[int]) -> None:
-        super().__init__(index, labels)
-        self.pixels = pixels
-
-    def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        return self.pixels[rows]
-
-
-class FileImages(Images):
-    """Images that are read and decoded when wanted: those that do not fit into memory, or are cropped at random."""
-
-    def __init__(
-        self,
-        source: Source,
-        index: Sequence[int],
-        labels: Sequence[int],
-        image_format: ImageFormat,
-        seed: int = 0,
-        area: tuple[float, float] | None = None,
-    ) -> None:
-        """
-        Args:
-            source: Where the images come from.
-            index: Position of each in `source.samples`.
-            labels: Class of each.
-            image_format: What each is brought to.
-            seed: Of the random crops.
-            area: Smallest and largest share of the area that a random resized crop keeps; None for no such crop.
-        """
-        super().__init__(index, labels)
-        self.source, self.format, self.seed, self.area = source, image_format, seed, area
-
-    def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        return torch.stack([self._load(epoch, key) for epoch, key in requests])
-
-    def _load(self, epoch: int, key: int) -> Tensor:
+    def _read(self, epoch: int, key: int) -> Tensor:
         content = self.source.content(self.source.samples[key % INDEX_LIMIT])
         if self.area is None:
             return load_image(content, *self.format)

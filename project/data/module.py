@@ -13,7 +13,7 @@ from torch import Tensor
 from project.data.augment import Augment, Augmentation
 from project.data.load import Loaded, common_size, describe_bad, load
 from project.data.loader import EpochBatches, ResumableLoader
-from project.data.memory import Batch, MemoryImages
+from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
 from project.data.transforms import Channels, ImageFormat, Resize
@@ -100,14 +100,13 @@ class ImageDataModule(L.LightningDataModule):
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self.random_resized_crop = random_resized_crop
         self._in_memory = {"memory": True, "none": False, "auto": None}[cache]
-        self._sizes = {"test": test_size, "val": val_size}
         self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
         self._class_names = class_names
         self.seeded = seed is not None or "PL_GLOBAL_SEED" in os.environ  # set by seed_everything
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
-        self._used: dict[str, set[int]] = {}  # the images that the loaded checkpoint was `trained` and `validated` on
+        self._seen: dict[str, set[int]] = {}  # split -> identities of images that the loaded checkpoint has used
         self.same_split: bool | None = None  # whether the checkpoint's split is this one; None without a checkpoint
 
     # What is known of the data. Lazy: the command line reads it before `setup`, and with a checkpoint it is not needed.
@@ -200,54 +199,53 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(f"data.augment: {error}") from error
 
     def _labels(self, name: str, rows: list[int]) -> list[int]:
-        """What the network is to learn of each of these images: the number of its class."""
+        """What the network is to predict for each of these images: the number of its class."""
         if not rows:
-            size = f"data.{name}_size is {self._sizes[name]}" if name in self._sizes else "all are held out"
-            raise UserError(f"there are no {name} images: {size}, and the data gives no {name} set")
+            raise UserError(f"there are no {name} images: see data.test_size and data.val_size, or give a {name} set")
         number = {label: i for i, label in enumerate(self.class_names)}
-        labels = [str(self.source.samples[i].label) for i in rows]
+        labels = [self.source.samples[i].label for i in rows]
         if unknown := sorted(set(labels) - set(number)):
-            known = ", ".join(self.class_names[:10]) + (", ..." if len(number) > 10 else "")
-            raise UserError(f"the {name} images have a class {unknown[0]!r} unknown to the model; it knows {known}")
+            known = ", ".join(self.class_names[:10])
+            raise UserError(
+                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {known}"
+            )
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:
-        weights = None
+        weights, labels = None, self.loaded["train"].images.labels
         if self.sampler == "balanced":
-            labels = self.loaded["train"].images.labels
             weights = (1 / torch.bincount(labels).clamp(min=1))[labels]
         return self._loader("train", self.loaded["train"].index, weights)
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        return self._evaluation("val", "trained") if "val" in self.loaded else []
+        return self._loader("val", self._unseen("val")) if "val" in self.loaded else []
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._evaluation("test", "trained", "validated")
+        return self._loader("test", self._unseen("test"))
 
     def predict_dataloader(self) -> ResumableLoader:
         return self._loader("predict", self.loaded["predict"].index)
 
-    def _evaluation(self, name: str, *uses: str) -> ResumableLoader:
+    def _unseen(self, name: str) -> list[int]:
         """The images of a split. A test refuses, or leaves out, those that the checkpoint was trained on or chosen by."""
         part = self.loaded[name]
-        seen = {digest for use in uses for digest in self._used.get(use, ())}
-        known = [row for row, digest in part.digests.items() if digest in seen]
-        if not known or self.trainer.state.fn == "fit":
-            return self._loader(name, part.index)
+        known = [row for row, digest in part.digests.items() if digest in self._seen.get(name, ())]
+        if not known:
+            return part.index
         example = self.source.samples[known[0]].key
         words = (
             f"{len(known)} of the {len(part.index)} {name} images were used to train this model, for example {example}"
         )
         if name == "val":
             say(f"{words}: the score flatters it.")
-            return self._loader(name, part.index)
+            return part.index
         if self.on_seen_image == "error" or len(known) == len(part.index):
             raise UserError(
                 f"{words}: a score on them would flatter it; give images it has not seen (--data.root), or leave these out "
                 "with --data.on_seen_image skip"
             )
         say(f"{words}; they are left out.")
-        return self._loader(name, sorted(set(part.index).difference(known)))
+        return sorted(set(part.index).difference(known))
 
     def _loader(self, name: str, index: list[int], weights: Tensor | None = None) -> ResumableLoader:
         trainer, images = self.trainer, self.loaded[name].images
@@ -255,7 +253,7 @@ class ImageDataModule(L.LightningDataModule):
         batches = EpochBatches(index, self.batch_size, name == "train", self.seed, weights, rank, ranks, shuffle)
         workers = self.num_workers
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
-            workers = 0 if isinstance(images, MemoryImages) else min(8, os.cpu_count() or 1)
+            workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
         pin_memory = trainer.strategy.root_device.type == "cuda"
         progress = trainer.fit_loop.epoch_loop.batch_progress
         return ResumableLoader(images, batches, workers, pin_memory, lambda: progress.current.processed)
@@ -273,11 +271,14 @@ class ImageDataModule(L.LightningDataModule):
         return {**state, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.trainer.state.fn == "predict":  # without a split
+        command = self.trainer.state.fn
+        if command == "predict":  # without a split
             return
-        self._used = {use: set(state[use].tolist()) for use in ("trained", "validated") if use in state}
         self.same_split = state["fingerprint"] == self.fingerprint
-        if self.trainer.state.fn == "fit" and not self.same_split:
+        if command != "fit":
+            trained, validated = ({*state[use].tolist()} if use in state else set() for use in ("trained", "validated"))
+            self._seen = {"val": trained, "test": trained | validated}
+        elif not self.same_split:
             say(
                 f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
                 f"{self.fingerprint}): former validation images may now be trained on, so the score can flatter the model."

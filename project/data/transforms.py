@@ -68,27 +68,24 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values * (255 / scale), 0, 255).astype(np.uint8))
 
 
-def resize_to(image: Image.Image, size: int, how: Resize) -> Tensor:
-    """Bring an image to size x size pixels (bilinear, antialiased): uint8 (C, size, size).
-
-    letterbox keeps the whole image and its proportions and fills up with grey bars; crop scales the shorter side and cuts
-    out the middle, so it loses the ends of a long image; squash scales both sides and loses the proportions.
-    """
-    if how == "squash":
-        return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR))
-    if how == "crop":
-        return pil_to_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new(image.mode, (size, size), (GREY, GREY, GREY, 255)[: len(image.getbands())])
-    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), ((size - width) // 2, (size - height) // 2))
-    return pil_to_tensor(canvas)
-
-
 def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
+
+    letterbox keeps the whole image and its proportions and fills up with grey bars; crop scales the shorter side and cuts
+    out the middle, so it loses the ends of a long image; squash scales both sides and loses the proportions. All of them
+    are bilinear and antialiased.
 
     Raises:
         Exception: of any kind, when the content is damaged.
     """
-    return resize_to(decode(content, channels, hint=image_size), image_size, resize)
+    image, square = decode(content, channels, hint=image_size), (image_size, image_size)
+    if resize == "squash":
+        return pil_to_tensor(image.resize(square, Image.Resampling.BILINEAR))
+    if resize == "crop":
+        return pil_to_tensor(ImageOps.fit(image, square, Image.Resampling.BILINEAR))
+    scale = image_size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[: len(image.getbands())])
+    place = ((image_size - width) // 2, (image_size - height) // 2)
+    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), place)
+    return pil_to_tensor(canvas)
