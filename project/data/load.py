@@ -73,7 +73,7 @@ def load(
         size = image_format.image_size
         pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
     verdicts = survey(source, samples, image_format, pixels)
-    bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
+    bad = [(samples[i].key, verdict.fault) for i, verdict in enumerate(verdicts) if verdict.fault]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
         raise UserError(f"no image is left: {describe_bad(bad)}")

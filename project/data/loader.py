@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from project.data.memory import INDEX_LIMIT, Batch, Images, Request
+from project.data.memory import INDEX_LIMIT, Batch, Request
 
 
 @dataclass(eq=False)
@@ -79,37 +79,19 @@ class EpochBatches:
 
 
 class ResumableLoader:
-    """A DataLoader that can start in the middle of an epoch; Lightning keeps its state in the checkpoint.
+    """Wraps a DataLoader of EpochBatches, to start in the middle of an epoch; Lightning keeps its state in the checkpoint.
 
-    It holds a DataLoader instead of being one, because Lightning takes those apart to put in samplers of its own.
+    It is not a DataLoader itself, because Lightning takes those apart to put in samplers of its own.
+
+    Args:
+        loader: What is wrapped.
+        trained: Says how many batches of this epoch have been trained on; fewer than were given when one failed.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        batches: EpochBatches,
-        num_workers: int,
-        pin_memory: bool = False,
-        trained: Callable[[], int] = int,
-    ) -> None:
-        """
-        Args:
-            images: The data set.
-            batches: Which images form the batches.
-            num_workers: Processes that read them; 0 for none.
-            pin_memory: Put batches where a GPU fetches them faster.
-            trained: Says how many batches of this epoch have been trained on; fewer than were given when one failed.
-        """
-        self._loader = DataLoader(
-            dataset=images,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=dict,  # the data set gives whole batches
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-        )
-        self.batches, self._trained = batches, trained
-        self.dataset, self.sampler, self.batch_sampler = images, batches, batches  # where Lightning calls set_epoch
+    def __init__(self, loader: DataLoader, trained: Callable[[], int] = int) -> None:
+        self._loader, self._trained = loader, trained
+        self.dataset, self.batches = loader.dataset, loader.batch_sampler
+        self.sampler = self.batch_sampler = self.batches  # where Lightning calls set_epoch
 
     def __len__(self) -> int:
         return len(self.batches)

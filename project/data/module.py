@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
 from project.data.load import Loaded, common_size, describe_bad, load
@@ -16,7 +18,7 @@ from project.data.loader import EpochBatches, ResumableLoader
 from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
-from project.data.transforms import Channels, ImageFormat, Resize
+from project.data.transforms import ImageFormat, Resize
 from project.errors import UserError
 from project.messages import say
 
@@ -28,12 +30,12 @@ class ImageDataModule(L.LightningDataModule):
         self,
         root: str | None = None,
         source: Callable[[str | None], Source] = ImageFolder,
-        image_size: int | None = None,
-        channels: Channels = 3,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3, 4] = 3,
         resize: Resize = "letterbox",
-        batch_size: int = 64,
-        val_size: float = 0.2,
-        test_size: float = 0.2,
+        batch_size: PositiveInt = 64,
+        val_size: ClosedUnitInterval = 0.2,
+        test_size: ClosedUnitInterval = 0.2,
         split_seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
@@ -43,7 +45,7 @@ class ImageDataModule(L.LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         on_seen_image: Literal["error", "skip"] = "error",
         cache: Literal["auto", "memory", "none"] = "auto",
-        num_workers: int | None = None,
+        num_workers: NonNegativeInt | None = None,
         class_names: list[str] | None = None,
         seed: int | None = None,
         test_folds: int | None = None,
@@ -82,10 +84,6 @@ class ImageDataModule(L.LightningDataModule):
             test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
-        least = {"image_size": (image_size, 1), "batch_size": (batch_size, 1), "num_workers": (num_workers, 0)}
-        for key, (value, low) in least.items():
-            if value is not None and value < low:
-                raise UserError(f"data.{key} must be {low} or more, not {value}")
         if random_resized_crop is not None:
             smallest, largest = random_resized_crop
             if not 0 < smallest <= largest <= 1:
@@ -146,7 +144,7 @@ class ImageDataModule(L.LightningDataModule):
     def image_size(self) -> int:
         """Pixels of a side, measured when not given."""
         if self._image_size is not None:
-            return self._image_size
+            return int(self._image_size)  # a plain number, for the checkpoint
         return common_size(self.source, [self.source.samples[i] for i in self.splits["train"]])
 
     @property
@@ -254,9 +252,16 @@ class ImageDataModule(L.LightningDataModule):
         workers = self.num_workers
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
-        pin_memory = trainer.strategy.root_device.type == "cuda"
+        loader = DataLoader(
+            dataset=images,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=dict,  # the data set gives whole batches
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        return ResumableLoader(images, batches, workers, pin_memory, lambda: progress.current.processed)
+        return ResumableLoader(loader, lambda: progress.current.processed)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""

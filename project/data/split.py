@@ -41,11 +41,8 @@ def split_samples(
         test_fold: Which of the outer folds tests, 0 to test_folds - 1.
 
     Raises:
-        UserError: for a size or a fold out of range, or a class with too few images to be split.
+        UserError: for a fold out of range, or a class with too few images to be split.
     """
-    for key, size in (("test_size", test_size), ("val_size", val_size)):
-        if not 0 <= size <= 1:
-            raise UserError(f"data.{key} must be in [0, 1] (a share of the images), not {size}")
     for key, count, number in (("fold", folds, fold), ("test_fold", test_folds, test_fold)):
         if count == 1 or not 0 <= number < (1 if count is None else count):
             raise UserError(

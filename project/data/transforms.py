@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 Resize = Literal["letterbox", "crop", "squash"]
-Channels = Literal[1, 3, 4]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 GREY = 114  # of the letterbox bars: near the mean of photographs, so that the bars are no bright edge
 
@@ -18,7 +17,7 @@ class ImageFormat(NamedTuple):
     """What every image is brought to: pixels of a side, channels, and how other shapes are resized."""
 
     image_size: int
-    channels: Channels
+    channels: int
     resize: Resize
 
 
