@@ -128,7 +128,6 @@ class Rotate90(Augmentation):
     p: float = 0.75
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        _require_square(images)
         turns = draws.bernoulli(self.p) * (1 + draws.integers(3))  # (N,) quarter turns, counter-clockwise
         images = choose(turns >= 2, images.flip(-2, -1), images)
         return choose(turns % 2 == 1, images.transpose(-2, -1).flip(-2), images)
@@ -142,7 +141,6 @@ class FlipRotate(Augmentation):
     """
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        _require_square(images)
         element = draws.integers(8)
         images = choose(element & 1 > 0, images.flip(-1), images)
         images = choose(element & 2 > 0, images.flip(-2), images)
@@ -182,9 +180,3 @@ def reflect(images: Tensor, padding: int, dim: int) -> Tensor:
     before = images.narrow(dim, 1, padding).flip(dim)
     after = images.narrow(dim, size - 1 - padding, padding).flip(dim)
     return torch.cat([before, images, after], dim)
-
-
-def _require_square(images: Tensor) -> None:
-    height, width = images.shape[-2:]
-    if height != width:
-        raise ValueError(f"needs square images, not {height} x {width}; resize or crop them to a square first")

@@ -23,9 +23,8 @@ class Photometric(Augmentation):
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         images = to_float(images)
-        if images.shape[1] != 4:
-            return self.adjust(images, draws).clamp_(0, 1)
-        return torch.cat([self.adjust(images[:, :3], draws).clamp_(0, 1), images[:, 3:]], 1)
+        colour = self.adjust(images[:, :3], draws).clamp_(0, 1)
+        return torch.cat([colour, images[:, 3:]], 1) if images.shape[1] == 4 else colour
 
     @abstractmethod
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:

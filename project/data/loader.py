@@ -90,11 +90,11 @@ class ResumableLoader:
 
     def __init__(self, loader: DataLoader, trained: Callable[[], int] = int) -> None:
         self._loader, self._trained = loader, trained
-        self.dataset, self.batches = loader.dataset, loader.batch_sampler
-        self.sampler = self.batch_sampler = self.batches  # where Lightning calls set_epoch
+        self.dataset = loader.dataset
+        self.sampler = self.batch_sampler = loader.batch_sampler  # where Lightning calls set_epoch
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._loader)
@@ -104,4 +104,4 @@ class ResumableLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.
-        self.batches.start = state["trained"] % len(self.batches)
+        self.batch_sampler.start = state["trained"] % len(self)

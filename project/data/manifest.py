@@ -46,7 +46,7 @@ class Manifest(FileSource):
         key = posixpath.normpath(name)  # ./a.png is a.png
         if key in self.paths:
             raise UserError(f"{where}: {key} is listed twice")
-        self.paths[key] = table.parent / key
-        if not self.paths[key].is_file():
-            raise UserError(f"{where}: there is no file {self.paths[key]}")
+        path = self.paths[key] = table.parent / key
+        if not path.is_file():
+            raise UserError(f"{where}: there is no file {path}")
         self.samples.append(Sample(key, label, SPLIT_FOLDERS.get(split), group or None))

@@ -109,11 +109,9 @@ def existing(root: str | None, what: str) -> Path:
     Raises:
         UserError: when no root is given or nothing is there.
     """
-    if root is None:
-        raise UserError(f"data.root is missing: it has to be {what}, for example --data.root ~/flowers")
-    path = Path(root).expanduser()
-    if not path.exists():
-        raise UserError(f"data.root: there is no {path}; it has to be {what}")
+    path = Path(root or "").expanduser()
+    if root is None or not path.exists():
+        raise UserError(f"data.root must be {what} that exists, for example --data.root ~/flowers, not {root}")
     return path
 
 

@@ -72,14 +72,12 @@ def split_samples(
 
 def _units(samples: Sequence[Sample], pool: list[int], seed: int) -> list[list[int]]:
     """What may not be divided: the groups, and every image without one; in seeded order."""
-    units: dict[str, list[int]] = defaultdict(list)
+    units = defaultdict(list)
     for i in pool:
         units[f"group/{samples[i].group}" if samples[i].group else f"image/{samples[i].key}"].append(i)
-
-    def order(name: str) -> str:  # blake2b, because Python's own hash differs from process to process
-        return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).hexdigest()
-
-    return [units[name] for name in sorted(units, key=order)]
+    # blake2b, because Python's own hash differs from process to process
+    order = sorted(units, key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest())
+    return [units[name] for name in order]
 
 
 def _count(samples: Sequence[Sample], rows: list[int]) -> Counter[str | None]:
@@ -117,8 +115,7 @@ def _fold_of(samples: Sequence[Sample], pool: list[int], seed: int, folds: int, 
             f"data.{key} is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images or "
             f"groups in all; add images or lower data.{key}"
         )
-    parts: list[list[int]] = [[] for _ in range(folds)]
-    have: list[Counter[str | None]] = [Counter() for _ in parts]
+    parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
     for unit in sorted(units, key=len, reverse=True):  # the large groups first: the small ones then even out
         images = _count(samples, unit)
         home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
