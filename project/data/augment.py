@@ -162,14 +162,15 @@ class RandomCrop(Augmentation):
     mode: Literal["reflect", "constant"] = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        height, width = images.shape[-2:]
+        (height, width), room = images.shape[-2:], 2 * self.padding + 1
         if self.mode == "constant":
             padded = F.pad(images, (self.padding,) * 4)
         else:
             padded = reflect(reflect(images, self.padding, -2), self.padding, -1)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), a view
-        top, left = draws.integers(2 * self.padding + 1), draws.integers(2 * self.padding + 1)
-        return windows[torch.arange(len(images), device=images.device), :, top, left]  # (N, C, H, W)
+        return windows[
+            torch.arange(len(images), device=images.device), :, draws.integers(room), draws.integers(room)
+        ]  # (N, C, H, W)
 
 
 def reflect(images: Tensor, padding: int, dim: int) -> Tensor:

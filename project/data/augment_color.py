@@ -1,6 +1,5 @@
 """Augmentations of colour, blur and noise: uint8 becomes float32 in [0, 1], and stays there."""
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,20 +12,15 @@ from project.data.draws import Draws
 SIGMAS = 256  # a table of blurs, as torch's exp may differ in the last bit from batch to batch
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]; float images pass through."""
-    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images
-
-
 class Photometric(Augmentation):
     """Base of the classes below: they `adjust` the colour and leave the alpha of four-channel images as it is."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        images = to_float(images)
+        if images.dtype == torch.uint8:
+            images = images.float().mul_(1 / 255)
         colour = self.adjust(images[:, :3], draws).clamp_(0, 1)
         return torch.cat([colour, images[:, 3:]], 1) if images.shape[1] == 4 else colour
 
-    @abstractmethod
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
         """Takes float32 (N, 1 or 3, H, W) in [0, 1] and returns a new tensor, in any range."""
 
@@ -135,7 +129,7 @@ class GaussianNoise(Photometric):
     p: float = 0.5
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        std = draws.bernoulli(self.p).float() * self.std  # (N,)
+        std = draws.bernoulli(self.p) * self.std  # (N,)
         return draws.normal(tuple(colour.shape[1:])).mul_(std[:, None, None, None]).add_(colour)
 
 

@@ -58,7 +58,7 @@ class RandomErasing(Augmentation):
         scale = math.sqrt(rows * columns)
         down = span(rows, (side * stretch * scale).round().clamp(1, rows))
         across = span(columns, (side / stretch * scale).round().clamp(1, columns))
-        grey = draws.integers(256).to(torch.float32)
+        grey = draws.integers(256)
         value = grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255
         hidden = down[:, None, :, None] & across[:, None, None] & erased[:, None, None, None]  # (N, 1, H, W)
         return torch.where(hidden, value[:, None, None, None], images)

@@ -46,6 +46,8 @@ def _normal_table(device: torch.device) -> Tensor:
 class Draws:
     """Independent random numbers for each of N images. Every call takes the next draw number, so two calls differ."""
 
+    _count = 0
+
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
         """
         Args:
@@ -54,7 +56,6 @@ class Draws:
             index: Position of each image in the data set, int64 (N,). The draws live on its device.
         """
         self._state = _output(_output(_output(torch.tensor(0), seed), epoch), index)  # (N,)
-        self._count = 0
 
     def stream(self, number: int) -> "Draws":
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""

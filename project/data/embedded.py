@@ -6,7 +6,16 @@ from project.data.sources import Sample, Source
 from project.errors import UserError
 
 
-class Digits(Source):
+class ArraySource(Source):
+    """A source of images that lie in memory; a subclass fills `self.arrays`, from key to pixels."""
+
+    arrays: dict[str, np.ndarray]
+
+    def content(self, sample: Sample) -> np.ndarray:
+        return self.arrays[sample.key]
+
+
+class Digits(ArraySource):
     """The 1,797 real handwritten digits that come with scikit-learn: 8x8, grey, ten classes, no download.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998).
@@ -21,13 +30,10 @@ class Digits(Source):
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8); stored as 0..16
         self.class_names = [str(number) for number in range(10)]
         self.samples = [Sample(f"digit-{i:04d}", str(label)) for i, label in enumerate(digits.target)]
-        self._images = {sample.key: image for sample, image in zip(self.samples, images, strict=True)}
-
-    def content(self, sample: Sample) -> np.ndarray:
-        return self._images[sample.key]
+        self.arrays = {sample.key: image for sample, image in zip(self.samples, images, strict=True)}
 
 
-class _Torchvision(Source):
+class _Torchvision(ArraySource):
     """A data set of torchvision that lies in memory, with the split of its authors; named like torchvision's class."""
 
     def __init__(self, root: str | None, download: bool = False) -> None:
@@ -41,7 +47,7 @@ class _Torchvision(Source):
         name = type(self).__name__
         if root is None:
             raise UserError(f"data.root is missing: the folder where the files of {name} are, or are to be put")
-        self.samples, self._images = [], {}
+        self.samples, self.arrays = [], {}
         for split in ("test", "train"):
             try:
                 part = getattr(torchvision.datasets, name)(root, train=split == "train", download=download)
@@ -56,10 +62,7 @@ class _Torchvision(Source):
             for i, (image, target) in enumerate(zip(images, part.targets, strict=True)):
                 sample = Sample(f"{split}-{i:05d}", self.class_names[int(target)], split)
                 self.samples.append(sample)
-                self._images[sample.key] = image
-
-    def content(self, sample: Sample) -> np.ndarray:
-        return self._images[sample.key]
+                self.arrays[sample.key] = image
 
 
 class CIFAR10(_Torchvision):

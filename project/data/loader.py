@@ -78,6 +78,7 @@ class EpochBatches:
         return [keys[place] for place in places]
 
 
+@dataclass(eq=False)
 class ResumableLoader:
     """Wraps a DataLoader of EpochBatches, to start in the middle of an epoch; Lightning keeps its state in the checkpoint.
 
@@ -88,19 +89,21 @@ class ResumableLoader:
         trained: Says how many batches of this epoch have been trained on; fewer than were given when one failed.
     """
 
-    def __init__(self, loader: DataLoader, trained: Callable[[], int] = int) -> None:
-        self._loader, self._trained = loader, trained
-        self.dataset = loader.dataset
-        self.sampler = self.batch_sampler = loader.batch_sampler  # where Lightning calls set_epoch
+    loader: DataLoader
+    trained: Callable[[], int] = int
+
+    def __post_init__(self) -> None:
+        self.dataset = self.loader.dataset
+        self.sampler = self.batch_sampler = self.loader.batch_sampler  # where Lightning calls set_epoch
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return iter(self.loader)
 
     def state_dict(self) -> dict[str, int]:
-        return {"trained": self._trained()}
+        return {"trained": self.trained()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.

@@ -32,7 +32,7 @@ class Manifest(FileSource):
             raise UserError(f"data.root: {table} is not a CSV file in UTF-8 ({error})") from error
         if not self.samples:
             raise UserError(f"{table}: no image is listed below the first line")
-        self.samples.sort(key=lambda sample: sample.key)
+        self.samples.sort()
 
     def _add(self, table: Path, line: int, row: dict[str, str]) -> None:
         where = f"{table}, line {line}"

@@ -127,9 +127,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._class_names is not None:
             return list(self._class_names)
-        labels = {name: {self.source.samples[i].label for i in rows} for name, rows in self.splits.items()}
-        train = labels["train"] or labels["test"]  # test_size 1: everything is to be tested
-        if missing := sorted(labels["val"] - train):
+        train = set(self._labels("train") or self._labels("test"))  # test_size 1: everything is to be tested
+        if missing := sorted(set(self._labels("val")) - train):
             raise UserError(
                 f"class {missing[0]!r} is in the validation images but not in the training images; add some to train"
             )
@@ -150,7 +149,7 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def class_counts(self) -> list[int]:
         """Training images of each class."""
-        counts = Counter(self.source.samples[i].label for i in self.splits["train"])
+        counts = Counter(self._labels("train"))
         return [counts[name] for name in self.class_names]
 
     @property
@@ -182,9 +181,10 @@ class ImageDataModule(L.LightningDataModule):
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             if name in self.loaded or (stage == "fit" and name == "val" and not self.splits["val"]):
                 continue
-            rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
-            labels = self._labels(name, rows)
-            self.loaded[name] = load(self.source, rows, labels, image_format, self._in_memory, self.seed, area)
+            targets, area = self._targets(name), self.random_resized_crop if name == "train" else None
+            self.loaded[name] = load(
+                self.source, self.splits[name], targets, image_format, self._in_memory, self.seed, area
+            )
         if self.bad and self.on_bad_image == "error":
             raise UserError(describe_bad(self.bad))
 
@@ -196,13 +196,16 @@ class ImageDataModule(L.LightningDataModule):
         except ValueError as error:
             raise UserError(f"data.augment: {error}") from error
 
-    def _labels(self, name: str, rows: list[int]) -> list[int]:
-        """What the network is to predict for each of these images: the number of its class."""
-        if not rows:
+    def _labels(self, name: str) -> list[str | None]:
+        """As the source says them, of the images of a split."""
+        return [self.source.samples[i].label for i in self.splits[name]]
+
+    def _targets(self, name: str) -> list[int]:
+        """What the network is to predict for each image of a split: the number of its class."""
+        labels, number = self._labels(name), {label: i for i, label in enumerate(self.class_names)}
+        if not labels:
             raise UserError(f"there are no {name} images: see data.test_size and data.val_size, or give a {name} set")
-        number = {label: i for i, label in enumerate(self.class_names)}
-        labels = [self.source.samples[i].label for i in rows]
-        if unknown := sorted(set(labels) - set(number)):
+        if unknown := sorted(set(labels).difference(number)):
             known = ", ".join(self.class_names[:10])
             raise UserError(
                 f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {known}"

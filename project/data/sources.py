@@ -13,12 +13,12 @@ from project.errors import UserError
 
 # Formats that Pillow decodes without further packages. Other files in a folder (notes, labels, thumbs.db) are not images.
 _ENDINGS = "jpg jpeg jpe jfif png bmp gif tif tiff webp ppm pgm pbm pnm tga jp2 avif ico"
-EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
+EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 HIDDEN = (".", "__MACOSX")  # beginnings of names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Sample:
     """One image of a source.
 
@@ -99,8 +99,7 @@ class ImageFiles(FileSource):
         self.paths = dict(find_images(folder)) if folder.is_dir() else {_key(folder.name): folder}
         self.samples = [Sample(key) for key in sorted(self.paths)]
         if not self.samples:
-            endings = " ".join(sorted(EXTENSIONS))
-            raise UserError(f"data.root: no image found in {folder}; the known endings are {endings}")
+            raise UserError(f"data.root: no image found in {folder}; the known endings are {' '.join(EXTENSIONS)}")
 
 
 def existing(root: str | None, what: str) -> Path:
@@ -130,7 +129,7 @@ def find_images(root: Path) -> Iterator[tuple[str, Path]]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
                 path = Path(folder, name)
                 yield _key(path.relative_to(root).as_posix()), path
 

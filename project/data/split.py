@@ -9,7 +9,6 @@ from pathlib import Path
 from project.data.sources import Sample
 from project.errors import UserError
 
-SPLITS = ("train", "val", "test")
 Splits = dict[str, list[int]]  # split -> positions in the list of samples, ascending
 
 
@@ -44,11 +43,13 @@ def split_samples(
         UserError: for a fold out of range, or a class with too few images to be split.
     """
     for key, count, number in (("fold", folds, fold), ("test_fold", test_folds, test_fold)):
-        if count == 1 or not 0 <= number < (1 if count is None else count):
+        if count in (0, 1) or not 0 <= number < (count or 1):
             raise UserError(
                 f"data.{key}s must be 2 or more, and data.{key} at least 0 and below data.{key}s, not {count} and {number}"
             )
-    given = {name: [i for i, sample in enumerate(samples) if sample.split == name] for name in (*SPLITS, None)}
+    given = {
+        name: [i for i, sample in enumerate(samples) if sample.split == name] for name in ("train", "val", "test", None)
+    }
     pool, test, val = sorted(given["train"] + given[None]), given["test"], given["val"]
     if test_folds is not None:
         test = _fold_of(samples, pool, split_seed, test_folds, test_fold, "test_folds")

@@ -45,7 +45,7 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     """Convert any of Pillow's modes; its own conversion clips 16-bit images and shows what hides under transparency."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode[0] in "IF":
         image = _eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
