@@ -7,11 +7,11 @@ from project.data.augment import (
     FlipRotate,
     HorizontalFlip,
     RandomCrop,
+    RandomErasing,
     Rotate90,
     VerticalFlip,
 )
 from project.data.augment_color import Blur, Brightness, Contrast, GaussianNoise, Saturation
-from project.data.augment_erase import RandomErasing
 from project.data.augment_warp import RandomResize, Rotate
 from project.data.embedded import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from project.data.manifest import Manifest

@@ -3,17 +3,19 @@
     augment = Augment([HorizontalFlip(), RandomCrop(padding=4), Brightness(0.2)], seed=0)
     images = augment(images, epoch, index)  # uint8 (N, C, H, W), N positions in the data set
 
-What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device, not on
-the other images of the batch. Every operation is therefore elementwise, a copy, or a sum in a fixed order; a batched
+What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device, not
+on the other images of the batch. Every operation is therefore elementwise, a copy, or a sum in a fixed order; a batched
 convolution or mean may round differently in another batch.
 
-An augmentation may do only what leaves the label true: each class says which tasks it breaks. This file has those that move
-pixels unchanged, `augment_warp` zoom and rotation, `augment_color` colour, blur and noise, `augment_erase` erasing. A new
-one is a class like these, in any file, and a line of YAML.
+An augmentation may do only what leaves the label true: each class says which tasks it breaks. This file has those that
+move or hide pixels, `augment_warp` zoom and rotation, `augment_color` colour, blur and noise. A new one is a class like
+these, in any file, and a line of YAML.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from project.data.draws import Draws
 
 CHUNK = 2**20  # pixel values: on a CPU, 64 images of 224 pixels take a third of the time when done a few at a time
+SHAPES = 1024  # a table of roots and exponentials, as torch's own may differ in the last bit from batch to batch
 
 
 class Augmentation(ABC):
@@ -39,24 +42,19 @@ class Augmentation(ABC):
 
 @dataclass
 class Augment:
-    """Applies a list of augmentations in order. Each has a stream of draws of its own, so appending one changes no other."""
+    """Applies augmentations in order. Each has a stream of draws of its own, so appending one changes no other."""
 
     augmentations: list[Augmentation]
     seed: int
 
     def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
-        """Augments a batch.
-
-        Args:
-            images: uint8, or float32 in [0, 1], (N, C, H, W).
-            epoch: Number of the epoch, from 0.
-            index: Position of each image in the data set, int64 (N,).
+        """Augments images, uint8 or float32 in [0, 1], (N, C, H, W), by their positions in the data set, int64 (N,).
 
         Returns:
             The dtype that came in, unless an operation of `augment_color` made it float32 in [0, 1].
 
         Raises:
-            ValueError: the first one of an augmentation, with the name of its class.
+            ValueError: an augmentation's, with the name of its class.
         """
         size = max(1, CHUNK // images.shape[1:].numel() if images.device.type == "cpu" else len(images))
         parts = zip(images.split(size), index.to(images.device).split(size), strict=True)
@@ -75,8 +73,8 @@ class Augment:
 def choose(mask: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     """`changed` where the mask (N,) is true, else `images`.
 
-    Copies whole images by their number: nine times faster than `where` for uint8 on a CPU, and unlike indexing by the mask
-    it does not make a GPU wait for the CPU.
+    Copies whole images by their number: nine times faster than `where` for uint8 on a CPU, and unlike indexing by the
+    mask it does not make a GPU wait for the CPU.
     """
     count = len(images)
     return torch.cat([images, changed]).index_select(0, torch.arange(count, device=mask.device) + count * mask)
@@ -86,7 +84,8 @@ def choose(mask: Tensor, changed: Tensor, images: Tensor) -> Tensor:
 class HorizontalFlip(Augmentation):
     """Mirrors left and right.
 
-    Safe for most photographs. Breaks tasks in which left and right differ: text, digits, road signs, laterality in medicine.
+    Safe for most photographs. Breaks tasks in which left and right differ: text, digits, road signs, laterality in
+    medicine.
 
     Args:
         p: Probability of the flip, in [0, 1].
@@ -102,8 +101,8 @@ class HorizontalFlip(Augmentation):
 class VerticalFlip(Augmentation):
     """Mirrors top and bottom.
 
-    For views without an up: cells, tissue, satellite images, textures. Breaks everyday photographs, which have gravity, and
-    text and digits (a 6 becomes nearly a 9).
+    For views without an up: cells, tissue, satellite images, textures. Breaks everyday photographs, which have gravity,
+    and text and digits (a 6 becomes nearly a 9).
 
     Args:
         p: Probability of the flip, in [0, 1].
@@ -136,8 +135,9 @@ class Rotate90(Augmentation):
 class FlipRotate(Augmentation):
     """One of the eight flips and rotations of a square, each as likely (the dihedral group D4). Needs square images.
 
-    Takes the place of both flips and Rotate90 together. For views without an up and without handedness: most tissue, cells
-    and satellite images. Breaks text, digits, everyday photographs, and molecules or knots that differ from their mirror image.
+    Takes the place of both flips and Rotate90 together. For views without an up and without handedness: most tissue,
+    cells and satellite images. Breaks text, digits, everyday photographs, and molecules or knots that differ from their
+    mirror image.
     """
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -171,6 +171,57 @@ class RandomCrop(Augmentation):
         return windows[
             torch.arange(len(images), device=images.device), :, draws.integers(room), draws.integers(room)
         ]  # (N, C, H, W)
+
+
+@dataclass
+class RandomErasing(Augmentation):
+    """Replaces a rectangle by a flat random grey, so that the network does not rely on one part of the object.
+
+    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle kept inside the image. Breaks tasks in which
+    the telling part is small: the rectangle may hide all of it.
+
+    Args:
+        p: Probability of erasing, in [0, 1].
+        area: Smallest and largest share of the image that is hidden.
+        ratio: Lowest and highest height over width of the rectangle.
+    """
+
+    p: float = 0.25
+    area: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Square roots of the shares, and of the ratios of height over width: (SHAPES,) each."""
+        (smallest, largest), (low, high) = self.area, self.ratio
+        if not (0 < smallest <= largest < 1 and 0 < low <= high):
+            raise ValueError(
+                f"area and ratio must be [low, high] above 0, area below 1, not {self.area} and {self.ratio}"
+            )
+        steps = torch.arange(SHAPES, dtype=torch.float64)
+        shares = smallest + (largest - smallest) * steps / (SHAPES - 1)
+        low, high = math.log(low), math.log(high)  # a tall shape as likely as the same lying down
+        ratios = (low + (high - low) * steps / (SHAPES - 1)).exp()
+        return shares.sqrt().float(), ratios.sqrt().float()
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        rows, columns = images.shape[-2:]
+
+        def span(size: int, length: Tensor) -> Tensor:
+            """A stretch of this length (N,) at a random place of a side: bool (N, size)."""
+            start = (draws.uniform() * (size - length + 1)).floor()[:, None]
+            place = torch.arange(size, device=images.device)
+            return (place >= start) & (place < start + length[:, None])
+
+        erased = draws.bernoulli(self.p)
+        side, stretch = (table.to(images.device)[draws.integers(SHAPES)] for table in self._tables)  # (N,) each
+        scale = math.sqrt(rows * columns)
+        down = span(rows, (side * stretch * scale).round().clamp(1, rows))
+        across = span(columns, (side / stretch * scale).round().clamp(1, columns))
+        grey = draws.integers(256)
+        value = grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255
+        hidden = down[:, None, :, None] & across[:, None, None] & erased[:, None, None, None]  # (N, 1, H, W)
+        return torch.where(hidden, value[:, None, None, None], images)
 
 
 def reflect(images: Tensor, padding: int, dim: int) -> Tensor:

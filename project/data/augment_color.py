@@ -99,9 +99,7 @@ class Blur(Photometric):
         """Half kernels of sum 1, from the centre outwards: (SIGMAS, radius + 1)."""
         low, high = self.sigma
         if self.kernel_size % 2 == 0 or not 0 < low <= high:
-            raise ValueError(
-                f"kernel_size must be odd and sigma [low, high] with 0 < low <= high, not {self.kernel_size}, [{low}, {high}]"
-            )
+            raise ValueError(f"kernel_size must be odd and sigma above 0, not {self.kernel_size} and [{low}, {high}]")
         sigmas = torch.linspace(low, high, SIGMAS, dtype=torch.float64)
         distance = torch.arange(self.kernel_size // 2 + 1, dtype=torch.float64)
         bell = torch.exp(-0.5 * (distance / sigmas[:, None]) ** 2)
@@ -118,7 +116,8 @@ class Blur(Photometric):
 class GaussianNoise(Photometric):
     """Adds independent normal noise to every value.
 
-    Breaks tasks whose signal is as faint as the noise or is noise itself: low light, texture, sensor or forgery detection.
+    Breaks tasks whose signal is as faint as the noise or is noise itself: low light, texture, sensor or forgery
+    detection.
 
     Args:
         std: Standard deviation, 0 or more, where the values span [0, 1]; 0.05 is clearly visible.

@@ -19,11 +19,9 @@ ANGLES = 4096  # a table of sines, as torch's own may differ in the last bit fro
 class RandomResize(Augmentation):
     """Zooms in or out about a random place, the output as large as the input.
 
-    A scale above 1 shows a window of 1 / scale of the side, enlarged; below 1 the whole image is shrunk and put at a random
-    place. It reads single points, so fine detail aliases much below 0.5.
-
-    Breaks tasks in which the size is the class (a cell's size, one product in two sizes), and with a large scale those whose
-    object is small or at the border: the window may miss it.
+    A scale above 1 shows a window of 1 / scale of the side, enlarged; below 1 the whole image is shrunk and put at a
+    random place. Breaks tasks in which the size is the class (a cell's size, one product in two sizes), and with a
+    large scale those whose object is small or at the border: the window may miss it.
 
     Args:
         scale: Lowest and highest magnification of the sides, drawn uniformly; [0.8, 1.25] is mild.
@@ -87,8 +85,8 @@ def _centres(images: Tensor) -> list[Tensor]:
 def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
     """Bilinear samples at x and y, which broadcast to (N, H, W) in units of [-1, 1].
 
-    On a CPU `grid_sample` works image by image, so the batch does not matter (tested). The usual `affine_grid` is a batched
-    matrix product, free to round otherwise in another batch.
+    On a CPU `grid_sample` works image by image, so the batch does not matter (tested). The usual `affine_grid` is a
+    batched matrix product, free to round otherwise in another batch.
     """
     grid = torch.stack(torch.broadcast_tensors(x, y), -1)  # (N, H, W, 2)
     sampled = F.grid_sample(images.float(), grid, padding_mode=PADDING[mode], align_corners=False)

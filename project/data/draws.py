@@ -1,9 +1,10 @@
 """Random numbers that depend on the image, the epoch and the seed, and on nothing else.
 
-A draw is a hash of (seed, epoch, image index, stream, draw number). There is no generator whose state depends on what ran
-before, so an image gets the same draws in any batch, order, worker, rank or resumed run. The hash is computed in 64-bit
-integers that wrap around, identical on every device; floats come out of it by exact operations and table look-ups alone,
-since log, cos and exp may differ in the last bit between devices, and even between positions in one tensor.
+A draw is a hash of (seed, epoch, image index, stream, draw number). There is no generator whose state depends on what
+ran before, so an image gets the same draws in any batch, order, worker, rank or resumed run. The hash is computed in
+64-bit integers that wrap around, identical on every device; floats come out of it by exact operations and table
+look-ups alone, since log, cos and exp may differ in the last bit between devices, and even between positions in one
+tensor.
 """
 
 import copy
@@ -49,12 +50,7 @@ class Draws:
     _count = 0
 
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
-        """
-        Args:
-            seed: Any integer.
-            epoch: Any integer; the same image gets new draws in every epoch.
-            index: Position of each image in the data set, int64 (N,). The draws live on its device.
-        """
+        """`index`: position of each image in the data set, int64 (N,). The draws live on its device."""
         self._state = _output(_output(_output(torch.tensor(0), seed), epoch), index)  # (N,)
 
     def stream(self, number: int) -> "Draws":

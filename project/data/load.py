@@ -28,34 +28,20 @@ SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 
 
 class Verdict(NamedTuple):
-    """What is known of one image file.
+    """What is known of one image file."""
 
-    Attributes:
-        size: Of the file, bytes.
-        time: Of its last change, nanoseconds.
-        digest: 64-bit blake2b of the content, as a signed integer: the image's identity, whatever its name.
-        fault: Why it cannot be read; empty when it can.
-    """
-
-    size: int
-    time: int
-    digest: int
-    fault: str
+    state: str  # size and time of the last change when it was read; empty when it was not
+    digest: int  # 64-bit blake2b of the content, signed: the image's identity, whatever its name
+    fault: str  # why it cannot be read; empty when it can
 
 
 @dataclass
 class Loaded:
-    """The images of one split.
-
-    Attributes:
-        images: The data set.
-        digests: Position among all samples -> identity of the image's content.
-        bad: (key, why) of the images that cannot be read; they are left out.
-    """
+    """The images of one split."""
 
     images: Images
-    digests: dict[int, int]
-    bad: list[tuple[str, str]]
+    digests: dict[int, int]  # position among all samples -> identity of the content
+    bad: list[tuple[str, str]]  # (key, why) of the images that cannot be read; they are left out
 
     @property
     def index(self) -> list[int]:
@@ -75,7 +61,7 @@ def load(
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
-    """Survey the images, and decode them into memory where wanted.
+    """Survey images, and decode them into memory where wanted.
 
     Args:
         source: Where the images come from.
@@ -86,16 +72,15 @@ def load(
         seed: Of the random crops.
         area: Of random resized crops; they need the files, so nothing is kept in memory.
 
-    Raises:
-        UserError: when not one of the images can be read.
+    Raises a UserError when not one of the images can be read.
     """
     samples = [source.samples[i] for i in rows]
     if in_memory is None:
         in_memory = fits_in_memory(len(rows), image_format)
     pixels = None
     if in_memory and area is None:
-        size = image_format.image_size
-        pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+        size, channels, _ = image_format
+        pixels = torch.empty(len(rows), channels, size, size, dtype=torch.uint8)
     verdicts = survey(source, samples, image_format, pixels)
     bad = [(samples[i].key, verdict.fault) for i, verdict in enumerate(verdicts) if verdict.fault]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
@@ -111,39 +96,30 @@ def load(
 def survey(
     source: Source, samples: Sequence[Sample], image_format: ImageFormat, pixels: Tensor | None = None
 ) -> list[Verdict]:
-    """Judge every sample, in several threads (Pillow decodes without holding Python's lock).
+    """One verdict for each sample, in order; `pixels`, uint8 (N, C, H, W), takes the decoded images.
 
-    A verdict from an earlier run is believed while path, size and time agree; a good file is then decoded again only for
-    its pixels.
-
-    Args:
-        source: Where the images come from.
-        samples: Which images.
-        image_format: What they are to be brought to.
-        pixels: Takes the decoded images, uint8 (N, C, H, W); None keeps none.
-
-    Returns:
-        One verdict for each sample, in order.
+    Works in several threads, since Pillow decodes without holding Python's lock. A verdict from an earlier run is
+    believed while path, size and time agree; a good file is then decoded again only for its pixels.
     """
     paths = [source.path(sample) for sample in samples]
     # Verdicts are filed in the user's cache folder, under the folder that the images share.
     folder = os.path.commonpath([os.path.abspath(path.parent) for path in paths if path] or ["/"])
-    name = f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    file, known = cache / "image-classification-template" / name, {}
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
+    file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
+    known = {}
     with suppress(OSError, ValueError):  # there is no file yet
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
-        path, state, content, fault = paths[position], (0, 0), b"", ""  # no path: the source holds pixels
+        path, state, content, fault = paths[position], "", b"", ""  # no path: the source holds pixels
         try:
             if path:
-                status = path.stat()
-                verdict, now = known.get(str(path)), (status.st_size, status.st_mtime_ns)
-                if verdict and verdict[:2] == now and (verdict.fault or pixels is None):
+                status, verdict = path.stat(), known.get(str(path))
+                now = f"{status.st_size} {status.st_mtime_ns}"
+                if verdict and verdict.state == now and (verdict.fault or pixels is None):
                     return verdict
             content = source.content(samples[position])
-            state = now if path else state  # only what has been read is remembered
+            state = now if path else ""
             if pixels is None:
                 decode(content, image_format.channels, image_format.image_size)
             else:
@@ -153,10 +129,11 @@ def survey(
         except Exception as error:  # every one of Pillow's decoders has exceptions of its own
             words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             fault = "not an image" if isinstance(error, Image.UnidentifiedImageError) else words[:120]
-        return Verdict(*state, digest(bytes(content)), fault)
+        digest = hashlib.blake2b(bytes(content), digest_size=8).digest()
+        return Verdict(state, int.from_bytes(digest, "big", signed=True), fault)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        found = list(threads.map(judge, range(len(samples)), chunksize=16))
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(judge, range(len(samples))))
     verdicts = known | {str(path): verdict for path, verdict in zip(paths, found, strict=True) if path}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
@@ -166,24 +143,17 @@ def survey(
     return found
 
 
-def digest(content: bytes) -> int:
-    """64-bit identity of an image's content, signed because torch has no unsigned 64-bit integers to sort."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
-
-
 def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
     """Whether that many uint8 images take at most a quarter of the memory that is free now."""
-    try:
+    free = 4 * 2**30
+    with suppress(AttributeError, ValueError):  # not on every system
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        free = 4 * 2**30
     return images * image_format.channels * image_format.image_size**2 <= free / 4
 
 
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
-    """The list of unreadable images, and what to do."""
-    lines = [f"\n  {key}: {why}" for key, why in bad]
-    lines[SHOWN:] = ["\n  ..."] * (len(bad) > SHOWN)
+    """How many images cannot be read, what to do, and the first of them."""
+    lines = [f"\n  {key}: {why}" for key, why in bad[:SHOWN]]
     advice = "remove them, or leave them out with --data.on_bad_image skip"
     return f"{len(bad)} of the images cannot be read: {advice}{''.join(lines)}"
 
@@ -191,17 +161,14 @@ def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
 def common_size(source: Source, samples: Sequence[Sample]) -> int:
     """A size for the images: the median shorter side of up to 500 of them, in steps of 32 above 64, at most 224.
 
-    224 is what the classic ImageNet networks were made for; a larger size is a decision about memory and time (advice A8).
+    224 is what the classic ImageNet networks were made for; a larger size is a decision about memory and time (advice
+    A8).
     """
     sides = []
     for sample in samples[:: max(1, -(-len(samples) // 500))]:
-        if path := source.path(sample):
-            with (
-                suppress(Exception),
-                Image.open(path) as image,
-            ):  # of any kind; the survey, which comes next, names the file
-                sides.append(min(image.size))  # from the header
-        else:
-            sides.append(min(source.content(sample).shape[:2]))  # (H, W, ...)
+        path = source.path(sample)
+        # Errors of any kind: the survey, which comes next, names the file.
+        with suppress(Exception), Image.open(path) if path else Image.fromarray(source.content(sample)) as image:
+            sides.append(min(image.size))  # from the header
     median = median_high(sides or [224])
     return median if median <= 64 else min(224, round(median / 32) * 32)

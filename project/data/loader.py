@@ -16,44 +16,32 @@ from project.data.memory import INDEX_LIMIT, Batch, Request
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
-    In training every rank gets equally many images, as DDP needs (the first few of the order come again where they do not
-    come out even); in evaluation each image comes exactly once, on one rank.
-
-    Args:
-        index: The images, by their position among all samples.
-        batch_size: Images in a batch, on one device.
-        train: Shuffle each epoch, and leave out a last batch of a single image, which batch norm cannot take.
-        seed: Of the order.
-        weights: Draw with replacement, in proportion to these (one for each of `index`).
-        rank: This process.
-        world_size: Number of processes.
-        shuffle: False keeps the order of `index` in training too.
-        epoch: From 0; Lightning sets it.
-        start: Batches that the next pass leaves out at its beginning: trained before an interruption.
+    In training every rank gets equally many images, as DDP needs (the first few of the order come again where they do
+    not come out even); in evaluation each image comes exactly once, on one rank.
     """
 
-    index: Sequence[int]
-    batch_size: int
-    train: bool
-    seed: int = 0
-    weights: Tensor | None = None
+    index: Sequence[int]  # the images, by their position among all samples
+    batch_size: int  # on one device
+    train: bool  # shuffle, and leave out a last batch of a single image, which batch norm cannot take
+    seed: int = 0  # of the order
+    weights: Tensor | None = None  # of each image: draw with replacement, in proportion to them
     rank: int = 0
     world_size: int = 1
-    shuffle: bool = True
+    shuffle: bool = True  # False keeps the order of `index` in training too
     epoch: int = 0
-    start: int = 0
+    start: int = 0  # batches that the next pass leaves out at its beginning: trained before an interruption
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._places()), self.batch_size)
-        return full + (rest > (1 if self.train and full else 0))
+        return full + (rest > bool(self.train and full))
 
     def __iter__(self) -> Iterator[list[Request]]:
-        order, first, self.start = self._order(), self.start, 0
-        for batch in range(first, len(self)):
-            yield [(self.epoch, key) for key in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+        order, size, first, self.start = self._order(), self.batch_size, self.start, 0
+        for place in range(first * size, len(self) * size, size):
+            yield [(self.epoch, key) for key in order[place : place + size]]
 
     def _places(self) -> range:
         """Places in the order of an epoch that are this rank's."""
@@ -66,31 +54,27 @@ class EpochBatches:
         """The keys of an epoch, of this rank."""
         order = torch.as_tensor(self.index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.train and self.weights is not None:
+        if self.weights is not None:
             order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
         elif self.train and self.shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
-        places, seen, keys = self._places(), Counter(), []
+        seen, keys = Counter(), []
         # Around, more than once where ranks outnumber images.
         for key in itertools.islice(itertools.cycle(order.tolist()), len(self.index) + self.world_size):
             keys.append(key + seen[key] * INDEX_LIMIT)  # a second, third... time in an epoch is augmented differently
             seen[key] += 1
-        return [keys[place] for place in places]
+        return [keys[place] for place in self._places()]
 
 
 @dataclass(eq=False)
 class ResumableLoader:
-    """Wraps a DataLoader of EpochBatches, to start in the middle of an epoch; Lightning keeps its state in the checkpoint.
+    """Wraps a DataLoader, to start in the middle of an epoch; Lightning keeps its state in the checkpoint.
 
     It is not a DataLoader itself, because Lightning takes those apart to put in samplers of its own.
-
-    Args:
-        loader: What is wrapped.
-        trained: Says how many batches of this epoch have been trained on; fewer than were given when one failed.
     """
 
     loader: DataLoader
-    trained: Callable[[], int] = int
+    trained: Callable[[], int] = int  # batches of this epoch trained on; fewer than were given when one failed
 
     def __post_init__(self) -> None:
         self.dataset = self.loader.dataset

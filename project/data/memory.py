@@ -22,25 +22,15 @@ CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which coun
 
 @dataclass(eq=False)
 class Images(Dataset):
-    """A data set that is asked for a whole batch at once.
-
-    Args:
-        source: Where the images come from.
-        index: Position of each image in `source.samples`: the identity that draws are made from.
-        labels: Class of each, int64 (N,).
-        format: What each is brought to.
-        pixels: All of them decoded, uint8 (N, C, H, W); None reads each when it is wanted.
-        seed: Of the random crops.
-        area: Smallest and largest share of the area that a random resized crop keeps; None for no such crop.
-    """
+    """A data set that is asked for a whole batch at once."""
 
     source: Source
-    index: Sequence[int]
-    labels: Tensor
+    index: Sequence[int]  # of each image, its position in `source.samples`: the identity that draws are made from
+    labels: Tensor  # of each, its class, int64 (N,)
     format: ImageFormat
-    pixels: Tensor | None = None
-    seed: int = 0
-    area: tuple[float, float] | None = None
+    pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
+    seed: int = 0  # of the random crops
+    area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
 
     def __post_init__(self) -> None:
         self._row = {key: row for row, key in enumerate(self.index)}

@@ -53,55 +53,50 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
-            root: Where the images are: a folder for ImageFolder, a CSV file for Manifest. For predict: a folder or an image.
+            root: Where the images are: a folder for ImageFolder, a CSV file for Manifest; a folder or an image for predict.
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
-            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median of
-                their shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
+            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median
+                of their shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
             batch_size: Images per step on each device; a power of two, rarely below 16 (advice A11).
-            val_size: Share of the images that are not test images to validate on, where no validation set is given; 0 for
-                none.
+            val_size: Share of what is not test to validate on, where no validation set is given; 0 for none.
             test_size: Share of all images to test on, where no test set is given; 0 for none, 1 for all (test only).
             split_seed: Seed of the split alone, so that training seeds compare on one split.
             folds: k of k-fold cross-validation over what is not test; it replaces val_size. Null for a single split.
             fold: The fold that validates, from 0.
-            augment: Random changes to the training images, in order, on the device; they must fit the task (advice A10).
-            random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps, made
-                on the CPU from the image in full size; null for none.
-            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with replacement;
-                sequential keeps the order of the files, which is for debugging, not for training (advice A9).
-            on_bad_image: A file that cannot be read stops the run with the list of them (error), or is left out and counted
-                (skip).
+            augment: Random changes to the training images, in order, on the device; they must fit the task (A10).
+            random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps,
+                made on the CPU from the image in full size; null for none.
+            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
+                replacement (A9); sequential keeps the order of the files, for debugging, not for training.
+            on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error), or is left out (skip).
             cache: memory keeps the decoded images in memory; none reads them anew each epoch; auto does what fits.
-            num_workers: Processes that read images; 0 reads in the main process. Null chooses: 0 when in memory, else one
-                per core, at most 8. It changes the speed, never the result.
+            num_workers: Processes that read images; 0 reads in the main process. Null chooses: 0 when in memory, else
+                one per core, at most 8. It changes the speed, never the result.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
-            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is left out
-                (advice A2).
+            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is not used.
             test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
-        if random_resized_crop is not None:
-            smallest, largest = random_resized_crop
-            if not 0 < smallest <= largest <= 1:
-                raise UserError(
-                    f"data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, not [{smallest}, {largest}]"
-                )
-            if cache == "memory":
-                raise UserError("data.random_resized_crop needs the full images: set data.cache to auto or none")
+        low, high = random_resized_crop or (1, 1)
+        if not 0 < low <= high <= 1 or (random_resized_crop and cache == "memory"):
+            raise UserError(
+                "data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, and needs the full images, "
+                f"data.cache auto or none; not {[low, high]} and {cache}"
+            )
         self.root, self._make_source = root, source
         self._image_size, self.channels, self.resize = image_size, channels, resize
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self.random_resized_crop = random_resized_crop
-        self._in_memory = {"memory": True, "none": False, "auto": None}[cache]
+        self._in_memory = None if cache == "auto" else cache == "memory"
         self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
         self._class_names = class_names
-        self.seeded = seed is not None or "PL_GLOBAL_SEED" in os.environ  # set by seed_everything
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        given = os.environ.get("PL_GLOBAL_SEED") if seed is None else seed  # set by seed_everything
+        self.seeded, self.seed = given is not None, int(given or 0)
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
         self._seen: dict[str, set[int]] = {}  # split -> identities of images that the loaded checkpoint has used
@@ -122,11 +117,10 @@ class ImageDataModule(L.LightningDataModule):
     def class_names(self) -> list[str]:
         """The classes, in the order of the network's outputs.
 
-        Raises:
-            UserError: for fewer than two, or one that is to be validated but not trained.
+        Raises a UserError for fewer than two, or one that is to be validated but not trained.
         """
-        if self._class_names is not None:
-            return list(self._class_names)
+        if self._class_names:
+            return self._class_names
         train = set(self._labels("train") or self._labels("test"))  # test_size 1: everything is to be tested
         if missing := sorted(set(self._labels("val")) - train):
             raise UserError(
@@ -137,12 +131,12 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(
                 f"there is only one class, {names[0]!r}; a classifier needs two or more, each in a folder of its own"
             )
-        return list(names)
+        return names
 
     @cached_property
     def image_size(self) -> int:
         """Pixels of a side, measured when not given."""
-        if self._image_size is not None:
+        if self._image_size:
             return int(self._image_size)  # a plain number, for the checkpoint
         return common_size(self.source, [self.source.samples[i] for i in self.splits["train"]])
 
@@ -165,10 +159,9 @@ class ImageDataModule(L.LightningDataModule):
     # Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Split, check every image of the stage's splits, and load what fits into memory. No other split is opened (A2).
+        """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2).
 
-        Raises:
-            UserError: for a split that is empty, an unknown class, or images that cannot be read.
+        Raises a UserError for a split that is empty, an unknown class, or images that cannot be read.
         """
         image_format = ImageFormat(self.image_size, self.channels, self.resize)
         if stage == "predict":
@@ -206,17 +199,16 @@ class ImageDataModule(L.LightningDataModule):
         if not labels:
             raise UserError(f"there are no {name} images: see data.test_size and data.val_size, or give a {name} set")
         if unknown := sorted(set(labels).difference(number)):
-            known = ", ".join(self.class_names[:10])
             raise UserError(
-                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {known}"
+                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows "
+                f"{', '.join(self.class_names[:10])}"
             )
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:
-        weights, labels = None, self.loaded["train"].images.labels
-        if self.sampler == "balanced":
-            weights = (1 / torch.bincount(labels).clamp(min=1))[labels]
-        return self._loader("train", self.loaded["train"].index, weights)
+        part = self.loaded["train"]
+        weights = 1 / torch.bincount(part.images.labels)
+        return self._loader("train", part.index, weights[part.images.labels] if self.sampler == "balanced" else None)
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         return self._loader("val", self._unseen("val")) if "val" in self.loaded else []
@@ -228,22 +220,22 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader("predict", self.loaded["predict"].index)
 
     def _unseen(self, name: str) -> list[int]:
-        """The images of a split. A test refuses, or leaves out, those that the checkpoint was trained on or chosen by."""
+        """The images of a split. A test refuses or leaves out those that the checkpoint was trained on or chosen by."""
         part = self.loaded[name]
         known = [row for row, digest in part.digests.items() if digest in self._seen.get(name, ())]
         if not known:
             return part.index
-        example = self.source.samples[known[0]].key
         words = (
-            f"{len(known)} of the {len(part.index)} {name} images were used to train this model, for example {example}"
+            f"{len(known)} of the {len(part.index)} {name} images were used to train this model, for example "
+            f"{self.source.samples[known[0]].key}"
         )
         if name == "val":
             say(f"{words}: the score flatters it.")
             return part.index
         if self.on_seen_image == "error" or len(known) == len(part.index):
             raise UserError(
-                f"{words}: a score on them would flatter it; give images it has not seen (--data.root), or leave these out "
-                "with --data.on_seen_image skip"
+                f"{words}: a score on them would flatter it; give images it has not seen (--data.root), or leave these "
+                "out with --data.on_seen_image skip"
             )
         say(f"{words}; they are left out.")
         return sorted(set(part.index).difference(known))
@@ -289,5 +281,5 @@ class ImageDataModule(L.LightningDataModule):
         elif not self.same_split:
             say(
                 f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
-                f"{self.fingerprint}): former validation images may now be trained on, so the score can flatter the model."
+                f"{self.fingerprint}): former validation images may now train, so the score can flatter the model."
             )

@@ -1,4 +1,4 @@
-"""Where images come from: a source lists its samples and reads their raw content. A new source is a class in a new file."""
+"""Where images come from: a source lists its samples and reads their content. A new source is a class in a new file."""
 
 import os
 import unicodedata
@@ -11,7 +11,7 @@ import numpy as np
 
 from project.errors import UserError
 
-# Formats that Pillow decodes without further packages. Other files in a folder (notes, labels, thumbs.db) are not images.
+# Formats that Pillow decodes without further packages. Other files in a folder (notes, thumbs.db) are not images.
 _ENDINGS = "jpg jpeg jpe jfif png bmp gif tif tiff webp ppm pgm pbm pnm tga jp2 avif ico"
 EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -70,8 +70,8 @@ class FileSource(Source):
 class ImageFolder(FileSource):
     """A folder with one sub-folder per class: root/<class>/*, or root/{train,val,test}/<class>/* for a given split.
 
-    Folders may be nested below the class. `val` may also be called valid or validation. A folder called "train" beside other
-    classes is taken as a class.
+    Folders may be nested below the class. `val` may also be called valid or validation. A folder called "train" beside
+    other classes is taken as a class.
     """
 
     def __init__(self, root: str | None) -> None:
@@ -86,8 +86,8 @@ class ImageFolder(FileSource):
                 self.samples.append(Sample(key, folders[0], split))
         if not self.samples:
             raise UserError(
-                f"data.root: no labelled image found in {folder}: of its {len(self.paths)} images none is in a class folder, "
-                "root/<class>/ or root/train/<class>/"
+                f"data.root: no labelled image found in {folder}: of its {len(self.paths)} images none is in a class "
+                "folder, root/<class>/ or root/train/<class>/"
             )
 
 
@@ -105,11 +105,10 @@ class ImageFiles(FileSource):
 def existing(root: str | None, what: str) -> Path:
     """The root as a path.
 
-    Raises:
-        UserError: when no root is given or nothing is there.
+    Raises a UserError when no root is given or nothing is there.
     """
     path = Path(root or "").expanduser()
-    if root is None or not path.exists():
+    if not (root and path.exists()):
         raise UserError(f"data.root must be {what} that exists, for example --data.root ~/flowers, not {root}")
     return path
 
@@ -117,8 +116,7 @@ def existing(root: str | None, what: str) -> Path:
 def find_images(root: Path) -> Iterator[tuple[str, Path]]:
     """Key and path of every image file below `root`, hidden ones left out, links followed once.
 
-    Raises:
-        UserError: for a name that is not UTF-8.
+    Raises a UserError for a name that is not UTF-8.
     """
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):

@@ -24,28 +24,18 @@ def split_samples(
 ) -> Splits:
     """Split the samples. A split given by the source stays as it is; a missing one is split off the training images.
 
-    First the test set (`test_size` of all), then the validation set (`val_size` of the rest). In every class each share is met
-    within one image, as far as groups allow. The order of images is a hash of (split_seed, key), so it depends neither on the
-    file system nor on the platform.
+    First the test set (`test_size` of all), then validation (`val_size` of the rest). In every class each share is met
+    within one image, as far as groups allow. The order of images is a hash of (split_seed, key), so it depends neither
+    on the file system nor on the platform.
 
-    Args:
-        samples: All images with their labels.
-        test_size: Share of the images for the test set, 0 to 1; 0 makes none, 1 makes every image a test image.
-        val_size: Share of the rest for validation, 0 to 1; 0 makes none.
-        folds: k of k-fold cross-validation over what is not test; it replaces val_size and a given validation set.
-        fold: Which of the folds validates, 0 to folds - 1.
-        split_seed: Seed of the split alone, so that several training seeds compare on one split.
-        test_folds: k of the outer folds of a nested evaluation; it replaces test_size. A given test set is left out
-            altogether, so that it stays unseen until everything has been chosen.
-        test_fold: Which of the outer folds tests, 0 to test_folds - 1.
+    The arguments are those of ImageDataModule.
 
-    Raises:
-        UserError: for a fold out of range, or a class with too few images to be split.
+    Raises a UserError for a fold out of range, or a class with too few images to be split.
     """
     for key, count, number in (("fold", folds, fold), ("test_fold", test_folds, test_fold)):
         if count in (0, 1) or not 0 <= number < (count or 1):
             raise UserError(
-                f"data.{key}s must be 2 or more, and data.{key} at least 0 and below data.{key}s, not {count} and {number}"
+                f"data.{key}s must be 2 or more, and data.{key} from 0 to below it, not {count} and {number}"
             )
     given = {
         name: [i for i, sample in enumerate(samples) if sample.split == name] for name in ("train", "val", "test", None)
@@ -94,7 +84,7 @@ def _held_out(samples: Sequence[Sample], pool: list[int], seed: int, size: float
     target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
     for unit in _units(samples, pool, seed):
         images = _count(samples, unit)
-        # A single image is taken while its class lacks one; a group when that brings its classes nearer to their targets.
+        # A single image is taken while its class lacks one; a group when its classes come nearer to their targets.
         if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
             chosen += unit
             taken += images
@@ -113,8 +103,8 @@ def _fold_of(samples: Sequence[Sample], pool: list[int], seed: int, folds: int, 
     label = min(counts, key=counts.__getitem__, default="")
     if min(len(units), counts[label]) < folds:
         raise UserError(
-            f"data.{key} is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images or "
-            f"groups in all; add images or lower data.{key}"
+            f"data.{key} is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images "
+            f"or groups in all; add images or lower data.{key}"
         )
     parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
     for unit in sorted(units, key=len, reverse=True):  # the large groups first: the small ones then even out

@@ -1,4 +1,4 @@
-"""From the raw content of an image to uint8 of one size: what every image goes through, in training and afterwards alike."""
+"""From the raw content of an image to uint8 of one size: what every image goes through, in training and later alike."""
 
 import io
 from typing import Literal, NamedTuple
@@ -24,20 +24,20 @@ class ImageFormat(NamedTuple):
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
     """Decode to 8 bits with `channels` channels, upright.
 
-    Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first frame.
+    Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first
+    frame.
 
     Args:
         content: Bytes of a file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         hint: The size wanted later. A JPEG of at least twice that size is then decoded at a half, quarter or eighth.
 
-    Raises:
-        Exception: of any kind, when the content is damaged; Pillow's decoders have no common one.
+    Raises an exception of any kind, when the content is damaged; Pillow's decoders have no common one.
     """
     if isinstance(content, np.ndarray):
         return _to_mode(Image.fromarray(content), channels)
     with Image.open(io.BytesIO(content)) as image:
-        if hint is not None:
+        if hint:
             image.draft(None, (2 * hint, 2 * hint))
         image.load()
         return _to_mode(ImageOps.exif_transpose(image), channels)
@@ -57,7 +57,7 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey by 255 / 65535, 32-bit and floats by their range: up to 1, 255, 65535, or else their maximum."""
+    """Scale 16-bit grey by 255 / 65535, others by their range: up to 1 (floats), 255, 65535, or else their maximum."""
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError("the image has values that are not numbers")
@@ -70,12 +70,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
 
-    letterbox keeps the whole image and its proportions and fills up with grey bars; crop scales the shorter side and cuts
-    out the middle, so it loses the ends of a long image; squash scales both sides and loses the proportions. All of them
-    are bilinear and antialiased.
-
-    Raises:
-        Exception: of any kind, when the content is damaged.
+    letterbox keeps the whole image and its proportions and fills up with grey bars; crop scales the shorter side and
+    cuts out the middle, so it loses the ends of a long image; squash scales both sides and loses the proportions. All
+    of them are bilinear and antialiased.
     """
     image, square = decode(content, channels, hint=image_size), (image_size, image_size)
     if resize == "squash":
