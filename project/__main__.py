@@ -23,8 +23,8 @@ def main(words: list[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: the command's own; 2 after a mistake that the user can fix (PROJECT_TRACEBACK=1 shows where it was noticed);
-        130 after Ctrl-C.
+        The exit code: the command's own; 2 after a mistake that the user can fix (PROJECT_TRACEBACK=1 shows where it
+        was noticed); 130 after Ctrl-C.
     """
     try:
         known, openers = commands.find()

@@ -1,4 +1,4 @@
-"""The image classifier (card C3): network, task, optimizer, steps, and the fused network for use. Read it from top to bottom."""
+"""The image classifier (card C3), top to bottom: network, task, optimizer, steps, and the fused network for use."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,37 +59,35 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         """
         Args:
-            net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.TorchvisionModel...
+            net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.ResNet...
             class_names: One name for each class, in order. The data module gives them.
             in_channels: Channels of the images. The data module gives them.
             image_size: Pixels of a side. The data module gives it.
             resize: How images were brought to that size; kept for whoever uses the model. The data module gives it.
             task: Class of what is predicted, with its arguments: loss, metrics and probabilities; see project.tasks.
-            mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes that of the weights,
-                else ImageNet's.
+            mean: Mean of each channel over the training images, in [0, 1]; null: that of the weights, else ImageNet's.
             std: Standard deviation of each channel, likewise.
-            init: First weights (advice A7): default (PyTorch's own), xavier_normal, xavier_uniform, kaiming_normal,
-                kaiming_uniform.
-            weights: Weights to start from, as far as they fit (advice A21, A22): the name of published ones for networks of
-                torchvision and timm, such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of ours.
+            init: First weights (advice A7); default is PyTorch's own.
+            weights: Weights to start from, as far as they fit (advice A21, A22): the name of published ones for networks
+                of torchvision and timm, such as DEFAULT; a state dict, .pt, .pth or .safetensors; or our checkpoint.
             freeze: Layers that do not train, for the whole run or until an epoch (advice A21).
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
-            optimizer: Class of the optimizer with its arguments, the learning rate excepted; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, such as
-                {"^head": 10}; the first that matches counts (advice A14, A20).
-            layer_decay: Factor on the learning rate from each layer to the one below it, above 0 and at most 1 (advice A23).
+            optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
+            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, such
+                as {"^head": 10}; the first that matches counts (advice A14, A20).
+            layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1 (advice A23).
             no_weight_decay: No weight decay on norms and biases.
-            schedule: How the learning rate changes: one of project.optim, or of torch.optim.lr_scheduler (advice A16).
-            schedule_interval: What the schedule counts: epochs or optimizer steps; null: epochs, but steps for Cosine and OneCycle.
-            warmup: Epochs in which the learning rate rises linearly, before any schedule of project.optim; fractions count.
+            schedule: How the learning rate changes (advice A16): of project.optim, or torch.optim.lr_scheduler.
+            schedule_interval: What the schedule counts: epoch or (optimizer) step; null: steps for Cosine and OneCycle.
+            warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one (advice A12).
-            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022, arXiv:2205.10287; for
-                Adam and its kin) multiplies the learning rate by (batch x devices x accumulation) / reference_batch, or its root.
-            mixup: Blend pairs of images and their labels (Zhang et al. 2017, arXiv:1710.09412): alpha of the Beta distribution of
-                the shares, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
-            cutmix: Paste a part of one image into another, labels by area (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual;
-                0 for none.
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
+                arXiv:2205.10287; for Adam) multiplies the learning rate by (batch x devices x accumulation) /
+                reference_batch, or by its root.
+            mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
+                distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
+            cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
         """
         super().__init__()
@@ -123,22 +121,16 @@ class ImageClassifier(L.LightningModule):
         self._new_metrics: dict[str, float] = {}  # of this epoch's validation
 
         self.train_loss, self.train_metrics = MeanMetric(), self.task.train_metrics()
-        for metric in (self.train_loss, self.train_metrics):
-            metric.persistent(True)  # an epoch that is resumed has the loss of all its batches
+        self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
+        self.train_metrics.persistent(True)
         self.val_loss, self.val_metrics = MeanMetric(), self.task.metrics("val/")
         self.test_loss, self.test_metrics = MeanMetric(), self.task.metrics("test/")
 
     # From images to probabilities
 
-    @property
-    def mean(self) -> Tensor:
-        """Of each channel over the training images, in [0, 1], (1, C, 1, 1)."""
-        return self.normalise.mean
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of each channel, (1, C, 1, 1)."""
-        return self.normalise.std
+    # Of each channel over the training images, in [0, 1], (1, C, 1, 1).
+    mean = property(lambda self: self.normalise.mean, doc="Mean.")
+    std = property(lambda self: self.normalise.std, doc="Standard deviation.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs)."""
@@ -153,8 +145,8 @@ class ImageClassifier(L.LightningModule):
         """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
 
         Returns:
-            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). Its `folds` say what became
-            of each batch norm, its `net` is the network alone.
+            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). Its `folds` say
+            what became of each batch norm, its `net` is the network alone.
         """
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -166,7 +158,10 @@ class ImageClassifier(L.LightningModule):
     @property
     def batch(self) -> int:
         """Images of one optimizer step: of a device, times devices, times accumulation."""
-        return self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        trainer = self.trainer
+        if trainer.datamodule is None:  # a loader of another hand: nothing is known of it, and nothing follows it
+            return self.recipe.reference_batch or 1
+        return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     def length(self) -> Length:
         """Of the run; known once the images are loaded."""
@@ -226,15 +221,11 @@ class ImageClassifier(L.LightningModule):
 
     # Steps. Metrics are updated in each and logged once an epoch: self.log would cost more than a small network's step.
 
-    def on_train_start(self) -> None:
-        self._freeze()
-
     def on_train_epoch_start(self) -> None:
-        self._freeze()
-
-    def _freeze(self) -> None:
         self.freezing.apply(self.current_epoch)
         self.train(self.training)
+
+    on_train_start = on_train_epoch_start  # a run that is resumed within an epoch does not start it
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss; for callbacks the labels, as the batch has them, or (N, outputs) where images are mixed."""

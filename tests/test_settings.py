@@ -269,7 +269,8 @@ def test_an_opener_takes_the_place_of_a_checkpoint(workdir) -> None:
     content = {"hyper_parameters": hyper, "config": {"data": {"image_size": 8}, "model": {"path": "a.box"}}}
     opener = commands.Opener((".box",), ("predict",), lambda path: content, "somewhere.Model")
     _, words, loaded = arrange(CORE["predict"], ["--ckpt_path", "a.box"], [opener])
-    assert loaded == Loaded(Path("a.box"), content, opener) and yaml.safe_load(words[1]) == content["config"]
+    config = {"classifier": "somewhere.Model", **content["config"]}
+    assert loaded == Loaded(Path("a.box"), content, config, True) and yaml.safe_load(words[1]) == config
     for name, words, message in (
         ("test", [], "can only predict; test needs a checkpoint"),
         ("predict", ["--data.image_size=9"], "data.image_size belongs to the model"),
