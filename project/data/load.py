@@ -107,7 +107,7 @@ def survey(
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
     file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
     known = {}
-    with suppress(OSError, ValueError):  # there is no file yet
+    with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:

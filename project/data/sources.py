@@ -109,7 +109,8 @@ def existing(root: str | None, what: str) -> Path:
     """
     path = Path(root or "").expanduser()
     if not (root and path.exists()):
-        raise UserError(f"data.root must be {what} that exists, for example --data.root ~/flowers, not {root}")
+        problem = f"there is no {path}" if root else "it is missing"
+        raise UserError(f"data.root: {problem}; it must be {what}, for example --data.root ~/flowers")
     return path
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import project.data.verify
 import pytest
 import torch
 from conftest import ROOT, make_folder
 from PIL import Image
 
-import project.data.verify
 from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
