@@ -107,9 +107,8 @@ def test_nothing_readable_is_an_error_with_the_list(tmp_path, in_memory):
     source = pictures(tmp_path, 3, bad=(0, 1, 2))
     with pytest.raises(UserError) as caught:
         load(source, range(3), [0] * 3, FORMAT, in_memory)
-    first, *listed = str(caught.value).split("\n")
-    assert first.startswith("no image is left: 3 of the images cannot be read")
-    assert [line.split(":")[0].strip() for line in listed] == [sample.key for sample in source.samples]
+    assert str(caught.value).startswith("no image is left: 3 of the images cannot be read")
+    assert all(sample.key in str(caught.value) for sample in source.samples)
 
 
 def test_in_memory_where_it_fits(tmp_path, monkeypatch):
@@ -162,9 +161,10 @@ def test_decomposed_names_and_single_files_load(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, SHOWN, SHOWN + 1, 1000])
 def test_a_long_list_of_bad_images_is_cut(count):
-    first, *lines = describe_bad([(f"cat/{i}.png", f"reason {i}") for i in range(count)]).split("\n")
-    assert first.startswith(f"{count} of the images cannot be read") and "--data.on_bad_image skip" in first
-    assert lines == [f"  cat/{i}.png: reason {i}" for i in range(min(count, SHOWN))]
+    words = describe_bad([(f"cat/{i}.png", f"reason {i}") for i in range(count)])
+    assert words.startswith(f"{count} of the images cannot be read: cat/0.png (reason 0)") and "\n" not in words
+    assert words.count("reason") == min(count, SHOWN) and (", ...;" in words) == (count > SHOWN)
+    assert words.endswith("--data.on_bad_image skip")
 
 
 class Blank(Source):
