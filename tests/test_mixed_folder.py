@@ -1,4 +1,4 @@
-"""Two hundred images of every kind in one nested folder: predict writes a row for each good one and names each bad one."""
+"""Images of every kind in a nested folder: predict writes a row for each good one and names each bad one."""
 
 import csv
 import io

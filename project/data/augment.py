@@ -33,11 +33,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Returns the augmented images; `images` itself stays as it is.
-
-        Raises:
-            ValueError: for arguments out of range, or images of a kind that it cannot change.
-        """
+        """Returns new images; a ValueError for arguments out of range, or images that it cannot change."""
 
 
 @dataclass
@@ -49,12 +45,7 @@ class Augment:
 
     def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
         """Augments images, uint8 or float32 in [0, 1], (N, C, H, W), by their positions in the data set, int64 (N,).
-
-        Returns:
-            The dtype that came in, unless an operation of `augment_color` made it float32 in [0, 1].
-
-        Raises:
-            ValueError: an augmentation's, with the name of its class.
+        The dtype stays, unless `augment_color` makes it float32. A ValueError says the name of its class.
         """
         size = max(1, CHUNK // images.shape[1:].numel() if images.device.type == "cpu" else len(images))
         parts = zip(images.split(size), index.to(images.device).split(size), strict=True)

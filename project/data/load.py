@@ -154,8 +154,7 @@ def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     """How many images cannot be read, the first of them, and what to do."""
     names = ", ".join(f"{key} ({why})" for key, why in bad[:SHOWN]) + ", ..." * (len(bad) > SHOWN)
-    advice = "remove them, or leave them out with --data.on_bad_image skip"
-    return f"{len(bad)} of the images cannot be read: {names}; {advice}"
+    return f"{len(bad)} of the images cannot be read: {names}; remove them, or use --data.on_bad_image skip"
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:

@@ -53,7 +53,7 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
-            root: Where the images are: a folder for ImageFolder, a CSV file for Manifest; a folder or an image for predict.
+            root: Where the images are: a folder (ImageFolder), a CSV file (Manifest), a folder or an image (predict).
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
             image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median
                 of their shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
@@ -71,13 +71,13 @@ class ImageDataModule(L.LightningDataModule):
             sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
                 replacement (A9); sequential keeps the order of the files, for debugging, not for training.
             on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
-            on_seen_image: A test image that the checkpoint was trained on stops the test (error), or is left out (skip).
+            on_seen_image: A test image that the checkpoint was trained on stops the test (error) or is left out (skip).
             cache: memory keeps the decoded images in memory; none reads them anew each epoch; auto does what fits.
-            num_workers: Processes that read images; 0 reads in the main process. Null chooses: 0 when in memory, else
-                one per core, at most 8. It changes the speed, never the result.
+            num_workers: Processes that read images, which changes the speed alone; 0 reads in the main process. Null
+                chooses: 0 when in memory, else one per core, at most 8.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
-            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is not used.
+            test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
@@ -115,10 +115,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The classes, in the order of the network's outputs.
-
-        Raises a UserError for fewer than two, or one that is to be validated but not trained.
-        """
+        """The classes, in the order of the network's outputs."""
         if self._class_names:
             return self._class_names
         train = set(self._labels("train") or self._labels("test"))  # test_size 1: everything is to be tested
@@ -159,10 +156,7 @@ class ImageDataModule(L.LightningDataModule):
     # Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2).
-
-        Raises a UserError for a split that is empty, an unknown class, or images that cannot be read.
-        """
+        """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2)."""
         image_format = ImageFormat(self.image_size, self.channels, self.resize)
         if stage == "predict":
             self.source = ImageFiles(self.root)
@@ -255,8 +249,7 @@ class ImageDataModule(L.LightningDataModule):
             pin_memory=trainer.strategy.root_device.type == "cuda",
             persistent_workers=workers > 0,
         )
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return ResumableLoader(loader, lambda: progress.current.processed)
+        return ResumableLoader(loader, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""

@@ -103,22 +103,17 @@ class ImageFiles(FileSource):
 
 
 def existing(root: str | None, what: str) -> Path:
-    """The root as a path.
-
-    Raises a UserError when no root is given or nothing is there.
-    """
+    """The root as a path; a UserError when no root is given or nothing is there."""
     path = Path(root or "").expanduser()
     if not (root and path.exists()):
-        problem = f"there is no {path}" if root else "it is missing"
-        raise UserError(f"data.root: {problem}; it must be {what}, for example --data.root ~/flowers")
+        raise UserError(
+            f"data.root: {path if root else 'it'} is missing; it must be {what}, such as --data.root ~/flowers"
+        )
     return path
 
 
 def find_images(root: Path) -> Iterator[tuple[str, Path]]:
-    """Key and path of every image file below `root`, hidden ones left out, links followed once.
-
-    Raises a UserError for a name that is not UTF-8.
-    """
+    """Key and path of every image file below `root`, hidden ones left out, links followed once."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

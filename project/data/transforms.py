@@ -22,7 +22,7 @@ class ImageFormat(NamedTuple):
 
 
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
-    """Decode to 8 bits with `channels` channels, upright.
+    """Decode to 8 bits with `channels` channels, upright; an exception of any kind when the content is damaged.
 
     Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first
     frame.
@@ -31,8 +31,6 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
         content: Bytes of a file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         hint: The size wanted later. A JPEG of at least twice that size is then decoded at a half, quarter or eighth.
-
-    Raises an exception of any kind, when the content is damaged; Pillow's decoders have no common one.
     """
     if isinstance(content, np.ndarray):
         return _to_mode(Image.fromarray(content), channels)

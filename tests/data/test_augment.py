@@ -209,7 +209,7 @@ def test_a_gpu_agrees_with_the_cpu_and_with_itself(operation):
 
 
 def busy(count: int = 16, channels: int = 3, height: int = 32, width: int = 32, floating: bool = False) -> torch.Tensor:
-    """No pixel has the same value in two of its channels and no two neighbours are alike, so that nothing looks erased."""
+    """No two channels or neighbours of a pixel are alike, so that nothing looks erased."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
     return images.float() / 255 if floating else images
@@ -218,7 +218,7 @@ def busy(count: int = 16, channels: int = 3, height: int = 32, width: int = 32, 
 def erased_by(
     operation: RandomErasing, shape: tuple[int, ...], epoch: int = 2
 ) -> list[tuple[int, int, int, int, float] | None]:
-    """top, left, height, width and value of each rectangle, None where there is none: from images of NaN, whatever is not NaN."""
+    """top, left, height, width and value of each rectangle, or None: in images of NaN, whatever is not NaN."""
     images = torch.full(shape, math.nan)
     found = []
     for image in operation(images, draws(len(images), epoch)):
@@ -252,12 +252,12 @@ def test_as_often_as_asked(p) -> None:
     st.floats(0.02, 0.5), st.floats(1, 1.9), st.floats(0.3, 1.5), st.floats(1, 3),
 )  # fmt: skip
 def test_area_and_shape_are_within_their_bounds(rows, columns, smallest, wider, lowest, taller) -> None:
-    """Sides of real numbers would be within the bounds exactly; whole pixels are half a pixel off at most, cut at the border."""
+    """Real sides would be within the bounds exactly; whole pixels are off by half at most, cut at the border."""
     area, ratio = (smallest, smallest * wider), (lowest, lowest * taller)
     parts = erased_by(RandomErasing(1.0, area, ratio), (60, 1, rows, columns))
     for top, left, height, width, value in parts:
         assert top >= 0 and left >= 0 and top + height <= rows and left + width <= columns and 0 <= value <= 1
-        # Some pair of real sides, each within half a pixel of ours (or beyond the image where ours ends), has a share of the area
+        # Some pair of real sides, each within half a pixel of ours (or beyond the image), has a share of the area
         # and a height over width within the bounds.
         tall = (height - 0.501 if height > 1 else 0.0, height + 0.501 if height < rows else math.inf)
         wide = (width - 0.501 if width > 1 else 0.0, width + 0.501 if width < columns else math.inf)

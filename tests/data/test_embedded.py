@@ -31,7 +31,7 @@ def made_images(count: int, shape: tuple[int, ...], classes: int, seed: int) -> 
 
 
 def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """The files of CIFAR as its authors pickled them: rows of 3072 bytes, all reds before all greens before all blues."""
+    """The files of CIFAR as its authors pickled them: rows of 3072 bytes, reds before greens before blues."""
     dataset = getattr(torchvision.datasets, name)
     folder = root / dataset.base_folder
     folder.mkdir(parents=True)
@@ -57,7 +57,7 @@ def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, tuple[np.ndarra
 
 
 def write_mnist(root: Path, name: str) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """The idx files of http://yann.lecun.com/exdb/mnist: magic 0x0800 + dimensions, the sizes (big endian), the bytes."""
+    """The idx files of http://yann.lecun.com/exdb/mnist: magic 0x0800 + dimensions, sizes (big endian), bytes."""
     folder = root / name / "raw"
     folder.mkdir(parents=True)
     made = {}

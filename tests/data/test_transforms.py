@@ -186,7 +186,7 @@ def bilinear(array: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def tent(length: int, start: float, stop: float, count: int) -> np.ndarray:
-    """(count, length): the weights that average a line from start to stop into count pixels, by a tent of two pixels' width."""
+    """(count, length): weights that average a line from start to stop into count pixels, by a tent two pixels wide."""
     step = (stop - start) / count
     middle = start + (np.arange(count) + 0.5) * step
     distance = np.abs(np.arange(length) + 0.5 - middle[:, None]) / max(step, 1)
