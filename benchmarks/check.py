@@ -78,7 +78,7 @@ def level(net: nn.Module, images: Images, optimizer: OptimizerCallable, lr: floa
         recipe=Recipe(lr, optimizer, None, 1.0, False, None, None, 0.0, 0.01, None, "none"),
         task=MultiClass([str(i) for i in range(10)]),
         batch=64,
-        trainer=SimpleNamespace(gradient_clip_val=None, gradient_clip_algorithm=None),
+        clip_gradients=lambda optimizer: None,
     )
     found = Findings(Path())
     with redirect_stdout(StringIO()):

@@ -264,16 +264,13 @@ def _model_class(path: str | None) -> type[LightningModule]:
 
 
 def _check_trainer(config: Any) -> None:
-    if config["overfit_batches"]:
-        raise UserError(
-            "trainer.overfit_batches has no effect: use --trainer.limit_train_batches and --data.augment null"
-        )
-    if config["accumulate_grad_batches"] < 1:
-        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
-    clip = config["gradient_clip_val"]
-    if clip is not None and not clip > 0:
-        raise UserError(f"trainer.gradient_clip_val must be above 0, not {clip}; null does not clip")
-    if config["gradient_clip_algorithm"] and clip is None:
-        raise UserError(
-            "trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out"
-        )
+    """Refuse what Lightning would take and misunderstand."""
+    clip, accumulated = config["gradient_clip_val"], config["accumulate_grad_batches"]
+    for wrong, words in (
+        (config["overfit_batches"], "overfit_batches has no effect: use --trainer.limit_train_batches"),
+        (accumulated < 1, f"accumulate_grad_batches must be 1 or more, not {accumulated}"),
+        (clip is not None and not clip > 0, f"gradient_clip_val must be above 0, not {clip}; null does not clip"),
+        (config["gradient_clip_algorithm"] and clip is None, "gradient_clip_algorithm needs gradient_clip_val"),
+    ):
+        if wrong:
+            raise UserError(f"trainer.{words}")

@@ -29,8 +29,15 @@ from project.run.plan import advice_for, make_plan
 from project.run.terminal import optimizer_lines
 from project.settings import LINKS
 
-OURS = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "fast_dev_run": False}
-OURS |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+OURS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "fast_dev_run": False,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+}
 WARM, TIMED = 2, 20  # steps
 SECONDS = 6.0  # of timing, at most
 
@@ -62,7 +69,7 @@ class Probe(L.Callback):
         print("\n".join(optimizer_lines(trainer, pl_module)))
         if plan := make_plan(pl_module):  # the run has a known end
             self.found.picture("rates.png", "the planned learning rates", draw_plan(plan))
-            rules = [(True, "warning", line, "see docs/training.md") for line in advice_for(trainer, pl_module, plan)]
+            rules = [(True, "warning", line, "") for line in advice_for(trainer, pl_module, plan)]
             self.found.judge("advice", "batch size, learning rate and schedule are in the usual ranges", *rules)
         self._since, self._before = time.perf_counter(), 0  # when timing began, after how many steps
 
@@ -107,8 +114,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         check_classes(data, flatten(config).get("model.task.init_args.class_weights") is not None, found)
         settings = {**build(L.Trainer, config["trainer"]), **OURS, "callbacks": Probe(found, steps, compare_init)}
         L.Trainer(**settings).fit(model, datamodule=data)
-        words = "no step would be trained: see trainer.max_epochs, max_steps and limit_train_batches"
-        found.add("error", "training", words, "raise the one that is 0")
+        found.add("error", "training", "no step is trained: trainer.max_epochs, max_steps or limit_train_batches is 0")
     except Measured:
         pass
     except (UserError, MisconfigurationException) as error:
@@ -116,8 +122,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
     except Exception as error:  # of a network, an augmentation or an optimizer of the user's
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
-        words = f"it fails with {type(error).__name__}: {error}"
-        found.add("error", "training", words, "PROJECT_TRACEBACK=1 shows where")
+        found.add("error", "training", f"{type(error).__name__}: {error}", "PROJECT_TRACEBACK=1 shows where it fails")
     errors, warnings = found.levels.count("error"), found.levels.count("warning")
     print(f"\n{errors} errors, {warnings} warnings: {'fix the errors, and check again' if errors else 'ready to fit'}")
     return int(errors > 0)

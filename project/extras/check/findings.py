@@ -30,7 +30,8 @@ class Findings:
 
     def judge(self, topic: str, fine: str, *rules: Rule) -> None:
         """A line for every rule that applies, or `fine` if none does."""
-        for _, level, words, fix in [rule for rule in rules if rule[0]] or [(True, "ok", fine, "")]:
+        applying = [rule[1:] for rule in rules if rule[0]]
+        for level, words, fix in applying or [("ok", fine, "")]:
             self.add(level, topic, words, fix)
 
     def picture(self, name: str, words: str, figure: "Figure") -> None:

@@ -57,11 +57,14 @@ def _check_copies(data: ImageDataModule, parts: dict[str, Loaded], found: Findin
     leaks, copies = [], []
     for splits, names in (zip(*group, strict=True) for group in places.values() if len(group) > 1):
         (leaks if len(set(splits)) > 1 else copies).append(" = ".join(names))
-    fix = "keep one copy of each, or give the copies one group in a manifest (docs/guide.md)"
     leak = f"images in more than one split, so that scores are too good: {some(leaks)}"
-    found.judge("leakage", "no image that was checked is in two splits", (leaks, "error", leak, fix))
-    words = f"images that are there twice: {some(copies)}"
-    found.judge("copies", "no image is there twice", (copies, "warning", words, "keep the one in the right class"))
+    rule = (leaks, "error", leak, "keep one copy of each, or give the copies one group in a manifest (docs/guide.md)")
+    found.judge("leakage", "no image that was checked is in two splits", rule)
+    found.judge(
+        "copies",
+        "no image is there twice",
+        (copies, "warning", f"images that are there twice: {some(copies)}", "keep the one in the right class"),
+    )
 
 
 def _check_shapes(data: ImageDataModule, rows: list[int], found: Findings) -> None:

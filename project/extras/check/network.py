@@ -15,7 +15,7 @@ from project.extras.look import figures
 from project.extras.look.watch import LayerSpread, layer_spread, rectifiers, watch
 from project.nets.blocks import InitScheme, initialize
 
-IMAGES = 64  # of the batch that are looked at
+IMAGES = 64  # to overfit, and in the picture of a batch
 NEAR = 0.3  # of the loss of guessing; a first loss within it is that of a network without an opinion
 GROWTH = 30  # from the smallest to the largest standard deviation; beyond it a learning rate fits some layers only
 SECONDS = 10.0  # of overfitting at the configured learning rate; at lower ones half of it each
@@ -30,15 +30,17 @@ def check_network(model: ImageClassifier, batch: Batch, steps: int, compare: boo
 
     Args:
         model: Attached to its trainer.
-        batch: The first one, augmented.
-        steps: To overfit it in.
+        batch: The first one, augmented; it is drawn.
+        steps: To overfit one in.
         compare: Compare the initialisations.
         found: Takes lines and pictures.
     """
-    images, labels, task = batch["image"][:IMAGES], batch["label"][:IMAGES], model.task
-    drawn = figures.image_grid(images, [model.class_names[label] for label in labels])
+    part, task = model.trainer.datamodule.loaded["train"], model.task
+    drawn = figures.image_grid(batch["image"][:IMAGES], [model.class_names[i] for i in batch["label"][:IMAGES]])
     found.picture("batch.png", "training images, augmented (mixup and cutmix come later): do the names fit?", drawn)
-    images = model.normalise(images)
+    every = -(-len(part.index) // IMAGES)  # evenly chosen, so that all classes are there
+    plain = part.images.__getitems__([(0, row) for row in part.index[::every]])
+    images, labels = model.normalise(plain["image"].to(model.device)), plain["label"].to(model.device)
     net, freezing = copy.deepcopy((model.net, model.freezing))  # together, so that one holds the other
     freezing.apply(sys.maxsize)  # what trains at any time of the run
     net.train()
@@ -127,7 +129,7 @@ def check_overfit(
         steps: At most.
         found: Takes the line.
     """
-    clip = model.trainer.gradient_clip_algorithm != "value" and model.trainer.gradient_clip_val
+    learnt = LEARNT * model.task.chance_loss
 
     def train(lr: float, count: int, steps: int, seconds: float = math.inf) -> tuple[list[float], bool]:
         """The loss before each step, until it is as good as 0; and whether any weight had a gradient in the last."""
@@ -138,13 +140,12 @@ def check_overfit(
             optimizer.zero_grad()
             loss = model.task.losses(trained(images[:count]), labels[:count]).mean()
             loss.backward()
-            if clip:
-                nn.utils.clip_grad_norm_(trained.parameters(), clip)
+            model.clip_gradients(optimizer)  # as the trainer is configured
             return loss
 
         while len(losses) < steps and time.monotonic() < end:
             losses.append(optimizer.step(closure).item())
-            if not LEARNT * model.task.chance_loss <= losses[-1] < math.inf:
+            if not learnt <= losses[-1] < math.inf:
                 break
         return losses, any(p.grad.any() for p in trained.parameters() if p.ndim > 1 and p.grad is not None)
 
@@ -154,15 +155,15 @@ def check_overfit(
     count = min(len(images), max(FEW // 2, int(affordable)))
     losses, _ = train(lr, count, steps, SECONDS)
     first, last = losses[0], losses[-1]
-    rise = max(losses) / first if math.isfinite(sum(losses)) else math.inf
-    fine = rise < HIGH and last < first / 2
+    rise = max(losses) / (first or 1) if math.isfinite(sum(losses)) else math.inf
+    fine = rise < HIGH and last < max(first / 2, learnt)
 
     def better(lower: float) -> bool:
         """Whether it neither blows up nor stands still."""
         tried, _ = train(lower, count, len(losses), SECONDS / 2)
         return max(tried) < HIGH * tried[0] and tried[-1] < 0.9 * tried[0] and (tried[-1] <= last or rise >= HIGH)
 
-    lower = next((each for each in (lr / 10, lr / 100) if not fine and better(each)), None)
+    lower = None if fine else next(filter(better, (lr / 10, lr / 100)), None)
     words = f"{count} images, model.lr {lr:g}: loss {first:.3g} to {last:.3g} in {len(losses)} steps"
     top = f"{words}, up to {rise:.3g} times as much"
     fix = f"--model.lr {lower:g}, at which it falls smoothly" if lower else "a lower model.lr"
