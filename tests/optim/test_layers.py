@@ -1,4 +1,4 @@
-"""The order of the layers against the order in which networks really run; names and stages against lists written by hand."""
+"""The order of the layers against the order in which networks run; names and stages against lists written by hand."""
 
 from collections import OrderedDict
 from itertools import groupby
@@ -67,7 +67,7 @@ TIMM = [
 
 @pytest.fixture
 def meta(monkeypatch):
-    """Build and run without memory or arithmetic. RegNet reads its widths out of a tensor, so those lines stay on the CPU."""
+    """Build and run without memory or arithmetic; RegNet reads its widths from a tensor, which stays on the CPU."""
     plan = BlockParams.from_init_params.__func__
 
     def on_cpu(cls, *args, **kwargs):

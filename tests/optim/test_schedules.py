@@ -47,7 +47,8 @@ def run(scheduler: PlannedRates, metrics: list[float] | None = None) -> Table:
 
 
 def torchs(build: Callable, steps: int, every: int, metrics: list[float] | None = None) -> Table:
-    """The same of torch's scheduler, (optimizer, base rate) -> scheduler, stepped after `every` steps: one for each group."""
+    """The same of torch's scheduler, (optimizer, base rate) -> scheduler, stepped after `every` steps: one for each
+    group."""
     columns = []
     for base in BASES:
         optimizer, column = groups([base]), []
@@ -131,7 +132,7 @@ def test_a_run_that_ends_within_an_epoch(name) -> None:
     assert_equal(run(PlannedRates(groups(), schedule, lambda: Length(20, 6), "epoch")), oracle)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     metrics=st.lists(st.sampled_from([0.5, 0.9, 0.9999, 1.0, 1.1, 3.0, -1.0, math.nan]), min_size=8, max_size=25),
     mode=st.sampled_from(["min", "max"]),
@@ -184,7 +185,7 @@ ANY = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(schedule=ANY, total=TOTALS, data=st.data())
 def test_every_factor_is_finite_and_at_most_1(schedule, total, data) -> None:
     for done in {0, total - 1, total, total + 3, data.draw(st.integers(0, total))}:
@@ -250,14 +251,11 @@ BAD = [
     (lambda: Plateau(cooldown=-1), "cooldown"),
     (lambda: Plateau(threshold=-1e-4), "Plateau: threshold"),
     (lambda: Plateau(min_factor=1.0), "Plateau: min_factor"),
-    (lambda: PerGroup({}), "PerGroup: give at least one"),
     (lambda: PerGroup({".*": PerGroup({".*": Constant()})}), "PerGroup again"),
     (lambda: Lambda(fail).factor(4, 9), "Lambda: the function failed for 4"),
     (lambda: Lambda(lambda: 1).factor(4, 9), "failed for 4"),
-    *(
-        (lambda v=v: Lambda(lambda n: v).factor(4, 9), "number of 0 or more")
-        for v in (-0.1, math.inf, math.nan, None, "1")
-    ),
+    (lambda: Lambda(lambda n: None).factor(4, 9), "failed for 4"),
+    *((lambda v=v: Lambda(lambda n: v).factor(4, 9), "must return 0 or more") for v in (-0.1, math.inf, math.nan)),
 ]
 
 
