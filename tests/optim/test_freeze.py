@@ -10,7 +10,7 @@ from project.optim import Freeze, Freezing
 
 
 def resnet() -> nn.Module:
-    return ResNet(3, 4, 16, depths=[1, 2], width=4)  # layers: stem, stages.0.0, stages.1.0, stages.1.1, head
+    return ResNet(3, 4, 16, depths=[2, 2], width=4)  # layers: stem, stages.0.0 to stages.1.1, head
 
 
 def starts(freeze: Freeze, net: nn.Module) -> dict[str, set[int | None]]:
