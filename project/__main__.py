@@ -1,24 +1,108 @@
 """`python -m project`: see `python -m project --help`."""
 
+import json
 import os
 import signal
 import sys
+from difflib import get_close_matches
+from typing import get_origin
 
-from project import __version__
+from jsonargparse import ArgumentParser
+
+from project import __version__, commands
+from project.commands import Command
+from project.errors import UserError
+from project.messages import OneLineErrors, say
+
+
+class Parser(OneLineErrors, ArgumentParser):
+    """For commands that need no configuration."""
+
+
+def main(words: list[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: the command's own; 2 after a mistake that the user can fix (PROJECT_TRACEBACK=1 shows where it was noticed);
+        130 after Ctrl-C.
+    """
+    try:
+        known, openers = commands.find()
+        if not words or words[0] in ("-h", "--help"):
+            print(usage(known))
+            return 0 if words else 2
+        if words[0] == "--version":
+            print(f"project {__version__}")
+            return 0
+        if words[0] not in known:
+            near = get_close_matches(words[0], known, n=1)
+            help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise UserError(f"there is no command {words[0]!r}; {help_}")
+        command = known[words[0]]
+        if command.needs == "nothing":
+            return run_alone(command, words[1:])
+        from project.cli import run_command  # torch takes seconds
+
+        _listen()
+        return run_command(command, words[1:], openers)
+    except UserError as error:
+        if os.environ.get("PROJECT_TRACEBACK"):
+            raise
+        say(f"error: {' '.join(str(error).split())}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def usage(known: dict[str, Command]) -> str:
+    """What there is, a line each."""
+    width = max(map(len, known))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in known.items()]
+    head = "usage: python -m project COMMAND [options]; each command has its own --help"
+    return "\n".join([head, "", *lines, "", "start with: python -m project fit --config configs/digits.yaml"])
+
+
+def run_alone(command: Command, words: list[str]) -> int:
+    """A command that needs no configuration, and starts without torch."""
+    parser = Parser(prog=f"python -m project {command.name}", description=command.summary)
+    parser.add_function_arguments(command.function, as_positional=True)
+    lists = {name for name, option in command.options.items() if get_origin(option.annotation) is list}
+    try:
+        values = parser.parse_args(_with_lists(words, lists)).as_dict()
+    except SystemExit as error:  # --help
+        return int(error.code or 0)
+    _listen()
+    return command.function(**values) or 0
+
+
+def _with_lists(words: list[str], names: set[str]) -> list[str]:
+    """`--run A B` as the parser takes it: --run=["A", "B"]."""
+    result, lists = [], {}
+    taking = None
+    for word in words:
+        flag, joined, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and flag in names:
+            taking = lists.setdefault(flag, [])
+            taking += [value] if joined else []
+        elif taking is None or word.startswith("-"):
+            taking = None
+            result.append(word)
+        else:
+            taking.append(word)
+    return result + [f"--{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def _leave(*_: object) -> None:
+    """On Ctrl-C in the seconds of importing: there is nothing to save, nothing to say."""
+    os._exit(130)
+
+
+def _listen() -> None:
+    """From now on Ctrl-C is an exception."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 if __name__ == "__main__":
-    if "--version" in sys.argv[1:2]:  # answered before torch is imported, which takes seconds
-        print(f"project {__version__}")
-        sys.exit(0)
-    if sys.argv[1:2] == ["verify"]:  # answered without torch, which the machine that runs an exported file may not have
-        from project.extras.export.verify import main as verify
-
-        sys.exit(verify(sys.argv[2:]))
-    signal.signal(
-        signal.SIGINT, lambda *_: os._exit(130)
-    )  # Ctrl-C in the seconds of importing: nothing to save, nothing to say
-    from project.main import main
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
+    signal.signal(signal.SIGINT, _leave)
     sys.exit(main(sys.argv[1:]))

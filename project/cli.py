@@ -1,208 +1,295 @@
 """The command line: LightningCLI with our order of precedence, one-line errors and a quiet start (card C5)."""
 
+import functools
+import importlib
 import logging
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from project.changes import check_changes
+from project import commands
 from project.classifier import ImageClassifier
+from project.commands import GIVEN, Command
 from project.data import ImageDataModule
 from project.errors import UserError
-from project.extras.search.report_trial import ReportTrial, this_trial
-from project.messages import one_line
-from project.parser import OneLineParser
+from project.messages import OneLineErrors, one_line, say
 from project.run.audit import FreezeAudit
 from project.run.checkpoints import BestAndLast
 from project.run.interrupt import SafeInterrupt
 from project.run.learning_curve import LearningCurve
 from project.run.paths import flatten
 from project.run.plan import RatePlan
-from project.run.record import RunFolder
+from project.run.record import RunRecord
+from project.run.resume import ResumeChanges, check_changes
+from project.run.run import Run
 from project.run.seed import StepSeed
 from project.run.switch import SwitchLine
 from project.run.terminal import EpochLine, StartTable, TerminalBar
-from project.settings import arrange, config_files, given, split_arguments
-from project.trainer import Trainer
+from project.settings import LINKS, Arguments, Loaded, arrange, checkpoint_config, load_checkpoint
 
-LINKS = {  # the data says these, the model follows; a key of the model that is linked cannot be given
-    "data.class_names": "model.class_names",
-    "data.image_size": "model.image_size",
-    "data.channels": "model.in_channels",
-    "data.resize": "model.resize",
+DEFAULTS = {
+    "default_root_dir": "runs",
+    "use_distributed_sampler": False,  # our batches are shared out already, each image once
+    "num_sanity_val_steps": 0,  # the images have been checked
+    "enable_model_summary": False,  # the table at the start says it shorter
+    "log_every_n_steps": 10,  # small data sets have few steps
 }
-OTHERS = (
-    "Also, each with its own --help: search (the best settings), report (runs as one page), verify (an exported file)."
-)
+
+
+class Parser(OneLineErrors, LightningArgumentParser):
+    """Lightning's, with errors of one line."""
 
 
 class CLI(LightningCLI):
-    """`python -m project fit|validate|test|predict|export|check|lr_find|batch_find`; main.py has the rest."""
+    """One command: parse, build what it needs, call its function."""
 
-    code = 0  # the exit code of a command that ran to its end
-
-    def __init__(self, command: str | None, arguments: list[str]) -> None:
-        self.checkpoint_path: Path | None = None
-        self.checkpoint: dict[str, Any] = {}
-        self.run_name = run_name(arguments)
-        for source, target in LINKS.items():
-            if path := given(target, arguments):
-                raise UserError(f"{target} follows the data: set {source} instead (in {path})")
-        if command is not None:
-            arguments, self.checkpoint_path, self.checkpoint = arrange(command, arguments)
-            arguments = [command, *arguments]
+    def __init__(self, command: Command, arguments: Arguments, words: list[str], loaded: Loaded) -> None:
+        self.command, self.loaded, self.code = command, loaded, 0
+        self.run_name = next((path.stem for part, path in arguments.files if part == "config"), "fit")
+        kind = arguments.value("classifier") or _stored_kind(loaded)
         super().__init__(
-            model_class=_model_class(self.checkpoint),
+            model_class=_model_class(kind),
             datamodule_class=ImageDataModule,
             trainer_class=Trainer,
-            parser_class=OneLineParser,
-            parser_kwargs={"allow_abbrev": False, "epilog": OTHERS},
-            save_config_callback=None,  # the run folder saves it
-            seed_everything_default=0,
-            trainer_defaults={
-                "default_root_dir": "runs",
-                "use_distributed_sampler": False,  # our batches are shared out already, each image once
-                "num_sanity_val_steps": 0,  # the images have been checked
-                "enable_model_summary": False,  # the table at the start says it shorter
-                "log_every_n_steps": 10,  # small data sets have few steps
+            parser_class=Parser,
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": f"python -m project {command.name}",
+                "description": command.summary,
             },
+            save_config_callback=None,  # the run's record has it
+            seed_everything_default=0,
+            trainer_defaults=DEFAULTS,
             auto_configure_optimizers=False,
-            args=arguments,
+            args=words,
+            run=False,  # `perform` does
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands, each a method of the trainer, with those of its arguments that are no options."""
-        own = ("export", "check", "lr_find", "batch_find")
-        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in own}
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for source, target in LINKS.items():
-            parser.link_arguments(source, target, apply_on="instantiate")
-        parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        for model, data in LINKS.items():
+            parser.link_arguments(f"data.{data}", f"model.{model}", apply_on="instantiate")
+        parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run"}, instantiate=False)
+        parser.add_class_arguments(RunRecord, "record", skip={"run", "tensorboard", "saved"}, instantiate=False)
+        parser.add_argument(
+            "--classifier",
+            type=str | None,
+            help="A subclass of project.classifier.ImageClassifier in its place, by its path.",
+        )
+        self.own = parser.add_function_arguments(self.command.function, skip={GIVEN[self.command.needs]})
+
+    def plain(self) -> dict[str, Any]:
+        """Every setting in force, as plain values."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if config["classifier"] is None:
+            del config["classifier"]
+        return config
 
     def _parse_ckpt_path(self) -> None:
         """Say what a trained model takes on, and refuse what it cannot any more.
 
         Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line instead.
         """
-        if "config" not in self.checkpoint:  # none, or an exported file
+        if self.loaded.path is None or self.loaded.opener:
             return
-        command = self.config["subcommand"]
-        now = yaml.safe_load(self._parser(command).dump(self.config[command], skip_none=False))["model"]
-        then = yaml.safe_load(self.checkpoint["config"])["model"]
-        for line in check_changes(command, flatten(now), flatten(then)):
+        then = yaml.safe_load(self.loaded.content["config"])["model"]
+        for line in check_changes(self.command.name, flatten(self.plain()["model"]), flatten(then)):
             say(line)
 
     def _set_seed(self) -> None:
+        if self.command.needs == "config":
+            return  # a training of its own has its own seed
         try:
             super()._set_seed()
         except ValueError as error:
             raise UserError(f"seed_everything: {error}") from error
 
     def instantiate_classes(self) -> None:
-        if self.subcommand == "check":
-            self._check_trainer(self.config["check"]["trainer"])
-            return  # it builds the parts itself, and reports what cannot be built
+        _check_trainer(self.config["trainer"])
+        if self.command.needs == "config":
+            return
         try:
             super().instantiate_classes()
         except ValueError as error:
             raise UserError(one_line(str(error), [])) from error
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand != "check":
-            super()._run_subcommand(subcommand)
-            return
-        from project.extras.check.check import check  # here, because training needs none of it
-
-        config = yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False))
-        out = Path(config["out"] or Path(config["trainer"]["default_root_dir"], "check", self.run_name))
-        self.code = check(config, out, config["images"], config["steps"], config["compare_init"])
-
-    @staticmethod
-    def _check_trainer(config: Any) -> None:
-        if config["overfit_batches"]:
-            raise UserError(
-                "trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null"
-            )
-        if config["accumulate_grad_batches"] < 1:
-            raise UserError(
-                f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}"
-            )
-        if config["gradient_clip_val"] is not None and not config["gradient_clip_val"] > 0:
-            raise UserError(
-                f"trainer.gradient_clip_val must be above 0, not {config['gradient_clip_val']}; null does not clip"
-            )
-        if config["gradient_clip_algorithm"] and config["gradient_clip_val"] is None:
-            raise UserError(
-                "trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out"
-            )
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the callbacks that every command has."""
-        config = self.config_init[self.subcommand]["trainer"]
-        self._check_trainer(config)
-        own_logger, trial = config["logger"] in (None, True), this_trial()
+        config = self.config_init["trainer"]
+        own_logger = config["logger"] in (None, True)
+        run = self._run()
+        saved = None
+        if self.command.name == "fit" and config["enable_checkpointing"] is not False:
+            saved = BestAndLast(run, **self.config["checkpoint"])
+        else:
+            kwargs["enable_checkpointing"] = False
         callbacks = [
-            RunFolder(
-                config["default_root_dir"],
-                self.run_name,
-                self._full_config(),
-                own_logger,
-                self.checkpoint_path,
-                self.checkpoint.get("callbacks", {}).get("BestAndLast", {}).get("metrics"),
-                trial,
-            ),
+            ResumeChanges(),
+            RunRecord(run, own_logger, saved, **self.config["record"]),
             StartTable(),
             EpochLine(),
             SafeInterrupt(),
             StepSeed(self.datamodule.seed),
-            RatePlan(),
-            LearningCurve(),
+            RatePlan(run),
+            LearningCurve(run),
             SwitchLine(),
             FreezeAudit(),
+            *([TerminalBar()] if config["enable_progress_bar"] is not False else []),
+            *([saved] if saved else []),
         ]
-        if config["enable_progress_bar"] is not False:
-            callbacks.append(TerminalBar())
-        if trial is not None:  # of a search, which wants to know how it goes
-            callbacks.append(ReportTrial(trial))
-        trainer_config = {**config, **kwargs, "logger": False if own_logger else config["logger"]}
-        if self.subcommand == "fit" and config["enable_checkpointing"] is not False:
-            callbacks.append(self.config_init[self.subcommand]["checkpoint"])
-        else:
-            trainer_config["enable_checkpointing"] = False
-        trainer = self._instantiate_trainer(trainer_config, callbacks)
-        trainer.resumed_step = self.checkpoint.get("global_step")
-        trainer.exported = "exported" in self.checkpoint
-        return trainer
+        logger = False if own_logger else config["logger"]  # the record makes it, in the run's folder
+        return self._instantiate_trainer({**config, **kwargs, "logger": logger}, callbacks)
 
-    def _full_config(self) -> str:
-        """Every setting in force, as YAML that fit can read again; paths made absolute, so that it works from anywhere."""
-        config = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
-        config.pop("ckpt_path", None)
+    def _run(self) -> Run:
+        """The run that is started, resumed or added to, with paths that work from anywhere."""
+        config = {key: value for key, value in self.plain().items() if key not in self.own}
         if config["data"]["root"] is not None:
             config["data"]["root"] = os.path.abspath(os.path.expanduser(config["data"]["root"]))
-        return yaml.safe_dump(config, sort_keys=False)
+        content = self.loaded.content or {}
+        return Run(
+            Path(config["trainer"]["default_root_dir"]),
+            self.run_name,
+            yaml.safe_dump(config, sort_keys=False),
+            self.loaded.path,
+            content.get("global_step"),
+            content.get("callbacks", {}).get("BestAndLast", {}).get("metrics") or {},
+        )
+
+    def perform(self) -> int:
+        """Call the command's function; its exit code."""
+        if self.command.needs == "config":
+            config = self.plain()
+            own = {name: config.pop(name) for name in self.own}
+            return self.command.function(config, self.run_name, **own) or 0
+        own = {name: self.config_init[name] for name in self.own}
+        if self.loaded.opener:
+            own["ckpt_path"] = None  # its model has opened it
+        return self.command.function(self.trainer, self.model, self.datamodule, **own) or 0
 
 
-def _model_class(checkpoint: dict[str, Any]) -> type[LightningModule]:
-    """The classifier, or what takes its place for an exported file."""
-    if "exported" not in checkpoint:
+class _ParserOnly(CLI):
+    """Builds the parser, and nothing with it."""
+
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
+
+    parse_arguments = _parse_ckpt_path = _set_seed = instantiate_classes = _nothing
+
+
+def run_command(command: Command, words: list[str], openers: list[commands.Opener]) -> int:
+    """Run one command that needs a configuration.
+
+    Returns:
+        The exit code: the command's own; 130 after Ctrl-C and 143 after SIGTERM, as shells have it.
+
+    Raises:
+        UserError: for what the user can fix.
+    """
+    quiet()
+    try:
+        return CLI(command, *arrange(command, words, openers)).perform()
+    except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
+        raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if not str(error).startswith(("Early stopping conditioned on metric", "Found more than one stateful callback")):
+            raise
+        raise UserError(f"trainer.callbacks: {' '.join(str(error).split())}") from error
+    except SIGTERMException:
+        return 143
+    except SystemExit as error:  # Lightning's, after it has ended a run in good order
+        return 130 if isinstance(error.__context__, KeyboardInterrupt) else int(error.code or 0)
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """The configuration of a fit as plain values; nothing is built. The first call takes a moment, others little.
+
+    Args:
+        words: The command line after `fit`.
+
+    Raises:
+        UserError: for what fit would refuse when it reads its settings.
+    """
+    fit = commands.CORE[0]
+    cli = _parser_only()
+    cli.config = cli.parser.parse_args(arrange(fit, words, [])[1])
+    return cli.plain()
+
+
+@functools.cache
+def _parser_only() -> _ParserOnly:
+    return _ParserOnly(commands.CORE[0], Arguments([], []), [], Loaded())
+
+
+def build(kind: type, values: dict[str, Any]) -> Any:
+    """A class as the command line would build it from plain values; of the trainer, its arguments.
+
+    Raises:
+        UserError: when it cannot be built.
+    """
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(kind, "part")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"part": values}))["part"]
+    except ValueError as error:
+        raise UserError(one_line(str(error), [])) from error
+
+
+def load_trained(path: Path) -> tuple[ImageClassifier, ImageDataModule]:
+    """A checkpoint's classifier with its weights, in eval mode on the fastest device, and its data module; no image is read.
+
+    Raises:
+        UserError: when it is not a checkpoint of ours, or cannot be built any more.
+    """
+    content = load_checkpoint(path)
+    config = checkpoint_config(content, "validate")
+    data = build(ImageDataModule, config["data"])
+    links = {name: content["hyper_parameters"][name] for name in LINKS}
+    model = build(_model_class(config.get("classifier")), {**config["model"], **links})
+    model.load_state_dict(content["state_dict"])
+    model.temperature = content.get("temperature", 1.0)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), data
+
+
+def _stored_kind(loaded: Loaded) -> str | None:
+    """The path of the class that a checkpoint, or what takes its place, was made by."""
+    if loaded.opener:
+        return loaded.opener.model
+    return yaml.safe_load(loaded.content["config"]).get("classifier") if loaded.content else None
+
+
+def _model_class(path: str | None) -> type[LightningModule]:
+    """The classifier, or the class that is named in its place."""
+    if path is None:
         return ImageClassifier
-    from project.extras.export.exported import ExportedClassifier  # here, because training needs none of it
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"classifier: {path} cannot be imported ({error}); write the whole path of a class") from error
+    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+        raise UserError(f"classifier: {path} must be a subclass of project.classifier.ImageClassifier")
+    return kind
 
-    return ExportedClassifier
 
-
-def run_name(arguments: list[str]) -> str:
-    """The name of the first config file without its ending; `fit` when there is none."""
-    paths = config_files(split_arguments(arguments)[0])
-    return paths[0].stem if paths else "fit"
+def _check_trainer(config: Any) -> None:
+    if config["overfit_batches"]:
+        raise UserError(
+            "trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null"
+        )
+    if config["accumulate_grad_batches"] < 1:
+        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
+    clip = config["gradient_clip_val"]
+    if clip is not None and not clip > 0:
+        raise UserError(f"trainer.gradient_clip_val must be above 0, not {clip}; null does not clip")
+    if config["gradient_clip_algorithm"] and clip is None:
+        raise UserError(
+            "trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out"
+        )
 
 
 def quiet() -> None:
@@ -221,9 +308,3 @@ def quiet() -> None:
         ".*``compute`` method of metric .* was called before the ``update`` method.*",  # resumed between epoch and checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def say(line: str) -> None:
-    """One line, from the first of several processes only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, flush=True)

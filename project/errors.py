@@ -2,8 +2,8 @@
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
-    The message says what is wrong, where (the key or the file), and how to mend it. The command line prints it as
+    The message says what is wrong, where (the key or the file), and how to fix it. The command line prints it as
     one line and exits with code 2; from Python it is an ordinary `ValueError`.
     """

@@ -1,9 +1,15 @@
-"""The parser's messages, shortened to one line: the key, what is wrong, and the nearest name when one is misspelt."""
+"""The command line's errors, in one line: the key, what is wrong, what was expected, and the nearest name of a misspelt one."""
 
 import importlib
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, NoReturn, TextIO
+
+from jsonargparse import _typehints
+
+from project.errors import UserError
 
 EXAMPLES = {  # key -> a class to name there
     "schedule": "project.optim.Cosine",
@@ -12,8 +18,24 @@ EXAMPLES = {  # key -> a class to name there
     "net": "project.nets.ResNet",
     "source": "project.data.ImageFolder",
     "augment": "project.data.HorizontalFlip",
+    "task": "project.tasks.MultiClass",
 }
+MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
 LIMIT = 400  # characters; a value that is quoted in full can be a whole file
+
+
+class OneLineErrors:
+    """Mixed into a parser of jsonargparse: its errors are one line instead of sixty."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(one_line(message, [action.dest for action in self._actions])) from ex
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line, from the first of several processes only: they all say the same."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    if lightning is None or lightning.rank_zero_only.rank == 0:
+        print(line, file=file, flush=True)
 
 
 def one_line(message: str, keys: Iterable[str]) -> str:
@@ -26,65 +48,70 @@ def one_line(message: str, keys: Iterable[str]) -> str:
     Returns:
         One line; anything in an unknown form is only put on one line.
     """
-    key = "".join(f"{name}: " for name in re.findall(r'^Parser key "([^"]+)":', message)[:1])
-    body = re.sub(r'^Parser key "[^"]+":', "", message)
-    body = re.sub(r"<class '([\w.]+)'>", r"\1", body).replace("Expected a ", "expected ")
+    found = re.search(r'^Parser key "([^"]+)":', message)
+    key, name = (f"{found[1]}: ", found[1]) if found else ("", "")
+    body = re.sub(r"<class '([\w.]+)'>", r"\1", message[found.end() if found else 0 :])
     if found := re.search(r"(?:does not accept option|unrecognized arguments:) '?-*([\w.+]+)", body):
-        name = found[1].rstrip("+")
-        return f"{name}: there is no such key{_nearest(name, keys)}"
+        return _unknown(found[1].rstrip("+"), keys)
     if found := re.search(r"Option '([^']+)' is not accepted(; did you mean [^?]*\?)?", body):
         if found[1] == "lr":
             return f"{key}it takes no lr of its own: model.lr is the one learning rate"
-        return f"{key}there is no argument {found[1]!r} in the class that is chosen{_nearest(found[1], keys) or found[2] or ''}"
+        return f"{key}the chosen class has no argument {found[1]!r}{_nearest(found[1], keys) or found[2] or ''}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
-        return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), found[1] + '.')}"
+        return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     if found := re.search(r"Unable to load config [\"']([^\"']+)", body):
-        return f"{key}the config file {found[1]} is missing or no valid YAML"
-    if found := re.search(r"arguments are required: (?:\w+\.)?(\S+)", body):
+        return f"{key}the config file {found[1]} is missing or is not valid YAML"
+    if found := re.search(r"arguments are required: (\S+)", body):
         where = (
             ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""
         )
-        return f"{key}{found[1]} is missing{where}"
-    if found := re.search(r"dot import path string: (\S+)", body):
-        example = next(
-            (path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping"
-        )
-        return f"{key}{found[1]!r} is no class; write its whole path, such as {example}"
-    if '"subcommand" to be one of' in body:
-        commands = "fit, validate, test, predict, export, check, lr_find, batch_find, search, report or verify"
-        return f"say what to do: {commands}; python -m project --help tells more"
-    if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", body):
-        commands = found[2].replace("'", "")  # Python 3.12 quotes none of them
-        return f"there is no command {found[1]!r}; choose from {commands}, search, report, verify"
-    return (key + (_reason(body) or " ".join(body.split())))[:LIMIT]
+        return f"{found[1].rstrip(',')} is missing{where}"
+    if found := re.search(r"dot import path string: (\S+)", body) or re.search(r"No module named '([\w.]+)'", body):
+        given = re.search(r"Given value: '?([\w.]+)'?\s*$", body)
+        return f"{key}{_no_class(given[1] if given else found[1], name)}"
+    return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]
 
 
-def _reason(body: str) -> str | None:
-    """The first error of a list of alternatives that is not about leaving the key out, with the value that was given."""
+def _unknown(name: str, keys: Iterable[str]) -> str:
+    moved = MOVED.get(name.removeprefix("model."))
+    return f"{name}: it is now {moved}" if moved else f"{name}: there is no such key{_nearest(name, keys)}"
+
+
+def _no_class(given: str, key: str) -> str:
+    """For what should be the path of a class: one of the same name that is here, or an example."""
+    name = given.rpartition(".")[2]
+    for module in sorted(each for each in sys.modules if each.startswith("project.")):
+        here = getattr(sys.modules[module], name, None)
+        if isinstance(here, type) and here.__module__.startswith("project."):
+            return f"{given!r} is not a class; did you mean {module}.{name}?"
+    example = next(
+        (path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping"
+    )
+    return f"{given!r} is not a class; write its whole path, such as {example}"
+
+
+def _reason(body: str, key: str) -> str | None:
+    """Of a list of what each type of the key objects to, the one that tells, with the value that was given."""
     listed = re.search(r"Errors:\n(.*?)\n\s*Given value type", body, re.DOTALL)
     if not listed:
         return None
-    errors = [" ".join(error.split()) for error in re.split(r"^\s*- ", listed[1], flags=re.MULTILINE) if error.strip()]
-    # What every other type of the key would have been.
-    vague = ("Type collections.abc.Callable", "Not a valid subclass of", "a class path (str)", "a dict with")
-    telling = [_shorter(error) for error in errors if "NoneType" not in error and not error.startswith(vague)]
     value = re.search(r"Given value: (.*)", body, re.DOTALL)
     given = " ".join(value[1].split()) if value else ""
-    reason = " or ".join(dict.fromkeys(telling or errors))
+    errors = [" ".join(each.split()) for each in re.split(r"^\s*- ", listed[1], flags=re.MULTILINE) if each.strip()]
+    if any("Callable" in each or "subclass" in each for each in errors):
+        wrong = next((each for each in errors if "Problem with given class_path" in each), "")
+        detail = re.search(r"Problem with given class_path '[^']+':\s*(.*)", wrong)
+        if detail:
+            return detail[1]
+        example = next((path for part, path in EXAMPLES.items() if part in key), None)
+        return f"expected the path of a class{f', such as {example}' if example else ''}, not {given}"
+    telling = [each.replace("Expected a ", "expected ") for each in errors if "NoneType" not in each] or errors
+    reason = " or ".join(dict.fromkeys(telling))
     return f"{reason}, not {given}" if reason.startswith("expected") else reason
 
 
-def _shorter(error: str) -> str:
-    """An error about a function, without the name of its type."""
-    return re.sub(
-        r"Type \S+\[.*\] expects a function or a callable class: (.*)\. Got value: (.*)",
-        r"\2 is no function: \1",
-        error,
-    )
-
-
 def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean 'x'?`, where some name is near; by the whole key, else by its last part."""
+    """`; did you mean x?`, where some name is near; by the whole key, else by its last part."""
     names = list(names)
     close = get_close_matches(name, names, n=1, cutoff=0.75)
     if not close:
@@ -99,3 +126,17 @@ def _names_of(module: str) -> list[str]:
         return [name for name in dir(importlib.import_module(module)) if not name.startswith("_")]
     except ImportError:
         return []
+
+
+def _discard_init_args(parser_or_action: Any, before: Any, value: Any) -> None:
+    """A new class_path starts without the init_args of the class before it.
+
+    jsonargparse would keep those that the new class knows by the same name, given or default: SGD chosen over a file's AdamW would
+    take over its weight decay without a word.
+    """
+    if before and "init_args" in before and before["class_path"] != value["class_path"]:
+        del before["init_args"]
+
+
+# There is no public place for it. tests/test_messages.py holds the effect for every pair of optimizers.
+_typehints.discard_init_args_on_class_path_change = _discard_init_args

@@ -1,126 +1,115 @@
 """What is settled before the command line is parsed: which checkpoint, and in which order settings overrule each other."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from project.commands import Command, Opener
 from project.errors import UserError
 from project.run.paths import find_checkpoint
 
-EXPORTED = (".onnx", ".pt2", ".safetensors")
-CONFIG_FLAGS = ("--config", "-c")
-GROUPS = ("--data", "--model", "--trainer")  # --trainer configs/trainer/ddp.yaml: a config for one part
-FROM_MODEL = {"class_names": "class_names", "image_size": "image_size", "in_channels": "channels", "resize": "resize"}
-
-TRAINING_ONLY = (
-    "checkpoint",
-    "data.augment",
-    "data.sampler",
-    "data.random_resized_crop",
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.accumulate_grad_batches",
-    "trainer.gradient_clip_val",
-)
-SPLIT_ONLY = tuple(
-    f"data.{name}"
-    for name in ("source", "val_size", "test_size", "split_seed", "folds", "fold", "test_folds", "test_fold")
-)
-FRESH = ("lr_find", "batch_find")  # commands that, like fit, take no checkpoint to begin with
-NO_EFFECT = {  # options that a command would ignore
-    "validate": (*TRAINING_ONLY, "data.on_seen_image"),
-    "test": TRAINING_ONLY,
-    "predict": (*TRAINING_ONLY, *SPLIT_ONLY, "data.on_seen_image", "data.on_bad_image"),
-    "export": (*TRAINING_ONLY, "data.on_seen_image", "trainer.accelerator", "trainer.devices", "trainer.precision"),
+PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
+LINKS = {  # model key -> data key. The data say these, the model follows; a trained model's own rule over any data
+    "class_names": "class_names",
+    "image_size": "image_size",
+    "in_channels": "channels",
+    "resize": "resize",
 }
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Divide the command line into config files and single options, so that options overrule files wherever they stand."""
-    files: list[str] = []
-    options: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        flag = argument.split("=", 1)[0]
-        if flag not in CONFIG_FLAGS + GROUPS:
-            options.append(argument)
-        elif "=" in argument:
-            files.append(argument)
-        else:
-            files += [argument, *([value] if (value := next(rest, None)) is not None else [])]
-    return files, class_first(options)
+@dataclass
+class Arguments:
+    """A command line, read before it is parsed: its config files in order, and its options, each a key with its words."""
+
+    files: list[tuple[str, Path]]  # (config, data, model or trainer; path)
+    options: list[list[str]]  # ["--model.lr", "0.1"] or ["--model.lr=0.1"]
+
+    @classmethod
+    def read(cls, words: list[str], switches: set[str] = frozenset()) -> "Arguments":
+        """Divide it into files and options.
+
+        Args:
+            words: The command line after the command.
+            switches: Options that mean true where no value follows.
+        """
+        units: list[list[str]] = []
+        for word in words:
+            if (word.startswith("-") and not _is_number(word)) or not units:
+                units.append([word])
+            else:
+                units[-1].append(word)
+        files, options = [], []
+        for flag, *values in units:
+            name, joined, value = flag.partition("=")
+            name = "--config" if name == "-c" else name
+            if name[2:] in ("config", *PARTS) and (joined or values):
+                files.append((name[2:], Path(value if joined else values[0]).expanduser()))
+            elif name[2:] in switches and not joined and not values:
+                options.append([f"{name}=true"])
+            else:
+                # A class is chosen before its arguments are given, which would otherwise be those of the class before it.
+                place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
+                options.insert(place, [flag, *values])
+        return cls(files, options)
+
+    def words(self) -> list[str]:
+        """For the parser: files first, so that options overrule them wherever they stand."""
+        return [f"--{flag}={path}" for flag, path in self.files] + [word for unit in self.options for word in unit]
+
+    def keys(self) -> list[str]:
+        return [unit[0].partition("=")[0].removeprefix("--").rstrip("+") for unit in self.options]
+
+    def value(self, key: str) -> Any:
+        """Of one key: from the options, else from the files; None where it is not given."""
+        for unit in reversed(self.options):
+            flag, joined, value = unit[0].partition("=")
+            if flag == f"--{key}":
+                return yaml.safe_load(value if joined else " ".join(unit[1:]))
+        return next((found for _, found in self._in_files(key)), None)
+
+    def file_with(self, key: str) -> Path | None:
+        """The config file that gives a key, if one does."""
+        return next((path for path, _ in self._in_files(key)), None)
+
+    def _in_files(self, key: str) -> list[tuple[Path, Any]]:
+        """Where a key is given, and its values; the last file, which counts, first."""
+        found = []
+        for flag, path in reversed(self.files):
+            part, _, rest = key.partition(".")
+            if flag not in ("config", part):
+                continue
+            value = _look_up(path, key if flag == "config" else rest)
+            if value is not None:
+                found.append((path, value))
+        return found
 
 
-def class_first(options: list[str]) -> list[str]:
-    """Put the choice of a class before the options of that class, which would otherwise be those of the class before it."""
-    units: list[list[str]] = []  # an option with its values
-    for argument in options:
-        if argument.startswith("--") or not units:
-            units.append([argument])
-        else:
-            units[-1].append(argument)
-    ordered: list[list[str]] = []
-    for unit in units:
-        name = unit[0].split("=", 1)[0]
-        place = next((i for i, earlier in enumerate(ordered) if earlier[0].startswith(f"{name}.")), len(ordered))
-        ordered.insert(place, unit)
-    return [argument for unit in ordered for argument in unit]
-
-
-def option(name: str, files: list[str], options: list[str]) -> str | None:
-    """The value of a top-level option, from the command line or else from the config files."""
-    for position in range(len(options) - 1, -1, -1):
-        flag, joined, value = options[position].partition("=")
-        if flag == f"--{name}":
-            return value or None if joined else next(iter(options[position + 1 :]), None)
-    for flag, path in reversed(_given_files(files)):
-        key = name if flag in CONFIG_FLAGS else name.removeprefix(f"{flag[2:]}.")
-        if (flag in CONFIG_FLAGS or key != name) and (value := _look_up(path, key)) is not None:
-            return str(value)
-    return None
-
-
-def given(name: str, arguments: list[str]) -> Path | None:
-    """The config file that sets a key, if one does."""
-    for flag, path in _given_files(split_arguments(arguments)[0]):
-        key = name if flag in CONFIG_FLAGS else name.removeprefix(f"{flag[2:]}.")
-        if (flag in CONFIG_FLAGS or key != name) and path.is_file() and _look_up(path, key) is not None:
-            return path
-    return None
-
-
-def _look_up(path: Path, name: str) -> Any:
+def _look_up(path: Path, key: str) -> Any:
     """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/digits.yaml)."""
     value = read_config(path)
-    for key in name.split("."):
+    for name in key.split("."):
         if isinstance(value, str) and (part := path.parent / value).is_file():
             value = read_config(part)
-        value = value.get(key) if isinstance(value, dict) else None
+        value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-def config_files(files: list[str]) -> list[Path]:
-    """The paths given with --config."""
-    return [path for flag, path in _given_files(files) if flag in CONFIG_FLAGS]
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
-def _given_files(files: list[str]) -> list[tuple[str, Path]]:
-    """(flag, path) of every config file, in the order given."""
-    found, rest = [], iter(files)
-    for file in rest:
-        flag, joined, path = file.partition("=")
-        if path := path if joined else next(rest, ""):
-            found.append((flag, Path(path).expanduser()))
-    return found
-
-
-def read_config(path: Path) -> Any:
+def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file.
 
     Raises:
-        UserError: when it is missing or no YAML.
+        UserError: when it is missing or is not valid YAML.
     """
     try:
         config = yaml.safe_load(path.read_text())
@@ -131,8 +120,9 @@ def read_config(path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", error)).split())
-        where = f"line {mark.line + 1}" if mark else "the file"
-        raise UserError(f"--config: {path} is no valid YAML at {where}: {problem}") from error
+        raise UserError(
+            f"--config: {path} is not valid YAML at {f'line {mark.line + 1}' if mark else 'some place'}: {problem}"
+        ) from error
     if not isinstance(config, dict):
         raise UserError(f"--config: {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
     return config
@@ -142,12 +132,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of ours, its tensors left on disk until they are used.
 
     Raises:
-        UserError: when it is none.
+        UserError: when it is not one.
     """
     try:
         checkpoint = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # torch has a different one for each kind of damage
-        raise UserError(f"ckpt_path: {path} is no checkpoint, or a damaged one") from error
+        raise UserError(f"ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     if not isinstance(checkpoint, dict) or not {"config", "hyper_parameters"} <= set(checkpoint):
         raise UserError(
             f"ckpt_path: {path} was not written by python -m project fit, so it does not say what model it holds"
@@ -155,85 +145,92 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_exported(path: Path, command: str) -> dict[str, Any]:
-    """What takes a checkpoint's place where an exported file is given.
-
-    Raises:
-        UserError: when the command needs more than the file has, or it is none of ours.
-    """
-    if command != "predict":
-        raise UserError(
-            f"ckpt_path: {path} is an exported model, which can only predict; {command} needs the checkpoint it was made from"
-        )
-    from project.extras.export.metadata import read_metadata  # here, because training needs none of it
-
-    metadata = read_metadata(path)
-    hyper = {model: metadata[data if data == "channels" else model] for model, data in FROM_MODEL.items()}
-    own = {data: hyper[model] for model, data in FROM_MODEL.items()}
-    return {"hyper_parameters": hyper, "exported": {"data": {"root": None, **own}, "model": {"path": str(path)}}}
-
-
 def checkpoint_config(checkpoint: dict[str, Any], command: str) -> dict[str, Any]:
-    """The settings that a command takes from a checkpoint: all of them to go on training, else the model and its data.
+    """The settings that a command takes from a checkpoint: all of them to resume training, else the model and its data.
 
     The model's classes, image size, channels and resizing come from the checkpoint, never from the images at hand.
     """
     config = yaml.safe_load(checkpoint["config"])
-    hyper = checkpoint["hyper_parameters"]
-    config["data"] |= {data: hyper[model] for model, data in FROM_MODEL.items()}
+    config["data"] |= {data: checkpoint["hyper_parameters"][model] for model, data in LINKS.items()}
     if command == "fit":
         return config
     if command == "predict":  # other images than the ones it was trained on
-        config["data"] |= {"root": None}
-    return {"data": config["data"], "model": config["model"]}
+        config["data"]["root"] = None
+    return {name: config[name] for name in ("classifier", "data", "model") if name in config}
 
 
-def arrange(command: str, arguments: list[str]) -> tuple[list[str], Path | None, dict[str, Any]]:
-    """Order the arguments of a command: checkpoint < config files < command line, with the checkpoint's alias resolved.
+@dataclass
+class Loaded:
+    """What a command loads: a checkpoint, or a file that takes its place; `path` is None where it loads nothing."""
 
-    Args:
-        command: fit, validate, test or predict.
-        arguments: The command line after the command.
+    path: Path | None = None
+    content: dict[str, Any] | None = None
+    opener: Opener | None = None
 
-    Returns:
-        The new arguments, the checkpoint's path, and the checkpoint; None and {} without one.
+
+def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -> Loaded:
+    """The checkpoint that a command is given.
 
     Raises:
-        UserError: when a checkpoint is needed and not given, or not to be had.
+        UserError: when it is needed and not given, or cannot be had, or a setting contradicts it.
     """
-    files, options = split_arguments(arguments)
-    if any(argument in ("-h", "--help") for argument in arguments):
-        return arguments, None, {}
-    for argument in options:
-        key = argument.split("=", 1)[0].removeprefix("--").rstrip("+")
-        if argument.startswith("--") and any(
-            key == name or key.startswith(f"{name}.") for name in NO_EFFECT.get(command, ())
-        ):
-            raise UserError(f"{key} has no effect on {command}: leave it out")
-    if command == "check":
-        return [*files, *options], None, {}
-    name = option("ckpt_path", files, options)
-    if name is None or name in ("null", "None"):
-        if command not in ("fit", *FRESH):
-            raise UserError(
-                f"{command} needs a trained model: --ckpt_path best, --ckpt_path last, or the path of a checkpoint"
-            )
-        return [*files, *options], None, {}
-    if command in FRESH:
+    if "ckpt_path" not in command.options:
+        return Loaded()
+    name = arguments.value("ckpt_path")
+    if name is None:
+        if not command.trained:
+            return Loaded()
+        words = "--ckpt_path best, --ckpt_path last, or the path of a checkpoint"
+        raise UserError(f"{command.name} needs a trained model: {words}")
+    path = find_checkpoint(str(name), Path(arguments.value("trainer.default_root_dir") or "runs").expanduser())
+    opener = next((each for each in openers if path.suffix in each.endings), None)
+    if opener is None:
+        content = load_checkpoint(path)
+    elif command.name in opener.commands:
+        content = opener.read(path)
+    else:
+        able = " and ".join(opener.commands)
         raise UserError(
-            f"ckpt_path: {command} measures a training from its start, as the configuration has it; leave it out"
+            f"ckpt_path: {path} is an exported model, which can only {able}; {command.name} needs a checkpoint"
         )
-    root = option("trainer.default_root_dir", files, options) or "runs"
-    path = find_checkpoint(name, Path(root).expanduser())
-    checkpoint = load_checkpoint(path) if path.suffix not in EXPORTED else load_exported(path, command)
-    for model, data in FROM_MODEL.items():
-        asked, own = option(f"data.{data}", files, options), checkpoint["hyper_parameters"][model]
-        if asked is not None and yaml.safe_load(asked) not in (own, None):
+    for model, data in LINKS.items():
+        asked, own = arguments.value(f"data.{data}"), content["hyper_parameters"][model]
+        if asked not in (None, own):
             raise UserError(
-                f"data.{data} is the model's own and cannot be changed: the checkpoint says {own}; leave it out"
+                f"data.{data} belongs to the model and cannot be changed: the checkpoint says {own}; leave it out"
             )
-    config = checkpoint["exported"] if "exported" in checkpoint else checkpoint_config(checkpoint, command)
+    return Loaded(path, content, opener)
+
+
+def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[Arguments, list[str], Loaded]:
+    """Order the arguments of a command: checkpoint < config files < command line.
+
+    Args:
+        command: The command.
+        words: The command line after it.
+        openers: Of files that can take a checkpoint's place.
+
+    Returns:
+        The arguments as given, the words for the parser, and the checkpoint.
+
+    Raises:
+        UserError: for an option without effect, and see `find_loaded`.
+    """
+    switches = {name for name, option in command.options.items() if option.annotation is bool}
+    arguments = Arguments.read(words, switches)
+    for key in arguments.keys():
+        if any(key == name or key.startswith(f"{name}.") for name in command.ignores):
+            raise UserError(f"{key} has no effect on {command.name}: leave it out")
+    for model, data in LINKS.items():
+        if path := arguments.file_with(f"model.{model}"):
+            raise UserError(f"model.{model} follows the data: set data.{data} instead (in {path})")
+    if "-h" in words or "--help" in words:
+        return arguments, ["--help"], Loaded()
+    loaded = find_loaded(command, arguments, openers)
+    if loaded.path is None:
+        return arguments, arguments.words(), loaded
+    config = loaded.content["config"] if loaded.opener else checkpoint_config(loaded.content, command.name)
     inline = yaml.safe_dump(
         config, default_flow_style=True, width=1_000_000_000, sort_keys=False
-    )  # of patterns, the first counts
-    return ["--config", inline, *files, *options, f"--ckpt_path={path}"], path, checkpoint
+    )  # first pattern counts
+    return arguments, ["--config", inline, *arguments.words(), f"--ckpt_path={loaded.path}"], loaded

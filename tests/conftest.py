@@ -52,7 +52,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cli(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """`python -m project ...` without a process of its own."""
-    from project.main import main
+    from project.__main__ import main
 
     def run(*arguments: str) -> Result:
         capsys.readouterr()
@@ -65,7 +65,7 @@ def cli(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three epochs on the digits: a folder with runs/digits/version_0."""
-    from project.main import main
+    from project.__main__ import main
 
     folder = tmp_path_factory.mktemp("trained")
     before = Path.cwd()
@@ -82,30 +82,6 @@ def trained(_trained: Path, workdir: Path) -> Path:
     """A copy of the trained run in the current folder: runs/digits/version_0."""
     shutil.copytree(_trained / "runs", workdir / "runs")
     return workdir / "runs" / "digits" / "version_0"
-
-
-@pytest.fixture(scope="session")
-def exported_once(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained run with its temperature, and model.onnx, model.pt2 and model.safetensors made from it."""
-    from project.main import main
-
-    folder = tmp_path_factory.mktemp("exported")
-    shutil.copytree(_trained / "runs", folder / "runs")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for suffix in ("onnx", "pt2", "safetensors"):
-            assert main(["export", "--ckpt_path", "best", "--out", f"model.{suffix}", "--speed", "false"]) == 0
-    finally:
-        os.chdir(before)
-    return folder
-
-
-@pytest.fixture
-def exported(exported_once: Path, workdir: Path) -> Path:
-    """A copy in the current folder: runs, model.onnx, model.pt2, model.safetensors."""
-    shutil.copytree(exported_once, workdir, dirs_exist_ok=True)
-    return workdir
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""What is deployed: normalisation, network, temperature and softmax in one module."""
+"""What is deployed: normalisation, network and temperature in one module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,32 +9,38 @@ from project.nets.fuse import Fold
 
 
 class Deployable(nn.Module):
-    """A network with what belongs around it: uint8 images in, probabilities out.
+    """A network with what belongs around it: uint8 images in, logits or probabilities out.
 
     Args:
-        net: Normalised images (N, C, H, W) -> logits (N, classes).
+        net: Normalised images (N, C, H, W) -> logits (N, outputs).
         mean: Of each channel, in [0, 1]; any shape with C values.
         std: Standard deviation of each channel, likewise.
-        temperature: The logits are divided by it before the softmax; None gives logits instead of probabilities.
+        temperature: The logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
+        probabilities: Logits (N, outputs) -> probabilities (N, classes), such as those of a task; None gives logits.
         folds: What became of the network's batch norms, see `project.nets.fuse`.
     """
 
     def __init__(
-        self, net: nn.Module, mean: Tensor, std: Tensor, temperature: float | None = None, folds: Sequence[Fold] = ()
+        self,
+        net: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        temperature: float = 1.0,
+        probabilities: Callable[[Tensor], Tensor] | None = None,
+        folds: Sequence[Fold] = (),
     ) -> None:
         super().__init__()
-        self.net, self.temperature, self.folds = net, temperature, list(folds)
+        self.net, self.temperature, self.probabilities, self.folds = net, temperature, probabilities, list(folds)
         mean, std = (values.detach().double().cpu().view(1, -1, 1, 1) for values in (mean, std))
-        self.register_buffer(
-            "scale", (1 / (255 * std)).float()
-        )  # one multiplication and one addition instead of three steps
+        # One multiplication and one addition instead of three steps.
+        self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), uint8 or float in [0, 1] -> probabilities, or logits, (N, classes)."""
+        """Images (N, C, H, W), uint8 or float in [0, 1] -> logits / temperature, or probabilities of them."""
         scale = self.scale if images.dtype == torch.uint8 else 255 * self.scale
-        logits = self.net(images.to(scale.dtype) * scale + self.shift)
-        return logits if self.temperature is None else (logits / self.temperature).softmax(dim=1)
+        logits = self.net(images.to(scale.dtype) * scale + self.shift) / self.temperature
+        return logits if self.probabilities is None else self.probabilities(logits)
 
 
 class NetworkOnly(nn.Module):
@@ -45,5 +51,5 @@ class NetworkOnly(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) -> logits (N, classes)."""
+        """Normalised images (N, C, H, W) -> logits (N, outputs)."""
         return self.net(images)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from project.errors import UserError
 from project.optim import layers
-from project.recipe import Recipe
 
 
 class FreezeAudit(L.Callback):
@@ -21,24 +20,28 @@ class FreezeAudit(L.Callback):
     def __init__(self) -> None:
         self._sums: dict[str, str] = {}  # name in net -> checksum when it was frozen
 
-    def setup(self, trainer: L.Trainer, pl_module: Recipe, stage: str) -> None:
-        if stage == "fit" and any(pl_module.trains_from.values()) and isinstance(trainer.strategy, DDPStrategy):
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if (
+            stage == "fit"
+            and any(pl_module.freezing.trains_from.values())
+            and isinstance(trainer.strategy, DDPStrategy)
+        ):
             # Layers that are frozen for now get no gradient, which DDP takes for an error unless it is told.
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Recipe) -> None:
-        frozen = pl_module.frozen(trainer.current_epoch)
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        frozen = pl_module.freezing.frozen(trainer.current_epoch)
         self._check(pl_module, set(self._sums))  # of the checkpoint that was loaded
         for name, tensor in tensors(pl_module).items():
             if name in frozen:
                 self._sums.setdefault(name, checksum(tensor))
-        last = max((start for start in pl_module.trains_from.values() if start), default=0)
+        last = max((start for start in pl_module.freezing.trains_from.values() if start), default=0)
         if last and 0 < (trainer.max_epochs or 0) <= last and trainer.is_global_zero:
             waiting = f"layers that wait for epoch {last + 1} never train in {trainer.max_epochs} epochs"
             print(f"advice     model.freeze: {waiting}", flush=True)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Recipe) -> None:
-        frozen = pl_module.frozen(trainer.current_epoch)
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        frozen = pl_module.freezing.frozen(trainer.current_epoch)
         free = set(self._sums) - frozen
         if free:
             self._check(pl_module, free)
@@ -48,12 +51,12 @@ class FreezeAudit(L.Callback):
                 stages = dict.fromkeys(layer.stage for layer in layers(pl_module.net) if free & set(layer.tensors))
                 print(f"unfrozen from epoch {trainer.current_epoch + 1}: {', '.join(stages)}", flush=True)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Recipe) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._check(pl_module, set(self._sums))
         if self._sums and trainer.is_global_zero:
             print(f"frozen      {len(self._sums)} parameters and buffers, unchanged by their checksums", flush=True)
 
-    def _check(self, model: Recipe, names: set[str]) -> None:
+    def _check(self, model: L.LightningModule, names: set[str]) -> None:
         now = tensors(model)
         moved = [name for name in now if name in names and checksum(now[name]) != self._sums[name]]
         if moved:
@@ -69,7 +72,7 @@ class FreezeAudit(L.Callback):
         self._sums = dict(state["sums"])
 
 
-def tensors(model: Recipe) -> dict[str, Tensor]:
+def tensors(model: L.LightningModule) -> dict[str, Tensor]:
     """Parameters and buffers of the network by name."""
     return {**dict(model.net.named_parameters()), **dict(model.net.named_buffers())}
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from project.errors import UserError
 from project.run.paths import short_name
+from project.run.run import Run
 
 
 class BestAndLast(Checkpoint):
@@ -18,19 +19,25 @@ class BestAndLast(Checkpoint):
     Lightning calls a `Checkpoint` after all other callbacks of the epoch's end, when its metrics are complete.
     """
 
-    def __init__(self, monitor: str = "val/acc", mode: Literal["max", "min"] | None = None) -> None:
+    def __init__(self, run: Run, monitor: str = "val/acc", mode: Literal["max", "min"] | None = None) -> None:
         """
         Args:
+            run: Where to save. The command line gives it.
             monitor: The metric by which the best epoch is chosen, as it is logged; without validation there is no best.
             mode: Whether more (max) or less (min) of it is better; null takes less for a loss, else more.
         """
         self.monitor, self.mode = monitor, mode or ("min" if monitor.endswith("loss") else "max")
-        self.folder: Path | None = None  # set by the run folder; None saves nothing
+        self.run = run
         self.best_score: float | None = None
         self.best_metrics: dict[str, float] = {}  # of the best epoch
         self.metrics: dict[str, float] = {}  # of the weights being saved, when they have been validated
         self._saved_step: int | None = None  # of the weights on disk; None until training starts
         self._validated_epoch = -1
+
+    @property
+    def folder(self) -> Path | None:
+        """None saves nothing."""
+        return self.run.checkpoints
 
     @property
     def best_path(self) -> Path | None:
@@ -41,7 +48,7 @@ class BestAndLast(Checkpoint):
         return self.folder / "last.ckpt" if self.folder and (self.folder / "last.ckpt").is_file() else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_step = trainer.global_step  # a checkpoint that has been restored is no news
+        self._saved_step = trainer.global_step  # a checkpoint that has been restored is not new
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated_epoch = trainer.current_epoch
@@ -90,7 +97,7 @@ class BestAndLast(Checkpoint):
             ) from error
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ctrl-C, SIGTERM or an error: keep what has been learnt since the last save."""
+        """Ctrl-C, SIGTERM or an error: keep what has been learned since the last save."""
         new = self._saved_step is not None and trainer.global_step > self._saved_step
         for callback in trainer.callbacks if trainer.state.fn == "fit" and trainer.validating else ():
             if isinstance(callback, WeightAveraging):
@@ -120,4 +127,4 @@ def stop_words(exception: BaseException, last: Path | None) -> str:
     )
     if last is None:
         return f"\nStopped {why}, before there was anything to save."
-    return f"\nStopped {why}. Saved {last}\ngo on       python -m project fit --ckpt_path {short_name(last)}"
+    return f"\nStopped {why}. Saved {last}\nresume      python -m project fit --ckpt_path {short_name(last)}"

@@ -25,7 +25,7 @@ class EMA(EMAWeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit":
-            keep = self.decay**pl_module.batch_ratio
+            keep = self.decay ** (pl_module.batch / (pl_module.recipe.reference_batch or pl_module.batch))
 
             def average(mean: Tensor, new: Tensor, _: Tensor | int) -> Tensor:
                 # decay * mean + (1 - decay) * new would round: frozen weights would drift by their last bits.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from project.errors import UserError
+from project.files import written_whole
 
 LATEST = "latest"  # a file that holds the newest run's path; a link would make TensorBoard show that run twice
 CHECKPOINTS = "checkpoints"
@@ -32,16 +33,13 @@ def new_run(root: Path, name: str) -> Path:
 def mark_latest(run: Path, root: Path) -> None:
     """Make `best` and `last` mean this run's."""
     root.mkdir(parents=True, exist_ok=True)
-    draft = root / f".{LATEST}"
     run, top = run.resolve(), root.resolve()
-    draft.write_text(
-        f"{run.relative_to(top).as_posix() if run.is_relative_to(top) else run}\n"
-    )  # relative: runs may be moved
-    draft.replace(root / LATEST)
+    with written_whole(root / LATEST) as draft:  # relative: runs may be moved
+        draft.write_text(f"{run.relative_to(top).as_posix() if run.is_relative_to(top) else run}\n")
 
 
 def latest_run(root: Path) -> Path:
-    """The run that the last fit made or went on with.
+    """The run that the last fit made or resumed.
 
     Raises:
         UserError: when there is none.
@@ -49,7 +47,7 @@ def latest_run(root: Path) -> Path:
     pointer = root / LATEST
     if not pointer.is_file():
         raise UserError(
-            f"there is no run in {root} yet: train one first, with python -m project fit --config configs/digits.yaml"
+            f"there is no run in {root} yet: train one with python -m project fit --config configs/digits.yaml"
         )
     run = root / pointer.read_text().strip()
     if not run.is_dir():

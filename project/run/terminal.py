@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from project.optim.groups import NO_DECAY
+from project.run.plan import groups_of
 
 SECONDS = time.monotonic
 
@@ -101,13 +102,13 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
             names = ", ".join(key for key, _ in data.bad[:3]) + (", ..." if len(data.bad) > 3 else "")
             lines.append(f"           left out {len(data.bad)} images that cannot be read: {names}")
     total = sum(p.numel() for p in model.net.parameters())
-    frozen = model.frozen(trainer.current_epoch)
+    frozen = model.freezing.frozen(trainer.current_epoch)
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
     lines.append(f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start")
     if model.load_report is not None:
         first, *rest = model.load_report.lines()
         lines += [f"weights    {first.removeprefix('weights: ')}", *(f"           {line.strip()}" for line in rest)]
-    lines += optimizer_lines(model, type(trainer.optimizers[0]).__name__)
+    lines += optimizer_lines(trainer, model)
     device = trainer.strategy.root_device.type
     length = f"{trainer.max_epochs} epochs" if (trainer.max_epochs or -1) > 0 else f"{trainer.max_steps} steps"
     length = length if "-1" not in length else "as long as max_time says"
@@ -115,22 +116,19 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     return lines
 
 
-def optimizer_lines(model: L.LightningModule, name: str) -> list[str]:
-    """The optimizer and a table of its groups: parameters, rate, weight decay, trainable."""
-    rows = model.group_table()
-    if model.reference_batch is not None:
-        rate, decay = model.scaling()
-        words = f"{model.lr_scaling} scaling for a batch of {model.batch} instead of {model.reference_batch}"
-        scaled = (
-            f", {words}: rate x {rate:.4g}, weight decay x {decay:.4g}"
-            if rate != 1
-            else f", for a batch of {model.batch}"
-        )
-    else:
-        scaled = ""
+def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
+    """The optimizer and a table of its groups: parameters, learning rate, weight decay, trainable."""
+    rows, recipe, scaled = groups_of(trainer, model), model.recipe, ""
+    if recipe.reference_batch is not None:
+        rate, decay = recipe.scaling(model.batch)
+        words = f"{recipe.lr_scaling} scaling for a batch of {model.batch} instead of {recipe.reference_batch}"
+        factors = f"learning rate x {rate:.4g}, weight decay x {decay:.4g}"
+        scaled = f", {words}: {factors}" if rate != 1 else f", for a batch of {model.batch}"
     width = max(5, *(len(row["group"]) for row in rows))
-    titles = f"{'group':{width}s}  {'parameters':>12s}  {'rate':>9s}  {'decay':>8s}  trainable"
-    lines = [f"optimizer  {name}{scaled}", f"           {titles}"]
+    lines = [
+        f"optimizer  {type(trainer.optimizers[0]).__name__}{scaled}",
+        f"           {'group':{width}s}  {'parameters':>12s}  {'lr':>9s}  {'decay':>8s}  trainable",
+    ]
     for row in rows:
         numbers = f"{row['parameters']:>12,}  {row['rate']:>9.4g}  {row['weight_decay']:>8.4g}"
         lines.append(f"           {row['group']:{width}s}  {numbers}  {row['trainable']}")

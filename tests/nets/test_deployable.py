@@ -15,14 +15,17 @@ def channels(request) -> int:
     return request.param
 
 
-def make(channels: int, temperature: float | None = None) -> tuple[Deployable, np.ndarray]:
+def softmax(logits: torch.Tensor) -> torch.Tensor:
+    return logits.softmax(dim=1)
+
+
+def make(channels: int, temperature: float = 1.0, probabilities=None) -> tuple[Deployable, np.ndarray]:
     """A linear network, and its weights."""
     torch.manual_seed(channels)
     linear = nn.Linear(channels * 9, 5, bias=False)
     mean, std = (torch.tensor(values[:channels]).view(1, -1, 1, 1) for values in (MEAN, STD))
-    return Deployable(
-        nn.Sequential(nn.Flatten(), linear), mean, std, temperature
-    ), linear.weight.detach().double().numpy()
+    module = Deployable(nn.Sequential(nn.Flatten(), linear), mean, std, temperature, probabilities)
+    return module, linear.weight.detach().double().numpy()
 
 
 def expected_logits(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -43,15 +46,17 @@ def test_logits_of_pixels_and_of_shares(channels) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
 def test_probabilities_with_a_temperature(channels, temperature) -> None:
-    module, weights = make(channels, temperature)
+    module, weights = make(channels, temperature, softmax)
     images = np.random.default_rng(1).integers(0, 256, (6, channels, 3, 3), dtype=np.uint8)
     powers = np.exp(expected_logits(images, weights) / temperature)
+    logits = make(channels, temperature)[0](torch.from_numpy(images))
+    np.testing.assert_allclose(logits.numpy(), expected_logits(images, weights) / temperature, atol=1e-4)
     found = module(torch.from_numpy(images))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
 
 
-def test_the_statistics_are_no_parameters_but_move_with_the_module() -> None:
+def test_the_statistics_are_no_x_move_with_the_module() -> None:
     module, _ = make(3)
     assert [name for name, _ in module.named_parameters()] == ["net.1.weight"]
     assert {name: tuple(value.shape) for name, value in module.named_buffers()} == {

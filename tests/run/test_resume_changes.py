@@ -16,7 +16,7 @@ from torch import nn
 from project.changes import check_changes
 from project.classifier import ImageClassifier
 from project.errors import UserError
-from project.main import main
+from project.__main__ import main
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}

@@ -1,0 +1,51 @@
+"""From pixels to what a network takes: zero mean, unit deviation."""
+
+import torch
+from torch import Tensor, nn
+
+from project.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Normalise(nn.Module):
+    """uint8, or float in [0, 1], (N, C, H, W) -> float with the training images' mean 0 and standard deviation 1."""
+
+    def __init__(
+        self, channels: int, mean: list[float] | None = None, std: list[float] | None = None, channels_last: bool = True
+    ) -> None:
+        """
+        Args:
+            channels: C.
+            mean: Of each channel, in [0, 1]; None takes ImageNet's: of its three colours, their mean for grey, and for alpha 0.5.
+            std: Standard deviation of each channel, likewise.
+            channels_last: Give images in NHWC order.
+
+        Raises:
+            UserError: for another number of values, or a standard deviation of 0 or less.
+        """
+        super().__init__()
+        self.channels, self.channels_last = channels, channels_last
+        self._given = mean is not None, std is not None
+        if mean is None:
+            mean = {1: [0.449], 3: IMAGENET_MEAN}.get(channels, [*IMAGENET_MEAN, *[0.5] * (channels - 3)])
+        if std is None:
+            std = {1: [0.226], 3: IMAGENET_STD}.get(channels, [*IMAGENET_STD, *[0.5] * (channels - 3)])
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise UserError(
+                f"model.mean and model.std must each have {channels} numbers, one for each of data.channels, std above 0"
+            )
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def take(self, mean: list[float] | None, std: list[float] | None) -> None:
+        """Use the statistics that pretrained weights were trained with, where none were given and the channels agree."""
+        for buffer, given, values in zip((self.mean, self.std), self._given, (mean, std), strict=True):
+            if values is not None and not given and len(values) == self.channels:
+                buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        images = (images - self.mean) / self.std
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
