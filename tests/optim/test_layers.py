@@ -1,6 +1,5 @@
 """The order of the layers against the order in which networks run; names and stages against lists written by hand."""
 
-from collections import OrderedDict
 from itertools import groupby
 
 import pytest
