@@ -11,9 +11,18 @@ Each factor equals what the scheduler of torch.optim.lr_scheduler named in its d
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from project.errors import UserError
@@ -24,7 +33,7 @@ Interval = Literal["epoch", "step"]
 class Schedule(ABC):
     """Base class. To add one, write a subclass in any file and give its path."""
 
-    interval: Interval = "epoch"  # unit of time, unless model.schedule_interval says otherwise
+    interval = "epoch"  # unit of time (an Interval), unless model.schedule_interval says otherwise
     spans_run = (
         False  # whether it lasts from the end of the warm-up to the end of the run; else it counts from the start
     )
@@ -32,11 +41,6 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, done: int, total: int) -> float:
         """The factor after `done` of the run's `total` epochs or steps; 0 <= done, and 1 <= total."""
-
-    def require(self, condition: bool, message: str) -> None:
-        """Raise a UserError in this class's name if the condition is false."""
-        if not condition:
-            raise UserError(f"model.schedule: {type(self).__name__}: {message}")
 
 
 class Constant(Schedule):
@@ -46,96 +50,88 @@ class Constant(Schedule):
         return 1.0
 
 
+@dataclass(eq=False)
 class Exponential(Schedule):
-    """Times gamma after every epoch (ExponentialLR)."""
+    """Times gamma after every epoch (ExponentialLR).
 
-    def __init__(self, gamma: float) -> None:
-        """
-        Args:
-            gamma: Factor of each epoch (or step, by model.schedule_interval), above 0 and at most 1.
-        """
-        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
-        self.gamma = gamma
+    Args:
+        gamma: Factor of each epoch (or step, by model.schedule_interval), between 0 and 1.
+    """
+
+    gamma: OpenUnitInterval
 
     def factor(self, done: int, total: int) -> float:
         return self.gamma**done
 
 
+@dataclass(eq=False)
 class Step(Schedule):
-    """Times gamma after every `step_size` epochs (StepLR)."""
+    """Times gamma after every `step_size` epochs (StepLR).
 
-    def __init__(self, step_size: int, gamma: float = 0.1) -> None:
-        """
-        Args:
-            step_size: Epochs (or steps, by model.schedule_interval) from one drop to the next.
-            gamma: Factor of each drop, above 0 and at most 1.
-        """
-        self.require(step_size >= 1, f"step_size must be 1 or more, not {step_size}")
-        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
-        self.step_size, self.gamma = step_size, gamma
+    Args:
+        step_size: Epochs (or steps, by model.schedule_interval) from one drop to the next.
+        gamma: Factor of each drop, between 0 and 1.
+    """
+
+    step_size: PositiveInt
+    gamma: OpenUnitInterval = 0.1
 
     def factor(self, done: int, total: int) -> float:
         return self.gamma ** (done // self.step_size)
 
 
+@dataclass(eq=False)
 class MultiStep(Schedule):
-    """Times gamma at each milestone (MultiStepLR)."""
+    """Times gamma at each milestone (MultiStepLR).
 
-    def __init__(self, milestones: list[int], gamma: float = 0.1) -> None:
-        """
-        Args:
-            milestones: Epochs (or steps, by model.schedule_interval) after which the learning rate drops.
-            gamma: Factor of each drop, above 0 and at most 1.
-        """
-        self.require(min(milestones, default=0) >= 1, f"milestones must be numbers of 1 or more, not {milestones}")
-        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
-        self.milestones, self.gamma = milestones, gamma
+    Args:
+        milestones: Epochs (or steps, by model.schedule_interval) after which the learning rate drops.
+        gamma: Factor of each drop, between 0 and 1.
+    """
+
+    milestones: list[PositiveInt]
+    gamma: OpenUnitInterval = 0.1
 
     def factor(self, done: int, total: int) -> float:
         return self.gamma ** sum(milestone <= done for milestone in self.milestones)
 
 
+@dataclass(eq=False)
 class Cosine(Schedule):
     """Half a cosine from 1 to `end` over the run, or several with warm restarts (Loshchilov & Hutter 2017,
     arXiv:1608.03983, eq. 5; CosineAnnealingLR, and with cycles CosineAnnealingWarmRestarts).
+
+    Args:
+        end: The lowest factor, 0 to 1.
+        cycles: Equal parts of the run, each of which starts at the full learning rate.
     """
 
-    interval: Interval = "step"
+    interval = "step"
     spans_run = True
-
-    def __init__(self, end: float = 0.0, cycles: int = 1) -> None:
-        """
-        Args:
-            end: The lowest factor, 0 to below 1.
-            cycles: Equal parts of the run, each of which starts at the full learning rate.
-        """
-        self.require(0 <= end < 1, f"end must be at least 0 and below 1, not {end}")
-        self.require(cycles >= 1, f"cycles must be 1 or more, not {cycles}")
-        self.end, self.cycles = end, cycles
+    end: ClosedUnitInterval = 0.0
+    cycles: PositiveInt = 1
 
     def factor(self, done: int, total: int) -> float:
         place = done * self.cycles / total % 1 if done < total else 1.0
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * place)) / 2
 
 
+@dataclass(eq=False)
 class OneCycle(Schedule):
     """Up to model.lr and down to nearly zero, along cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR, without
     its change of momentum).
+
+    Args:
+        pct_start: Share of the run in which the learning rate rises, between 0 and 1.
+        div: The first learning rate is the peak divided by this.
+        final_div: The last learning rate is the first divided by this.
     """
 
-    interval: Interval = "step"
+    interval = "step"
     spans_run = True
-
-    def __init__(self, pct_start: float = 0.3, div: float = 25.0, final_div: float = 10_000.0) -> None:
-        """
-        Args:
-            pct_start: Share of the run in which the learning rate rises, above 0 and below 1.
-            div: The first learning rate is the peak divided by this.
-            final_div: The last learning rate is the first divided by this.
-        """
-        self.require(0 < pct_start < 1, f"pct_start must lie between 0 and 1, not {pct_start}")
-        self.require(div >= 1 and final_div >= 1, f"div and final_div must be 1 or more, not {div} and {final_div}")
-        self.pct_start, self.div, self.final_div = pct_start, div, final_div
+    pct_start: OpenUnitInterval = 0.3
+    div: PositiveFloat = 25.0
+    final_div: PositiveFloat = 10_000.0
 
     def factor(self, done: int, total: int) -> float:
         first, last = 1 / self.div, 1 / (self.div * self.final_div)
@@ -147,16 +143,16 @@ class OneCycle(Schedule):
         return _between(1.0, last, min(1.0, (done - top) / (total - 1 - top)))
 
 
+@dataclass(eq=False)
 class Lambda(Schedule):
-    """A function of your own, given by its path (LambdaLR)."""
+    """A function of your own, given by its path (LambdaLR).
 
-    def __init__(self, function: Callable[[int], float]) -> None:
-        """
-        Args:
-            function: Takes the number of epochs done (or steps, by model.schedule_interval) and returns the factor; a
-                dotted path, such as my_package.rates.halve_every_ten, or a class with __call__.
-        """
-        self.function = function
+    Args:
+        function: Takes the number of epochs done (or steps, by model.schedule_interval) and returns the factor; a dotted
+            path, such as my_package.rates.halve_every_ten, or a class with __call__.
+    """
+
+    function: Callable[[int], float]
 
     def factor(self, done: int, total: int) -> float:
         try:
@@ -164,7 +160,8 @@ class Lambda(Schedule):
         except Exception as error:
             reason = " ".join(str(error).split())
             raise UserError(f"model.schedule: Lambda: the function failed for {done}: {reason}") from error
-        self.require(0 <= factor < math.inf, f"the function must return 0 or more; for {done} it returned {factor}")
+        if not 0 <= factor < math.inf:
+            raise UserError(f"model.schedule: Lambda: the function must return 0 or more, not {factor} (for {done})")
         return factor
 
 
@@ -175,31 +172,27 @@ class Plateau(Schedule):
         self,
         monitor: str = "val/loss",
         mode: Literal["min", "max"] | None = None,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        cooldown: int = 0,
-        min_factor: float = 0.0,
+        factor: OpenUnitInterval = 0.1,
+        patience: NonNegativeInt = 10,
+        threshold: NonNegativeFloat = 1e-4,
+        cooldown: NonNegativeInt = 0,
+        min_factor: ClosedUnitInterval = 0.0,
     ) -> None:
         """
         Args:
             monitor: The metric, as it is logged.
             mode: Whether lower (min) or higher (max) is better; null: lower for a loss, else higher.
-            factor: Factor of each drop, above 0 and below 1.
+            factor: Factor of each drop, between 0 and 1.
             patience: Epochs without improvement before a drop.
             threshold: Relative change that counts as an improvement.
             cooldown: Epochs after a drop that do not count.
             min_factor: The learning rate never falls below this share of model.lr.
         """
-        self.require(0 < factor < 1, f"factor must lie between 0 and 1, not {factor}")
-        for name, value in (("patience", patience), ("cooldown", cooldown), ("threshold", threshold)):
-            self.require(value >= 0, f"{name} must be 0 or more, not {value}")
-        self.require(0 <= min_factor < 1, f"min_factor must be at least 0 and below 1, not {min_factor}")
         self.monitor = monitor
         self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a learning rate of 1
         mode = mode or ("min" if monitor.endswith("loss") else "max")
         self._rule = ReduceLROnPlateau(
-            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0
+            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=float(min_factor), eps=0.0
         )
 
     def factor(self, done: int, total: int) -> float:
@@ -215,27 +208,23 @@ class Plateau(Schedule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rate.param_groups[0]["lr"] = state["factor"]
-        if state["metric"] != [self.monitor, self._rule.mode]:
-            return  # the best value of another metric means nothing here
-        self._rule.best, self._rule.num_bad_epochs = state["best"], state["bad"]
-        self._rule.cooldown_counter = state["cooldown"]
+        if state["metric"] == [self.monitor, self._rule.mode]:  # the best value of another metric means nothing here
+            self._rule.best, self._rule.num_bad_epochs = state["best"], state["bad"]
+            self._rule.cooldown_counter = state["cooldown"]
 
 
+@dataclass(eq=False)
 class PerGroup(Schedule):
-    """A schedule for each parameter group (A16)."""
+    """A schedule for each parameter group (A16).
 
-    def __init__(self, schedules: dict[str, Schedule]) -> None:
-        """
-        Args:
-            schedules: Regular expression for names of groups -> schedule; the first match counts, and every group needs
-                one.
-        """
-        nested = any(isinstance(part, PerGroup) for part in schedules.values())
-        self.require(not nested, "its schedules cannot be PerGroup again")
-        self.schedules = schedules
+    Args:
+        schedules: Regular expression for names of groups -> schedule; the first match counts, and every group needs one.
+    """
+
+    schedules: dict[str, Schedule]
 
     def factor(self, done: int, total: int) -> float:
-        raise TypeError("PerGroup has no factor of its own; see project.optim.rates.assign")
+        raise UserError("model.schedule: PerGroup cannot be inside another PerGroup")
 
 
 def _between(start: float, end: float, share: float) -> float:
