@@ -144,7 +144,10 @@ class CLI(LightningCLI):
             *([saved] if saved else []),
         ]
         logger = False if own_logger else config["logger"]  # the record makes it, in the run's folder
-        return self._instantiate_trainer({**config, **kwargs, "logger": logger}, callbacks)
+        try:
+            return self._instantiate_trainer({**config, **kwargs, "logger": logger}, callbacks)
+        except TypeError as error:  # Lightning's, for devices
+            raise UserError(f"trainer: {error}") from error
 
     def _run(self) -> Run:
         """The run that is started, resumed or added to, with paths that work from anywhere."""

@@ -21,6 +21,14 @@ EXAMPLES = {  # key -> a class to name there
     "task": "project.tasks.MultiClass",
 }
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
+TYPES = {
+    **{"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"},
+    **{"dict": "keys and values", "list": "a list", "Sequence": "a list"},
+}
+OBJECTIONS = (  # of a type that was not meant
+    *("Type collections.abc.Callable", "Import path does not correspond", "Expected a ", "Does not validate"),
+    *("a class path (str)", "Not a valid subclass"),
+)
 LIMIT = 400  # characters; a value that is quoted in full can be a whole file
 
 
@@ -57,8 +65,6 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         if found[1] == "lr":
             return f"{key}it takes no lr of its own: model.lr is the one learning rate"
         return f"{key}the chosen class has no argument {found[1]!r}{_nearest(found[1], keys) or found[2] or ''}"
-    if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
-        return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     if found := re.search(r"Unable to load config [\"']([^\"']+)", body):
         return f"{key}the config file {found[1]} is missing or is not valid YAML"
     if found := re.search(r"arguments are required: (\S+)", body):
@@ -66,9 +72,10 @@ def one_line(message: str, keys: Iterable[str]) -> str:
             ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""
         )
         return f"{found[1].rstrip(',')} is missing{where}"
-    if found := re.search(r"dot import path string: (\S+)", body) or re.search(r"No module named '([\w.]+)'", body):
-        given = re.search(r"Given value: '?([\w.]+)'?\s*$", body)
-        return f"{key}{_no_class(given[1] if given else found[1], name)}"
+    if found := re.search(r"dot import path string: (\S+)|No module named '([\w.]+)'|module '(project)' has no", body):
+        return f"{key}{_no_class(_given(body) or found[1] or found[2] or found[3], name)}"
+    if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
+        return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]
 
 
@@ -91,23 +98,34 @@ def _no_class(given: str, key: str) -> str:
 
 
 def _reason(body: str, key: str) -> str | None:
-    """Of a list of what each type of the key objects to, the one that tells, with the value that was given."""
+    """What was expected, and what was given, of the many things that each type of the key objects to."""
     listed = re.search(r"Errors:\n(.*?)\n\s*Given value type", body, re.DOTALL)
-    if not listed:
-        return None
-    value = re.search(r"Given value: (.*)", body, re.DOTALL)
-    given = " ".join(value[1].split()) if value else ""
-    errors = [" ".join(each.split()) for each in re.split(r"^\s*- ", listed[1], flags=re.MULTILINE) if each.strip()]
-    if any("Callable" in each or "subclass" in each for each in errors):
-        wrong = next((each for each in errors if "Problem with given class_path" in each), "")
-        detail = re.search(r"Problem with given class_path '[^']+':\s*(.*)", wrong)
-        if detail:
-            return detail[1]
+    errors = re.split(r"^\s*- ", listed[1] if listed else body, flags=re.MULTILINE)
+    errors = [each for each in (" ".join(error.split()) for error in errors) if each and "NoneType" not in each]
+    own = [each for each in errors if not each.startswith(OBJECTIONS) and "Expected a " not in each]
+    if own:  # a class's own words
+        return own[0] if listed else None
+    if kind := re.search(r"subclass of (?:<class ')?([\w.]*\w)|function that returns (\w+)", " ".join(errors)):
         example = next((path for part, path in EXAMPLES.items() if part in key), None)
-        return f"expected the path of a class{f', such as {example}' if example else ''}, not {given}"
-    telling = [each.replace("Expected a ", "expected ") for each in errors if "NoneType" not in each] or errors
-    reason = " or ".join(dict.fromkeys(telling))
-    return f"{reason}, not {given}" if reason.startswith("expected") else reason
+        return f"{_given(body)} is not a {kind[1] or kind[2]}" + (
+            f"; write the path of one, such as {example}" if example else ""
+        )
+    types = re.findall(r"(\w+: )?Expected a (?:typing\.)?([\w.]*\w)(\[.*?\])?", " ".join(errors))
+    if not types:
+        return None
+    words = [
+        f"one of {choices[1:-1]}" if kind == "Literal" else TYPES.get(kind.rpartition(".")[2], kind)
+        for _, kind, choices in types
+    ]
+    return f"{types[0][0]}expected {' or '.join(dict.fromkeys(words))}, not {_given(body)}"
+
+
+def _given(body: str) -> str:
+    """The value that a message is about; of a class with arguments, its path."""
+    value = re.search(r"(?:Given|Got) value: (.*)", body, re.DOTALL)
+    text = " ".join(value[1].split()) if value else ""
+    path = re.search(r"class_path='([^']+)'", text)
+    return path[1] if path else text
 
 
 def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -115,8 +133,8 @@ def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     names = list(names)
     close = get_close_matches(name, names, n=1, cutoff=0.75)
     if not close:
-        last = name.rsplit(".", 1)[-1]
-        close = [other for other in names if other.rsplit(".", 1)[-1] == last][:1]
+        last = {each.rsplit(".", 1)[-1]: each for each in reversed(names)}
+        close = [last[each] for each in get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)]
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 

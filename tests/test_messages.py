@@ -3,7 +3,7 @@
 import pytest
 from conftest import DIGITS, SMALL
 
-import project.parser
+import project.messages
 from project.messages import LIMIT, one_line
 
 FIT = ["fit", *DIGITS, *SMALL]
@@ -20,7 +20,7 @@ def parsed(cli, monkeypatch):
             raw.append(message)
             return one_line(message, keys)
 
-        monkeypatch.setattr(project.parser, "one_line", record)
+        monkeypatch.setattr(project.messages, "one_line", record)
         result = cli(*arguments)
         assert result.code == 2 and len(result.err.splitlines()) == 1 and result.err.startswith("error: ")
         assert raw, "the parser was not asked"
@@ -42,9 +42,23 @@ def parsed(cli, monkeypatch):
             "project.nets has no 'ConvNett'; did you mean project.nets.ConvNet?",
         ),
         (["--data.source", "project.data.Zzz"], "project.data has no 'Zzz'"),
-        (["--model.lr", "fast"], "model.lr: expected float. Got value: fast"),
-        (["--data.num_workers", "two"], "data.num_workers: expected int, not two"),
-        (["--trainer.callbacks", "EarlyStop"], "'EarlyStop' is no class; write its whole path"),
+        (["--model.lr", "fast"], "model.lr: expected a number, not fast"),
+        (["--data.num_workers", "two"], "data.num_workers: expected a whole number, not two"),
+        (
+            ["--model.net", "subprocess.Popen"],
+            "model.net: subprocess.Popen is not a Module; write the path of one, such as project",
+        ),
+        (["--model.task", "torch.nn.Linear"], "model.task: torch.nn.Linear is not a Task; write the path of one"),
+        (
+            ["--model.schedule", "os.system"],
+            "os.system is not a Schedule; write the path of one, such as project.optim.Cosine",
+        ),
+        (["--data.resize", "stretch"], "data.resize: expected one of 'letterbox', 'crop', 'squash', not stretch"),
+        (["--model.net.init_args.channels", "x"], "model.net: channels: expected a list, not x"),
+        (["--model.schedule", "project.optim.Step"], "model.schedule: step_size is missing"),
+        (["--trainer.callbacks", "project.callbacks.EMA"], "did you mean project.run.EMA?"),
+        (["--model.label_smoothing", "0.1"], "model.label_smoothing: it is now model.task.label_smoothing"),
+        (["--trainer.callbacks", "EarlyStop"], "'EarlyStop' is not a class; write its whole path"),
     ],
 )
 def test_real_messages(parsed, arguments, line) -> None:
@@ -56,28 +70,6 @@ def test_real_messages(parsed, arguments, line) -> None:
 def test_they_were_long(parsed) -> None:
     raw, said = parsed(*FIT, "--data.num_workers", "two")
     assert len(raw.splitlines()) > 3 and "\n" not in said and len(said) < len(raw)
-
-
-COMMANDS = "fit, validate, test, predict, export, check, lr_find, batch_find"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (
-            [],
-            f"say what to do: {COMMANDS}, search, report or verify; python -m project --help tells more",
-        ),
-        (
-            ["train"],
-            f"there is no command 'train'; choose from {COMMANDS}, search, report, verify",
-        ),
-        (["fit"], "net is missing: start from a config file, for example --config configs/digits.yaml"),
-    ],
-)
-def test_commands(parsed, arguments, line) -> None:
-    _, said = parsed(*arguments)
-    assert line in said
 
 
 def test_a_missing_part(parsed) -> None:

@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import DIGITS, SMALL
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-from project.cli import CLI
+from project import commands
+from project.cli import Parser, _parser_only
 from project.errors import UserError
 from project.optim import SWATS
-from project.parser import OneLineParser
 from project.recipe import OptimizerCallable
 from project.settings import arrange
 
@@ -38,17 +36,8 @@ BASE = {
 }  # fit needs a network
 
 
-@pytest.fixture(scope="module")
-def parser(tmp_path_factory):
-    """The parser of `fit`, built once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("parser"))
-        patch.setattr(LightningCLI, "_run_subcommand", lambda *_: None)
-        yield CLI("fit", [*DIGITS, *SMALL])._parser("fit")
-
-
 @pytest.fixture
-def parse(parser, workdir):
+def parse(workdir):
     """Settings in force with these config files (contents, in order) and options."""
 
     def run(files: list[dict], *options: str) -> Any:
@@ -56,8 +45,10 @@ def parse(parser, workdir):
         for number, content in enumerate([BASE, *files]):
             (workdir / f"{number}.yaml").write_text(yaml.safe_dump(content))
             paths += ["--config", f"{number}.yaml"]
-        arguments, _, _ = arrange("fit", [*options, *paths])  # options first: they overrule files all the same
-        return parser.parse_args(arguments)
+        _, words, _ = arrange(
+            commands.CORE[0], [*options, *paths], []
+        )  # options first: they overrule files all the same
+        return _parser_only().parser.parse_args(words)
 
     return run
 
@@ -65,7 +56,7 @@ def parse(parser, workdir):
 @pytest.fixture
 def build(parse):
     """The optimizer's factory that they make."""
-    small = OneLineParser()
+    small = Parser()
     small.add_argument("--optimizer", type=OptimizerCallable)
     return lambda *given: small.instantiate(Namespace(optimizer=parse(*given)["model.optimizer"])).optimizer
 

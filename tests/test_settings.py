@@ -8,18 +8,10 @@ import torch
 import yaml
 from conftest import DIGITS, SMALL
 
+from project import commands
+from project.commands import Command
 from project.errors import UserError
-from project.settings import (
-    arrange,
-    checkpoint_config,
-    class_first,
-    config_files,
-    given,
-    load_checkpoint,
-    option,
-    read_config,
-    split_arguments,
-)
+from project.settings import Arguments, Loaded, arrange, checkpoint_config, load_checkpoint, read_config
 
 FILES = [
     ["--config", "a.yaml"],
@@ -29,16 +21,29 @@ FILES = [
     ["--data", "e.yaml"],
     ["--trainer=f.yaml"],
 ]
+READ = [
+    ("config", "a.yaml"),
+    ("config", "b.yaml"),
+    ("config", "c.yaml"),
+    ("config", "d.yaml"),
+    ("data", "e.yaml"),
+    ("trainer", "f.yaml"),
+]
 OPTIONS = [
     ["--model.lr", "1"],
     ["--data.root=x"],
     ["--trainer.fast_dev_run"],
     ["--model.net.init_args.channels", "[1,2]"],
 ]
+CORE = {command.name: command for command in commands.CORE}
 
 
 def flat(parts) -> list[str]:
     return [word for part in parts for word in part]
+
+
+def files_of(read: Arguments) -> list[tuple[str, str]]:
+    return [(part, str(path)) for part, path in read.files]
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))
@@ -46,28 +51,37 @@ def test_files_and_options_in_every_position(order) -> None:
     """Two files and two options in every order; then all of them, interleaved."""
     for first in range(0, 6, 2):
         parts = [*FILES[first : first + 2], *OPTIONS[(first // 2) : (first // 2) + 2]]
-        files, options = split_arguments(flat(parts[i] for i in order))
-        assert files == flat(parts[i] for i in order if i < 2)
-        assert options == flat(parts[i] for i in order if i >= 2)
+        read = Arguments.read(flat(parts[i] for i in order))
+        assert files_of(read) == [READ[first + i] for i in order if i < 2]
+        assert read.options == [parts[i] for i in order if i >= 2]
     mixed = flat(part for pair in zip(FILES, [OPTIONS[i] for i in order] + [[], []], strict=True) for part in pair)
-    files, options = split_arguments(mixed)
-    assert files == flat(FILES) and options == flat(OPTIONS[i] for i in order)
+    read = Arguments.read(mixed)
+    assert files_of(read) == READ and read.options == [OPTIONS[i] for i in order]
+    assert read.words() == [f"--{part}={path}" for part, path in READ] + flat(read.options)
 
 
 def test_what_only_looks_like_a_file() -> None:
-    for arguments in (
-        ["--data.root", "--config.yaml"],
+    for words in (
+        ["--data.root", "x.yaml"],
         ["--configs", "a.yaml"],
         ["--models=a"],
         ["--data.augment+=x"],
         ["-cx"],
+        [],
     ):
-        assert split_arguments(arguments) == ([], arguments)
-    assert split_arguments(["--model.lr", "1", "--config"]) == (
-        ["--config"],
-        ["--model.lr", "1"],
-    )  # the parser says what is missing
-    assert split_arguments([]) == ([], [])
+        read = Arguments.read(words)
+        assert read.files == [] and flat(read.options) == words
+    assert Arguments.read(["--model.lr", "1", "--config"]).words() == [
+        "--model.lr",
+        "1",
+        "--config",
+    ]  # the parser says what is missing
+
+
+def test_a_number_is_not_an_option_and_a_switch_needs_no_value() -> None:
+    assert Arguments.read(["--model.lr", "-1e-3", "--x", "-1"]).options == [["--model.lr", "-1e-3"], ["--x", "-1"]]
+    read = Arguments.read(["--resume", "--test", "false", "--test", "-c", "a.yaml"], {"resume", "test"})
+    assert read.options == [["--resume=true"], ["--test", "false"], ["--test=true"]]
 
 
 @pytest.mark.parametrize(
@@ -85,17 +99,8 @@ def test_what_only_looks_like_a_file() -> None:
     ],
 )
 def test_a_class_comes_before_its_options(given, expected) -> None:
-    assert class_first(given) == expected
-    assert class_first(expected) == expected  # nothing left to do
-
-
-def test_config_files_in_the_order_given(monkeypatch) -> None:
-    monkeypatch.setenv("HOME", "/somewhere")
-    files, _ = split_arguments(
-        ["--config", "a.yaml", "--data", "no.yaml", "--config=b.yaml", "-c", "~/c.yaml", "--trainer=t.yaml"]
-    )
-    assert config_files(files) == [Path("a.yaml"), Path("b.yaml"), Path("/somewhere/c.yaml")]
-    assert config_files(["--config=b.yaml", "-c", "a.yaml"]) == [Path("b.yaml"), Path("a.yaml")]
+    assert Arguments.read(given).words() == expected
+    assert Arguments.read(expected).words() == expected  # nothing left to do
 
 
 @pytest.fixture
@@ -112,42 +117,46 @@ def files(workdir) -> list[str]:
     return ["--config", "one.yaml", "--config=deep/two.yaml"]
 
 
-def test_option_from_the_command_line(files) -> None:
-    assert option("ckpt_path", [], ["--ckpt_path", "x"]) == "x"
-    assert option("ckpt_path", [], ["--ckpt_path=x=y"]) == "x=y"
-    assert (
-        option("ckpt_path", [], ["--ckpt_path", "x", "--ckpt_path=y", "--model.lr", "1"]) == "y"
-    )  # the last one counts
-    assert option("ckpt_path", [], ["--ckpt_path=x", "--ckpt_path", "y"]) == "y"
-    assert option("ckpt_path", [], ["--ckpt_path"]) is None
-    assert option("ckpt_path", [], ["--ckpt_paths", "x", "--model.ckpt_path=y"]) is None
-    assert option("ckpt_path", files, ["--ckpt_path", "x"]) == "x"  # above the files
-    assert option("ckpt_path", [], ["--ckpt_path=", "--model.lr", "1"]) in (None, "")  # never the next option
+def value(key: str, words: list[str]) -> object:
+    return Arguments.read(words).value(key)
 
 
-def test_option_from_the_files(files) -> None:
-    assert option("ckpt_path", files, ["--model.lr", "1"]) == "one.ckpt"
-    assert option("trainer.default_root_dir", files, []) == "second"  # the later file, in a part
-    assert option("trainer.default_root_dir", [*files[2:], *files[:2]], []) == "first"
-    assert option("trainer.default_root_dir", [*files, "-c", "one.yaml"], []) == "first"
-    assert option("trainer.default_root_dir", ["-c", "one.yaml", *files[2:]], []) == "second"
-    assert option("trainer.default_root_dir", files, ["--trainer.default_root_dir=third"]) == "third"
-    assert option("seed_everything", files, []) == "7"
-    assert option("nothing", files, []) is None and option("trainer.max_epochs.more", files, []) is None
+def test_a_value_from_the_command_line(files) -> None:
+    assert value("ckpt_path", ["--ckpt_path", "x"]) == "x"
+    assert value("ckpt_path", ["--ckpt_path=x=y"]) == "x=y"
+    assert value("ckpt_path", ["--ckpt_path", "x", "--ckpt_path=y", "--model.lr", "1"]) == "y"  # the last one counts
+    assert value("ckpt_path", ["--ckpt_path=x", "--ckpt_path", "y"]) == "y"
+    assert value("ckpt_path", ["--ckpt_paths", "x", "--model.ckpt_path=y"]) is None
+    assert value("ckpt_path", [*files, "--ckpt_path", "x"]) == "x"  # above the files
+    assert value("data.channels", ["--data.channels", "1"]) == 1  # as YAML has it
+    for words in (["--ckpt_path"], ["--ckpt_path=", "--model.lr", "1"], ["--ckpt_path", "null"]):
+        assert value("ckpt_path", words) is None  # never the next option
 
 
-def test_option_in_a_part_given_on_the_command_line(files) -> None:
-    assert option("trainer.default_root_dir", ["--trainer", "deep/part/trainer.yaml"], []) == "second"
+def test_a_value_from_the_files(files) -> None:
+    assert value("ckpt_path", [*files, "--model.lr", "1"]) == "one.ckpt"
+    assert value("trainer.default_root_dir", files) == "second"  # the later file, in a part
+    assert value("trainer.default_root_dir", [*files[2:], *files[:2]]) == "first"
+    assert value("trainer.default_root_dir", [*files, "-c", "one.yaml"]) == "first"
+    assert value("trainer.default_root_dir", ["-c", "one.yaml", *files[2:]]) == "second"
+    assert value("trainer.default_root_dir", [*files, "--trainer.default_root_dir=third"]) == "third"
+    assert value("seed_everything", files) == 7
+    assert value("nothing", files) is None and value("trainer.max_epochs.more", files) is None
 
 
-def test_given_names_the_file(files) -> None:
-    assert given("model.class_names", files) == Path("deep/two.yaml")  # through its part
-    assert given("trainer.max_epochs", files) == Path("one.yaml")
-    assert given("data.root", [*files, "--data.root", "y"]) == Path("deep/two.yaml")
-    assert given("model.image_size", files) is None
-    assert given("model.class_names", files[:2]) is None
-    assert given("model.class_names", []) is None
-    assert given("model.net.init_args.channels", files) is None
+def test_a_value_in_a_part_given_on_the_command_line(files) -> None:
+    assert value("trainer.default_root_dir", ["--trainer", "deep/part/trainer.yaml"]) == "second"
+    assert value("data.default_root_dir", ["--trainer", "deep/part/trainer.yaml"]) is None
+
+
+def test_the_file_that_gives_a_key(files) -> None:
+    read = Arguments.read([*files, "--data.root", "y"])
+    assert read.file_with("model.class_names") == Path("deep/two.yaml")  # through its part
+    assert read.file_with("trainer.max_epochs") == Path("one.yaml")
+    assert read.file_with("data.root") == Path("deep/two.yaml")
+    assert read.file_with("model.image_size") is None
+    assert read.file_with("model.net.init_args.channels") is None
+    assert Arguments.read(files[:2]).file_with("model.class_names") is None
 
 
 def test_a_linked_key_in_a_part_is_named(cli, files) -> None:
@@ -164,8 +173,8 @@ def test_config_files_that_cannot_be_read(workdir) -> None:
         ("missing.yaml", "No such file"),
         (".", "cannot be read"),
         ("image.yaml", "not a text file"),
-        ("open.yaml", "no valid YAML at line 3"),
-        ("tab.yaml", "no valid YAML at line 2"),
+        ("open.yaml", "not valid YAML at line 3"),
+        ("tab.yaml", "not valid YAML at line 2"),
     ):
         with pytest.raises(UserError) as caught:
             read_config(Path(name))
@@ -220,52 +229,62 @@ def saved(workdir) -> Path:
 
 
 def test_arrange_puts_the_checkpoint_below_files_below_options(saved) -> None:
-    arguments = [
-        "--data.batch_size",
-        "4",
-        "--config",
-        "x.yaml",
-        "--ckpt_path=best",
-        "--trainer",
-        "t.yaml",
-        "--model.lr=1",
-    ]
+    words = ["--data.batch_size", "4", "--config", "x.yaml", "--ckpt_path=best", "--trainer", "t.yaml", "--model.lr=1"]
     Path("x.yaml").write_text("data: {batch_size: 2}\n")
     Path("t.yaml").write_text("max_epochs: 3")
-    found, path, content = arrange("fit", arguments)
-    assert path.resolve() == saved and content["hyper_parameters"]["image_size"] == 48
+    _, found, loaded = arrange(CORE["fit"], words, [])
+    assert loaded.path.resolve() == saved and loaded.content["hyper_parameters"]["image_size"] == 48
     assert found[0] == "--config" and yaml.safe_load(found[1]) == checkpoint_config(checkpoint(), "fit")
-    rest = ["--config", "x.yaml", "--trainer", "t.yaml", "--data.batch_size", "4", "--ckpt_path=best", "--model.lr=1"]
+    rest = ["--config=x.yaml", "--trainer=t.yaml", "--data.batch_size", "4", "--ckpt_path=best", "--model.lr=1"]
     assert found[2:-1] == rest
-    assert found[-1] == f"--ckpt_path={path}"  # last, so it overrules the alias
+    assert found[-1] == f"--ckpt_path={loaded.path}"  # last, so it overrules the alias
     assert "\n" not in found[1].rstrip("\n")
 
 
-@pytest.mark.parametrize("null", [[], ["--ckpt_path", "null"], ["--ckpt_path=None"]])
+@pytest.mark.parametrize("null", [[], ["--ckpt_path", "null"], ["--ckpt_path=null"]])
 def test_without_a_checkpoint(saved, null) -> None:
     Path("x.yaml").write_text("model: {lr: 2}")
-    assert arrange("fit", ["--model.lr", "1", "-c", "x.yaml", *null]) == (
-        ["-c", "x.yaml", "--model.lr", "1", *null],
-        None,
-        {},
-    )
+    _, words, loaded = arrange(CORE["fit"], ["--model.lr", "1", "-c", "x.yaml", *null], [])
+    assert words == ["--config=x.yaml", "--model.lr", "1", *null] and loaded == Loaded()
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_other_commands_need_one(saved, command) -> None:
-    with pytest.raises(UserError, match=f"{command} needs a trained model: --ckpt_path best"):
-        arrange(command, ["--model.lr", "1"])
-    assert arrange(command, ["--help"]) == (["--help"], None, {})
-    assert arrange(command, ["--data.root", "x", "-h"]) == (["--data.root", "x", "-h"], None, {})
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_other_commands_need_one(saved, name) -> None:
+    with pytest.raises(UserError, match=f"{name} needs a trained model: --ckpt_path best"):
+        arrange(CORE[name], ["--model.lr", "1"], [])
+    for words in (["--help"], ["--data.root", "x", "-h"]):
+        assert arrange(CORE[name], words, [])[1:] == (["--help"], Loaded())
+
+
+def test_a_command_may_take_none(saved) -> None:
+    def measure(config: dict, run_name: str, steps: int = 3) -> None:
+        """Measure."""
+
+    assert arrange(Command(measure, "config"), ["--ckpt_path=best"], [])[1:] == (["--ckpt_path=best"], Loaded())
+
+
+def test_an_opener_takes_the_place_of_a_checkpoint(workdir) -> None:
+    (workdir / "a.box").touch()
+    hyper = {"class_names": ["a"], "image_size": 8, "in_channels": 1, "resize": "crop"}
+    content = {"hyper_parameters": hyper, "config": {"data": {"image_size": 8}, "model": {"path": "a.box"}}}
+    opener = commands.Opener((".box",), ("predict",), lambda path: content, "somewhere.Model")
+    _, words, loaded = arrange(CORE["predict"], ["--ckpt_path", "a.box"], [opener])
+    assert loaded == Loaded(Path("a.box"), content, opener) and yaml.safe_load(words[1]) == content["config"]
+    for name, words, message in (
+        ("test", [], "can only predict; test needs a checkpoint"),
+        ("predict", ["--data.image_size=9"], "data.image_size belongs to the model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            arrange(CORE[name], ["--ckpt_path", "a.box", *words], [opener])
 
 
 def test_the_checkpoint_may_be_named_in_a_file_and_the_runs_elsewhere(saved, workdir) -> None:
     (workdir / "runs").rename(workdir / "other")
     (workdir / "x.yaml").write_text("ckpt_path: best\ntrainer: {default_root_dir: other}\n")
-    _, path, _ = arrange("test", ["--config", "x.yaml"])
-    assert path == Path("other/a/version_0/checkpoints/best.ckpt")
+    _, _, loaded = arrange(CORE["test"], ["--config", "x.yaml"], [])
+    assert loaded.path == Path("other/a/version_0/checkpoints/best.ckpt")
     with pytest.raises(UserError, match="no run in nowhere"):
-        arrange("test", ["--config", "x.yaml", "--trainer.default_root_dir", "nowhere"])
+        arrange(CORE["test"], ["--config", "x.yaml", "--trainer.default_root_dir", "nowhere"], [])
 
 
 def test_checkpoints_that_are_none(workdir) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 import project.run.record as module
 from project.run.paths import flatten
-from project.run.record import RunFolder
 
 
 def test_flatten() -> None:
@@ -73,60 +72,6 @@ def test_outside_a_repository_and_without_git(tmp_path, monkeypatch, repository)
 def test_versions_leave_out_what_is_not_installed(monkeypatch) -> None:
     monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
     assert list(module._versions()) == ["torch"]
-
-
-def folder_of(run: Path) -> RunFolder:
-    callback = RunFolder(str(run.parent), "name", "{}", False)
-    callback.run = run
-    return callback
-
-
-def test_metrics_are_merged(tmp_path) -> None:
-    callback = folder_of(tmp_path)
-    callback._save_metrics({"val/acc": 0.5, "epoch": 3.0})
-    callback._save_metrics({"test/acc": 0.4})
-    callback._save_metrics({"test/acc": 0.45})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"val/acc": 0.5, "epoch": 3.0, "test/acc": 0.45}
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_metrics_are_replaced_whole(tmp_path, monkeypatch) -> None:
-    """A reader, or a crash, at any moment finds the old file or the new one."""
-    callback = folder_of(tmp_path)
-    callback._save_metrics({"val/acc": 0.5})
-    path = tmp_path / "metrics.json"
-    real, seen = Path.write_text, []
-
-    def write(self: Path, text: str) -> int:
-        count = real(self, text[:10])  # half of it is there
-        seen.append(json.loads(path.read_text()))
-        return count + real(self, text)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write)
-        callback._save_metrics({"test/acc": 0.4})
-    assert seen == [{"val/acc": 0.5}]
-
-    def fail(self: Path, text: str) -> int:
-        real(self, text[:10])
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", fail)
-        with pytest.raises(OSError, match="disk full"):
-            callback._save_metrics({"test/acc": 0.1})
-    assert json.loads(path.read_text()) == {"val/acc": 0.5, "test/acc": 0.4}
-
-
-def test_the_run_of_a_checkpoint_is_gone_on_with(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = tmp_path / "runs" / "a" / "version_3"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").touch()
-    checkpoint = run / "checkpoints" / "best.ckpt"
-    assert RunFolder("runs", "b", "{}", False, checkpoint).run == Path("runs/a/version_3")
-    assert RunFolder("runs", "b", "{}", False, tmp_path / "moved.ckpt").run is None
-    assert RunFolder("runs", "b", "{}", False).run is None
 
 
 def test_the_record(cli, folder, tiny_net, workdir) -> None:

@@ -31,5 +31,3 @@ def exported(exported_once: Path, workdir: Path) -> Path:
     """A copy in the current folder: runs, model.onnx, model.pt2, model.safetensors."""
     shutil.copytree(exported_once, workdir, dirs_exist_ok=True)
     return workdir
-
-
