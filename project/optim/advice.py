@@ -3,15 +3,9 @@
 # Initial learning rates that usually work, per optimizer: low and high. A13 gives 0.01 to 0.001 for computer vision;
 # SGD with momentum starts at 0.1 from random weights (He et al. 2015), Adam at 1e-5 for fine-tuning; Adadelta's
 # learning rate is a factor on a step that it finds itself (Zeiler 2012).
-USUAL_RATES = {
+USUAL_RATES = dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SWATS"), (1e-5, 1e-2)) | {
     "SGD": (1e-3, 0.5),
-    "Adam": (1e-5, 1e-2),
-    "AdamW": (1e-5, 1e-2),
-    "SWATS": (1e-5, 1e-2),
-    "NAdam": (1e-5, 1e-2),
-    "RAdam": (1e-5, 1e-2),
     "Adamax": (1e-5, 2e-2),
-    "RMSprop": (1e-5, 1e-2),
     "Adagrad": (1e-3, 0.1),
     "Adadelta": (0.1, 1.0),
 }

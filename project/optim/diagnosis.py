@@ -10,11 +10,8 @@ benchmarks/diagnosis.py counts how often it is right.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-
-Shape = Literal["diverging", "too high", "good", "too low", "undecided"]
 
 # The thresholds were set on small runs on scikit-learn's digits; moved by a fifth, they judge a few of those
 # differently.
@@ -36,10 +33,14 @@ HIGHER = "try a learning rate 3 to 10 times higher"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A shape, a sentence with the numbers that decided it, and what to try (empty where there is nothing to
-    change)."""
+    """What a curve says.
 
-    shape: Shape
+    Attributes:
+        shape: diverging, too high, good, too low or undecided.
+        evidence: The numbers that decided it, as a sentence.
+        advice: What to try; empty where there is nothing to change."""
+
+    shape: str
     evidence: str
     advice: str = ""
 
@@ -53,9 +54,9 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
         rates: Mean learning rate of each epoch. Progress is measured against summed learning rate: one that is too low
             moves the weights in proportion to that sum, so a flat end that only the decay explains does not look good.
     """
-    bad = next((epoch for epoch, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-    if bad:
-        return Diagnosis("diverging", f"the loss of epoch {bad} is {losses[bad - 1]}", MUCH_LOWER)
+    finite = np.isfinite(losses)
+    if not finite.all():
+        return Diagnosis("diverging", f"the loss of epoch {finite.argmin() + 1} is not finite", MUCH_LOWER)
     if len(losses) < FEWEST or not any(rates):
         return Diagnosis("undecided", f"{len(losses)} epochs; it takes {FEWEST}, and a learning rate above 0")
 
@@ -71,14 +72,15 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
         f"from {first:.3g} to {last:.3g} (lowest {lowest:.3g}, highest {highest:.3g}, chance {chance:.3g}), "
         f"{bounce:.0%} of its movement upward"
     )
+    spiked = highest > SPIKE * chance
     if last > (1 - NOTHING) * chance:
         moved = highest - lowest > NOTHING * chance
         lost = last - lowest > NOTHING * chance
         dropped = first - points[1] > AT_ONCE * (first - last)  # to chance level within an epoch, and stayed there
-        if highest > SPIKE * chance or lost or (moved and (dropped or bounce > STUCK_BOUNCE)):
+        if spiked or lost or (moved and (dropped or bounce > STUCK_BOUNCE)):
             return Diagnosis("diverging", f"the loss ended no better than guessing: {saw}", MUCH_LOWER)
-    elif highest > SPIKE * chance or bounce > BOUNCE:
-        return Diagnosis("too high", f"the loss {'shot up' if highest > SPIKE * chance else 'bounced'}: {saw}", LOWER)
+    elif spiked or bounce > BOUNCE:
+        return Diagnosis("too high", f"the loss {'shot up' if spiked else 'bounced'}: {saw}", LOWER)
     if last > (1 - LITTLE) * chance:
         return Diagnosis(
             "too low", f"the loss hardly fell: {saw}", f"{HIGHER}; if that does not help, check the labels"

@@ -1,16 +1,19 @@
 """Freezing: which layers do not train, and until when (advice A21)."""
 
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from project.errors import UserError
 from project.optim.layers import layers
-from project.optim.rates import matches
+from project.optim.rates import match_all
 
 
 class Freeze:
     """Freezes layers: their parameters, and the running statistics of their norms, which stay in eval mode."""
 
-    def __init__(self, until: int | None = None, every: int | None = None, layers: str | None = None) -> None:
+    def __init__(
+        self, until: PositiveInt | None = None, every: PositiveInt | None = None, layers: str | None = None
+    ) -> None:
         """
         Args:
             until: Epochs for which they stay frozen, 1 or more; null for the whole run (feature extraction).
@@ -18,9 +21,6 @@ class Freeze:
                 `every` epochs; null unfreezes all at once.
             layers: Regular expression for the names of the layers to freeze; null takes all but the head.
         """
-        for name, epochs in (("until", until), ("every", every)):
-            if epochs is not None and epochs < 1:
-                raise UserError(f"model.freeze: {name} must be 1 or more epochs, or null, not {epochs}")
         if every is not None and until is None:
             raise UserError("model.freeze: every needs until, the epochs before the first stage is unfrozen")
         self.until, self.every, self.pattern = until, every, layers
@@ -36,13 +36,12 @@ class Freeze:
             UserError: nothing or everything would be frozen.
         """
         ordered = layers(net)
-        if self.pattern is None:
-            frozen = ordered[:-1]
-        else:
-            frozen = [layer for layer in ordered if matches("model.freeze", self.pattern, layer.name)]
+        names = [layer.name for layer in ordered]
+        chosen = match_all("model.freeze: layers", [self.pattern], names) if self.pattern else [*names[:-1], None]
+        frozen = [layer for layer, match in zip(ordered, chosen, strict=True) if match]
         if not 0 < len(frozen) < len(ordered):
-            names, what = ", ".join(layer.name for layer in ordered), "everything" if frozen else "nothing"
-            raise UserError(f"model.freeze: layers={self.pattern!r} would freeze {what}; the layers are {names}")
+            what = "everything" if frozen else "nothing"
+            raise UserError(f"model.freeze: it would freeze {what}; the layers are {', '.join(names)}")
         stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
         plan: dict[str, int | None] = {}
         for layer in frozen:

@@ -1,6 +1,7 @@
 """Parameter groups: which parameters share a learning rate and a weight decay (advice A14, A20, A23)."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from project.errors import UserError
 from project.optim.layers import layers
-from project.optim.rates import matches
+from project.optim.rates import match_all
 
 ParamGroup = dict[str, Any]  # name, params, lr, and whatever else the optimizer takes per group
 NO_DECAY = "/no_decay"  # ends the name of a group without weight decay
@@ -49,14 +50,13 @@ def param_groups(
     spared = without_decay(net) if no_weight_decay else set()
 
     groups: dict[tuple[str, float], ParamGroup] = {}
-    unused = set(lr_mult)
+    patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
     for depth, layer in enumerate(ordered):
         share = layer_decay ** (len(ordered) - 1 - depth)
         for name in layer.tensors:
             if name not in parameters:
                 continue  # a buffer
-            pattern = next((pattern for pattern in lr_mult if matches("model.lr_mult", pattern, name)), None)
-            unused.discard(pattern)
+            pattern = patterns[name]
             if layer_decay < 1:
                 title = layer.name + (f" ({pattern})" if pattern else "")
             else:
@@ -68,12 +68,6 @@ def param_groups(
                 if name in spared:
                     groups[title, rate]["weight_decay"] = 0.0
             groups[title, rate]["params"].append(parameters[name])
-    if unused:
-        names = list(parameters)
-        raise UserError(
-            f"model.lr_mult: {min(unused)!r} applies to no parameter: none matches, or earlier patterns match them all "
-            f"(the first match counts); names look like {names[0]} and {names[-1]}"
-        )
     return list(groups.values())
 
 
@@ -84,9 +78,8 @@ def without_decay(net: nn.Module) -> set[str]:
     """
     names = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
     for path, module in net.named_modules():
-        own = getattr(module, "no_weight_decay", None)
-        if callable(own):
-            names |= {f"{path}.{name}" if path else name for name in own()}
+        if hasattr(module, "no_weight_decay"):
+            names |= {f"{path}.{name}".lstrip(".") for name in module.no_weight_decay()}
     return names
 
 
@@ -103,10 +96,9 @@ def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None])
     """
     rows = []
     for group in groups:
-        counts: dict[int | None, int] = {}  # epoch -> number of parameters that train from it on
+        counts: Counter[int | None] = Counter()  # epoch -> number of parameters that train from it on
         for parameter in group["params"]:
-            start = trains_from.get(id(parameter), 0)
-            counts[start] = counts.get(start, 0) + parameter.numel()
+            counts[trains_from.get(id(parameter), 0)] += parameter.numel()
         rows.append(
             {
                 "group": group["name"],
@@ -121,7 +113,7 @@ def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None])
     return rows
 
 
-def _trainable(counts: dict[int | None, int]) -> str:
+def _trainable(counts: Counter[int | None]) -> str:
     words = {start: "no" if start is None else f"from epoch {start + 1}" if start else "yes" for start in counts}
     if len(words) == 1:
         return words.popitem()[1]

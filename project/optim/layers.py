@@ -81,7 +81,7 @@ def _head(net: nn.Module) -> str | None:
 
 
 def _inside(path: str, names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(f"{path}.")] if path else names
+    return [name for name in names if name.startswith(f"{path}.".lstrip("."))]
 
 
 def _above(path: str) -> list[str]:
@@ -100,7 +100,7 @@ def _pieces(path: str, module: nn.Module, tensors: list[str], matrices: list[str
     elif path in ("", "backbone") or _is_trunk(path, module, matrices):
         yield from ((name, [name]) for name in names if name.rpartition(".")[0] == path)
         for key, child in module.named_children():
-            yield from _pieces(f"{path}.{key}" if path else key, child, tensors, matrices)
+            yield from _pieces(f"{path}.{key}".lstrip("."), child, tensors, matrices)
     else:
         yield path, names
 

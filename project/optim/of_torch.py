@@ -1,24 +1,11 @@
-"""Optimizers and schedulers of torch that would fail later, or override model.lr, are rejected before the training."""
+"""Schedulers of torch that would fail later, or override model.lr, are rejected before the training."""
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-from torch.optim import LBFGS, Optimizer, SparseAdam, lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
 from project.errors import UserError
-
-
-def check_gradients(optimizer: Optimizer, net: nn.Module) -> None:
-    """Reject two optimizers that fail in their first step, with an error that does not say why.
-
-    Raises:
-        UserError: for those.
-    """
-    if isinstance(optimizer, SparseAdam):
-        raise UserError("model.optimizer: SparseAdam needs sparse gradients, which images do not give; choose Adam")
-    if isinstance(optimizer, LBFGS) and not all(parameter.is_contiguous() for parameter in net.parameters()):
-        raise UserError("model.optimizer: LBFGS does not support channels_last weights; set model.channels_last: false")
 
 
 def scheduler_of_torch(make: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
@@ -31,8 +18,7 @@ def scheduler_of_torch(make: Callable[[Optimizer], Any], optimizer: Optimizer) -
     try:
         scheduler = make(optimizer)
     except Exception as error:  # of any kind, where an argument is wrong
-        hint = "; project.optim.OneCycle knows the number of steps itself" if "total_steps" in str(error) else ""
-        raise UserError(f"model.schedule: {' '.join(str(error).split())}{hint}") from error
+        raise UserError(f"model.schedule: {' '.join(str(error).split())}") from error
     name = type(scheduler).__name__
     if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
         raise UserError(f"model.schedule: torch's {name} does not name its metric; use project.optim.Plateau")

@@ -9,7 +9,6 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from project.errors import UserError
 from project.optim.groups import NO_DECAY
 from project.optim.rates import Length, PlannedRates
 from project.optim.schedules import Interval
@@ -41,9 +40,8 @@ class Plan:
 def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
     """What one of our schedules will do; Plateau is drawn as if its metric always improved."""
     steps = np.linspace(0, length.steps - 1, min(length.steps, POINTS)).round().astype(int).tolist()
-    columns = zip(*(scheduler.rates_at(step) for step in steps), strict=True)
-    names = [group["name"] for group in scheduler.optimizer.param_groups]
-    return Plan([step / length.steps_per_epoch for step in steps], dict(zip(names, map(list, columns), strict=True)))
+    table = [scheduler.rates_at(step) for step in steps]
+    return _plan(scheduler.optimizer.param_groups, [step / length.steps_per_epoch for step in steps], table)
 
 
 def simulated_rates(
@@ -56,26 +54,23 @@ def simulated_rates(
         groups: Parameter groups of the run's optimizer.
         interval: When the scheduler is stepped.
         length: Of the run.
-
-    Raises:
-        UserError: the scheduler cannot run that long.
     """
-    copies = [{"name": g["name"], "lr": g.get("initial_lr", g["lr"]), "params": [torch.zeros(())]} for g in groups]
-    optimizer = SGD(copies, lr=1.0, momentum=0.9)  # some schedulers change the momentum too
+    copies = [{"lr": group.get("initial_lr", group["lr"]), "params": [torch.zeros(())]} for group in groups]
+    optimizer = SGD(copies)
     scheduler = make(optimizer)
     optimizer.step()  # torch warns about a scheduler that is stepped first
     count, unit = (length.epochs, 1) if interval == "epoch" else (length.steps, length.steps_per_epoch)
-    rates: dict[str, list[float]] = {group["name"]: [] for group in groups}
+    table = []
     for _ in range(count):
-        for group in optimizer.param_groups:
-            rates[group["name"]].append(group["lr"])
-        if isinstance(scheduler, ReduceLROnPlateau):
-            continue  # as if its metric always improved
-        try:
+        table.append([group["lr"] for group in optimizer.param_groups])
+        if not isinstance(scheduler, ReduceLROnPlateau):  # which is drawn as if its metric always improved
             scheduler.step()
-        except Exception as error:  # of many kinds; OneCycleLR, for one, beyond the steps that it was made for
-            raise UserError(f"model.schedule: in a run of {count} {interval}s: {error}") from error
-    return Plan([place / unit for place in range(count)], rates)
+    return _plan(groups, [place / unit for place in range(count)], table)
+
+
+def _plan(groups: list[dict[str, Any]], epochs: list[float], table: list[list[float]]) -> Plan:
+    names, columns = [group["name"] for group in groups], map(list, zip(*table, strict=True))
+    return Plan(epochs, dict(zip(names, columns, strict=True)))
 
 
 def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
@@ -89,14 +84,14 @@ def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for i, (curve, names) in enumerate(curves.items()):
-        named = len(curves) <= CURVES or i in (0, len(curves) - 1)
-        label = " to ".join(dict.fromkeys((names[0], names[-1]))) if named else None
+        label = " to ".join(dict.fromkeys((names[0], names[-1])))
         colour = colormaps["viridis"](0.9 * i / max(1, len(curves) - 1))
         axes.plot(plan.epochs, curve, color=colour, label=label, drawstyle="steps-post")
     peaks = [max(curve) for curve in curves]
     if max(peaks) > 50 * min(peaks):  # on a linear scale the lowest groups would lie on the axis
         axes.set_yscale("log", nonpositive="mask")
+    if len(curves) <= CURVES:
+        axes.legend(fontsize="small")
     axes.set(xlabel="epoch", ylabel="learning rate", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title=None if len(curves) <= CURVES else f"{len(curves)} curves, stem to head")
     return figure

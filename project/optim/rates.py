@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Length:
 
     @property
     def epochs(self) -> int | None:
-        return None if self.steps is None else max(1, -(-self.steps // self.steps_per_epoch))
+        return self.steps and math.ceil(self.steps / self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,28 @@ def assign(schedule: Schedule, names: list[str]) -> list[Schedule]:
     """
     if not isinstance(schedule, PerGroup):
         return [schedule] * len(names)
-    found: list[Schedule] = []
-    unused = set(schedule.schedules)
-    for name in names:
-        pattern = next((pattern for pattern in schedule.schedules if matches("model.schedule", pattern, name)), None)
-        if pattern is None:
-            raise UserError(f"model.schedule: PerGroup has no schedule for group {name!r}; add a last one, '.*'")
-        unused.discard(pattern)
-        found.append(schedule.schedules[pattern])
-    if unused:
-        groups = ", ".join(names)
-        raise UserError(f"model.schedule: PerGroup: {min(unused)!r} applies to no group; the groups are {groups}")
-    return found
+    found = match_all("model.schedule", schedule.schedules, names)
+    if None in found:
+        missing = names[found.index(None)]
+        raise UserError(f"model.schedule: PerGroup has no schedule for group {missing!r}; add a last one, '.*'")
+    return [schedule.schedules[pattern] for pattern in found]
 
 
-def matches(key: str, pattern: str, name: str) -> bool:
-    """Whether a regular expression is found in a name.
+def match_all(key: str, patterns: Collection[str], names: Sequence[str]) -> list[str | None]:
+    """For each name the first of the regular expressions that is found in it, None where there is none.
 
     Raises:
-        UserError: the pattern is not a regular expression.
+        UserError: a pattern is not a regular expression, or applies to no name; the message starts with the key.
     """
     try:
-        return re.search(pattern, name) is not None
-    except (re.error, TypeError) as error:  # TypeError: YAML reads an unquoted 1 as a number
-        raise UserError(f"{key}: {pattern!r} is not a regular expression (a text): {error}") from error
+        found = [next((pattern for pattern in patterns if re.search(pattern, name)), None) for name in names]
+    except re.error as error:
+        raise UserError(f"{key}: {error.pattern!r} is not a regular expression: {error}") from error
+    for pattern in patterns:
+        if pattern not in found:
+            known = ", ".join(names[:20])
+            raise UserError(f"{key}: {pattern!r} applies to none of {known} (where several match, the first counts)")
+    return found
 
 
 class PlannedRates(LRScheduler):
@@ -114,16 +112,14 @@ class PlannedRates(LRScheduler):
         length = self.length() if step else Length(1_000_000, 1)  # the first step is the same for every length
         rise = self.warmup.steps(length)
         if length.steps is not None and length.steps <= rise:
-            run = length.steps / length.steps_per_epoch
-            raise UserError(f"model.warmup: {self.warmup.epochs:g} epochs do not fit into a run of {run:g}; shorten it")
+            raise UserError(f"model.warmup: {self.warmup.epochs:g} epochs do not fit into the run; shorten it")
         warm = self.warmup.factor(step, length)
         rates = []
         for base, part in zip(self.base_lrs, self.schedules, strict=True):
             by_epoch = (self.interval or part.interval) == "epoch"
             done, total = (step // length.steps_per_epoch, length.epochs) if by_epoch else (step, length.steps)
             if part.spans_run and total is None:
-                name = type(part).__name__
-                raise UserError(f"model.schedule: {name} needs a run with an end: set trainer.max_epochs or max_steps")
+                raise UserError("model.schedule needs a run with an end: set trainer.max_epochs or max_steps")
             if part.spans_run and rise:
                 before = math.ceil(self.warmup.epochs if by_epoch else rise)
                 done, total = max(0, done - before), max(1, total - before)
@@ -150,8 +146,7 @@ class PlannedRates(LRScheduler):
         for plateau in self.plateaus:
             if plateau.monitor in metrics:
                 plateau.observe(metrics[plateau.monitor])
-        if self.plateaus:
-            self.refresh()
+        self.refresh()
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the plateaus' counts; learning rates are computed anew."""
@@ -162,6 +157,5 @@ class PlannedRates(LRScheduler):
         """Restore the step; `refresh` applies its learning rates."""
         self.last_epoch, self.planned_steps = state_dict["step"], state_dict["planned_steps"]
         self._step_count = self.last_epoch + 1
-        if len(self.plateaus) == len(state_dict["plateaus"]):  # else the schedule was changed
-            for plateau, state in zip(self.plateaus, state_dict["plateaus"], strict=True):
-                plateau.load_state_dict(state)
+        for plateau, state in zip(self.plateaus, state_dict["plateaus"], strict=False):  # a changed schedule has others
+            plateau.load_state_dict(state)

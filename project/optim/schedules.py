@@ -148,8 +148,8 @@ class Lambda(Schedule):
     """A function of your own, given by its path (LambdaLR).
 
     Args:
-        function: Takes the number of epochs done (or steps, by model.schedule_interval) and returns the factor; a dotted
-            path, such as my_package.rates.halve_every_ten, or a class with __call__.
+        function: Takes the number of epochs done (or steps, by model.schedule_interval) and returns the factor; a
+            dotted path, such as my_package.rates.halve_every_ten, or a class with __call__.
     """
 
     function: Callable[[int], float]
@@ -157,11 +157,11 @@ class Lambda(Schedule):
     def factor(self, done: int, total: int) -> float:
         try:
             factor = float(self.function(done))
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"it must return 0 or more, not {factor}")
         except Exception as error:
             reason = " ".join(str(error).split())
             raise UserError(f"model.schedule: Lambda: the function failed for {done}: {reason}") from error
-        if not 0 <= factor < math.inf:
-            raise UserError(f"model.schedule: Lambda: the function must return 0 or more, not {factor} (for {done})")
         return factor
 
 
@@ -203,14 +203,13 @@ class Plateau(Schedule):
         self._rule.step(value)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"factor": self.factor(0, 1), "best": float(self._rule.best), "bad": self._rule.num_bad_epochs,
-                "cooldown": self._rule.cooldown_counter, "metric": [self.monitor, self._rule.mode]}  # fmt: skip
+        counts = [self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter]
+        return {"factor": self.factor(0, 1), "metric": [self.monitor, self._rule.mode], "counts": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rate.param_groups[0]["lr"] = state["factor"]
         if state["metric"] == [self.monitor, self._rule.mode]:  # the best value of another metric means nothing here
-            self._rule.best, self._rule.num_bad_epochs = state["best"], state["bad"]
-            self._rule.cooldown_counter = state["cooldown"]
+            self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter = state["counts"]
 
 
 @dataclass(eq=False)
@@ -218,7 +217,8 @@ class PerGroup(Schedule):
     """A schedule for each parameter group (A16).
 
     Args:
-        schedules: Regular expression for names of groups -> schedule; the first match counts, and every group needs one.
+        schedules: Regular expression for names of groups -> schedule; the first match counts, and every group needs
+            one.
     """
 
     schedules: dict[str, Schedule]

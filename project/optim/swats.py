@@ -10,8 +10,6 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
-from project.errors import UserError
-
 Group = dict[str, Any]  # a parameter group
 
 
@@ -58,22 +56,19 @@ class SWATS(Optimizer):
             weight_decay: L2 penalty, added to the gradient (as Adam and SGD do, unlike AdamW).
             switch_tol: A group switches to SGD when its projected rate is closer than this to the rate's average (the
                 paper's epsilon). A larger value switches earlier; 0 never switches.
+
+        Raises:
+            ValueError: an argument is out of range.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
+        torch.optim.Adam([torch.zeros(())], lr, betas, eps, weight_decay)  # checks their ranges
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
-        group = {**self.defaults, **param_group}
-        for name in ("lr", "eps", "weight_decay", "switch_tol"):
-            if not 0 <= group[name] < math.inf:
-                raise UserError(f"SWATS: {name} must be a number of at least 0, not {group[name]}")
-        if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise UserError(f"SWATS: betas must be at least 0 and below 1, not {group['betas']}")
         super().add_param_group(param_group)
-        lr = group["lr"]
-        self.param_groups[-1].update(
-            base_lr=lr, rate_in_force=lr, steps=0, moving_rate=0.0, switch_step=None, projected_rate=None
-        )
+        group = self.param_groups[-1]
+        group.update(base_lr=group["lr"], rate_in_force=group["lr"], steps=0, moving_rate=0.0)
+        group.update(switch_step=None, projected_rate=None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -82,21 +77,18 @@ class SWATS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        projected, dots = [], []  # the groups in their Adam phase, and the products that their projections need
+        projections = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             group["steps"] += 1
             if group["switch_step"] is None:
-                projected.append(group)
-                dots.append(self._adam_step(group, params))
+                projections.append((group, self._adam_step(group, params)))
             else:
                 self._sgd_step(group, params)
-        if dots:  # fetched together: one synchronisation with a GPU per step, however many groups there are
-            values = torch.stack([dot.to(dots[0].device) for dot in dots]).tolist()
-            for group, (dd, dg) in zip(projected, values, strict=True):
-                self._project(group, dd, dg)
+        for group, dots in projections:  # read only now, when all groups are under way on a GPU
+            self._project(group, *dots.tolist())
         return loss
 
     def _adam_step(self, group: Group, params: list[Tensor]) -> Tensor:
@@ -104,12 +96,10 @@ class SWATS(Optimizer):
         beta1, beta2 = group["betas"]
         eps, decay = group["eps"], group["weight_decay"]
         for p in params:
-            if not self.state[p]:
-                averages = (torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2))
-                # The step is on the CPU, as in torch's Adam: reading it needs no synchronisation.
-                self.state[p].update(
-                    zip(("step", "exp_avg", "exp_avg_sq"), (torch.tensor(0.0), *averages), strict=True)
-                )
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.tensor(0.0)  # on the CPU, as in torch's Adam: reading it needs no synchronisation
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         steps, means, squares = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
         grads = [p.grad for p in params]
         decayed = [g.add(p, alpha=decay) for g, p in zip(grads, params, strict=True)] if decay else grads
@@ -126,7 +116,7 @@ class SWATS(Optimizer):
             root = square.to(dtype).sqrt().mul_(correction1 / correction2**0.5)
             d = mean.to(dtype) / root.add_(eps * correction1)
             dots += [(d * d).sum(), (d * g).sum()]
-        return torch.stack([dot.to(dots[0].device) for dot in dots]).view(-1, 2).sum(dim=0)
+        return torch.stack(dots).view(-1, 2).sum(dim=0)
 
     def _project(self, group: Group, dd: float, dg: float) -> None:
         """The rest of an Adam step: average the projected rate, and switch when it has settled."""

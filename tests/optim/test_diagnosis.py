@@ -2,14 +2,13 @@
 
 import math
 import random
-from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from project.optim import diagnosis as module
-from project.optim.diagnosis import Diagnosis, Shape
+from project.optim.diagnosis import Diagnosis
 
 CLASSES = 10
 GUESS = math.log(CLASSES)
@@ -98,7 +97,7 @@ def test_growing_and_dead_curves_are_diverging(losses) -> None:
 def test_a_loss_that_is_not_finite_is_diverging_however_short_the_run(bad) -> None:
     for losses in ([2.0, bad], [2.2, 1.9, 1.5, 1.2, bad, 1.0, 0.9]):
         diagnosis = diagnose(losses, CLASSES)
-        assert diagnosis.shape == "diverging" and f"epoch {losses.index(bad) + 1} is {bad}" in diagnosis.evidence
+        assert diagnosis.shape == "diverging" and f"epoch {losses.index(bad) + 1} is not finite" in diagnosis.evidence
 
 
 def test_a_flat_curve_at_guessing_is_too_low_and_hints_at_the_labels() -> None:
@@ -162,7 +161,7 @@ RATES = st.floats(min_value=0, allow_nan=False, allow_infinity=False) | st.float
 def test_any_curve_gets_a_shape_and_a_reason(pairs, num_classes) -> None:
     losses, rates = [loss for loss, _ in pairs], [rate for _, rate in pairs]
     diagnosis = module.diagnose(losses, num_classes, rates)
-    assert diagnosis.shape in get_args(Shape) and diagnosis.evidence
+    assert diagnosis.shape in ("diverging", "too high", "good", "too low", "undecided") and diagnosis.evidence
     assert (diagnosis.advice == "") == (diagnosis.shape in ("good", "undecided"))
     if not all(map(math.isfinite, losses)):
         assert diagnosis.shape == "diverging"

@@ -64,6 +64,14 @@ TIMM = [
 ]
 
 
+FAST = ("alexnet", "resnet18", "squeezenet1_1", "swin_t", "vgg11_bn", "vit_b_32", "resnet18d", "convnext_atto")
+
+
+def mostly_slow(names):
+    """By default only some of the networks are built."""
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.fixture
 def meta(monkeypatch):
     """Build and run without memory or arithmetic; RegNet reads its widths from a tensor, which stays on the CPU."""
@@ -132,7 +140,7 @@ def test_our_networks(name):
     assert found[-1].tensors == ("head.weight", "head.bias")
 
 
-@pytest.mark.parametrize("name", list_models(module=torchvision.models))
+@pytest.mark.parametrize("name", mostly_slow(list_models(module=torchvision.models)))
 def test_every_torchvision_network(name, meta):
     net = TorchvisionModel(3, 7, 224, name)
     found = check_order(net, 224) if name in FAMILIES else check_partition(net)
@@ -151,13 +159,13 @@ def test_no_family_is_left_out():
     assert modules[0] == modules[1]
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", mostly_slow(TIMM))
 def test_timm(name, meta):
     pytest.importorskip("timm")
     check_order(TimmModel(3, 7, 224, name), 224)
 
 
-@pytest.mark.parametrize("name", ["resnet18d", "convnext_atto", "vit_tiny_patch16_224", "densenet121"])
+@pytest.mark.parametrize("name", mostly_slow(["resnet18d", "convnext_atto", "vit_tiny_patch16_224", "densenet121"]))
 def test_timm_network_of_its_own(name, meta):
     timm = pytest.importorskip("timm")
     net = timm.create_model(name, num_classes=7)
@@ -208,6 +216,9 @@ def test_names_and_stages_of_torchvision(meta):
     assert names(vgg) == [*convs, "classifier.0", "classifier.3", "head"]
     assert stages(vgg) == [*((name, 1) for name in convs), ("classifier", 2), ("head", 1)]
 
+
+@pytest.mark.slow
+def test_names_and_stages_of_larger_networks(meta):
     efficientnet = TorchvisionModel(3, 7, 224, "efficientnet_b0")
     depths = {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 4, 7: 1}
     blocks = [f"features.{i}.{j}" for i, depth in depths.items() for j in range(depth)]
@@ -243,7 +254,7 @@ def test_names_and_stages_of_timm(meta):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "efficientnet_b0", "vit_b_32", "densenet121", "convnext_tiny", "maxvit_t"]
+    "name", mostly_slow(["resnet50", "alexnet", "vit_b_32", "densenet121", "convnext_tiny", "maxvit_t"])
 )
 def test_a_library_network_under_any_name(name, meta):
     net = nn.Module()

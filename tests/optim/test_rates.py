@@ -154,7 +154,7 @@ def test_a_warm_up_of_whole_steps_is_not_prolonged_by_rounding() -> None:
 def test_warm_up_as_long_as_the_run(schedule, epochs, length) -> None:
     scheduler = planned(schedule, epochs, length=length)
     scheduler.optimizer.step()
-    with pytest.raises(UserError, match=r"^model.warmup: [\d.]+ epochs do not fit into a run of \d") as caught:
+    with pytest.raises(UserError, match=r"^model.warmup: [\d.]+ epochs do not fit into the run") as caught:
         scheduler.step()
     assert "\n" not in str(caught.value)
 
@@ -182,8 +182,8 @@ def test_per_group() -> None:
     ("schedules", "words"),
     [
         ({"stem|stage": Constant()}, "no schedule for group 'head'"),
-        ({".*": Constant(), "head": Cosine()}, "'head' applies to no group; the groups are stem, stage, head"),
-        ({"tail": Cosine(), ".*": Constant()}, "'tail' applies to no group"),
+        ({".*": Constant(), "head": Cosine()}, "'head' applies to none of stem, stage, head"),
+        ({"tail": Cosine(), ".*": Constant()}, "'tail' applies to none of"),
         ({"(": Cosine(), ".*": Constant()}, "'(' is not a regular expression"),
     ],
 )
