@@ -1,10 +1,12 @@
 """What `python -m project` can do: the core's four commands, and those that the folders below project/extras state.
 
-A command is a function: its typed, documented arguments are the options, its docstring is the help. Nothing heavy is imported here.
+A command is a function: its typed, documented arguments are the options, its docstring is the help. Nothing heavy is
+imported here.
 """
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,11 @@ class Command:
     """One command of the command line.
 
     Args:
-        function: What it does. It returns the exit code; None is 0. Where it has an argument `ckpt_path`, it loads a checkpoint;
-            without a default, it needs one.
-        needs: What it is called with before its options: `objects`, trainer, model and data module as the configuration has them;
-            `config`, the parsed configuration of a fit as plain values, and the name of its first file; or `nothing`, and then it
-            starts without torch.
+        function: What it does. It returns the exit code; None is 0. Where it has an argument `ckpt_path`, it loads a
+            checkpoint; without a default, it needs one.
+        needs: What it is called with before its options: `objects`, trainer, model and data module as the
+            configuration has them; `config`, the parsed configuration of a fit as plain values, and the name of its
+            first file; or `nothing`, and then it starts without torch.
         ignores: Options of a fit that would have no effect, with everything below them; giving one is an error.
     """
 
@@ -69,8 +71,8 @@ class Opener:
     Args:
         endings: Of its name, such as .onnx.
         commands: Names of the commands that can work with it.
-        read: Reads what stands in for a checkpoint: `hyper_parameters` with class_names, image_size, in_channels and resize, and
-            `config` with the parts `data` and `model`.
+        read: Reads what stands in for a checkpoint: `hyper_parameters` with class_names, image_size, in_channels and
+            resize, and `config` with the parts `data` and `model`.
         model: Path of the class of the LightningModule that predicts with it.
     """
 
@@ -139,6 +141,17 @@ CORE = [
     Command(test, ignores=TRAINING_ONLY),
     Command(predict, ignores=(*TRAINING_ONLY, *SPLIT_ONLY, "data.on_seen_image", "data.on_bad_image")),
 ]
+
+
+def units(words: list[str]) -> list[list[str]]:
+    """A command line as options, each with the values that follow it."""
+    found: list[list[str]] = []
+    for word in words:
+        if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
+            found.append([word])
+        else:
+            found[-1].append(word)
+    return found
 
 
 def find() -> tuple[dict[str, Command], list[Opener]]:

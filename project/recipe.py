@@ -1,4 +1,4 @@
-"""How a network is trained: parameter groups, optimizer, learning rate and schedule (advice A11 to A14, A16 to A20; card C3)."""
+"""How a network is trained: parameter groups, optimizer, schedule (advice A11 to A14, A16 to A20; card C3)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ Scaling = Literal["linear", "sqrt", "none"]
 
 
 class Recipe:
-    """Builds the optimizer and the schedule that the configuration asks for. It holds no network and no state of a training."""
+    """Builds the optimizer and the schedule of the configuration. It holds no network and no state of a training."""
 
     def __init__(
         self,
@@ -43,13 +43,9 @@ class Recipe:
         if not 0 < lr < math.inf:
             raise UserError(f"model.lr must be above 0, not {lr}")
         if not 0 <= warmup < math.inf or not 0 <= warmup_start <= 1:
-            raise UserError(
-                f"model.warmup must be 0 or more, warmup_start a share from 0 to 1, not {warmup} and {warmup_start}"
-            )
+            raise UserError(f"model.warmup must be 0 or more, warmup_start 0 to 1, not {warmup} and {warmup_start}")
         if (lr_scaling == "none") != (reference_batch is None):
-            raise UserError(
-                "model.lr_scaling and model.reference_batch go together: the rule, and the batch that model.lr is for"
-            )
+            raise UserError("model.lr_scaling and model.reference_batch, the batch that lr is for, go together")
         if reference_batch is not None and reference_batch < 1:
             raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
         if schedule_interval is not None and (schedule is None or isinstance(schedule, Constant)):
@@ -57,13 +53,9 @@ class Recipe:
         if not warmup and warmup_start != 0.01:
             raise UserError("model.warmup_start has an effect on a model.warmup only; leave it out")
         if schedule_interval == "step" and isinstance(schedule, Plateau):
-            raise UserError(
-                "model.schedule_interval: Plateau counts epochs, after which its metric is known; leave it out"
-            )
+            raise UserError("model.schedule_interval: Plateau counts epochs, as its metric does; leave it out")
         if warmup and not (schedule is None or isinstance(schedule, Schedule)):
-            raise UserError(
-                "model.warmup goes with the schedules of project.optim; torch's have torch's LinearLR instead"
-            )
+            raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
         self.lr, self.make_optimizer = lr, optimizer or AdamW
         self.lr_mult, self.layer_decay, self.no_weight_decay = lr_mult, layer_decay, no_weight_decay
         self.schedule, self.schedule_interval = schedule, schedule_interval

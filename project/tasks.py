@@ -1,9 +1,10 @@
 """What is predicted: its loss, metrics, probabilities and names (`model.task`).
 
-A task of your own is a subclass of one of these in a file of its own, named in YAML by its path; everything else (steps, report,
-check, export) asks it.
+A task of your own is a subclass of one of these in a file of its own, named in YAML by its path; everything else
+(steps, report, check, export) asks it.
 """
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,7 +21,7 @@ PER_CLASS_LIMIT = 100  # classes whose accuracies are logged one by one; ImageNe
 
 
 class Task(nn.Module):
-    """The seam. Targets are what the data module's batches hold under `label`: here and in MultiClass, int64 (N,)."""
+    """The seam. Targets are what the batches hold under `label`; here and in MultiClass, int64 (N,)."""
 
     def __init__(self, class_names: list[str]) -> None:
         """
@@ -29,11 +30,7 @@ class Task(nn.Module):
         """
         super().__init__()
         self.class_names = list(class_names)
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers the network gives for an image."""
-        return len(self.class_names)
+        self.outputs = len(self.class_names)  # numbers that the network gives for an image
 
     @property
     def chance_loss(self) -> float:
@@ -44,7 +41,7 @@ class Task(nn.Module):
         """Take what the loss needs from the training images; called before a training."""
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What training minimises, a scalar. Logits (N, outputs); targets as the batch holds them, or `shares` of them."""
+        """What training minimises, a scalar. Logits (N, outputs); targets as in the batch, or their `shares`."""
         raise NotImplementedError
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -64,11 +61,11 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def train_metrics(self) -> MetricCollection:
-        """What is logged of training batches, as train/...; kept small, for it is updated in every step."""
+        """Of training batches, named train/...; few, for they are updated in every step."""
         raise NotImplementedError
 
     def metrics(self, prefix: str) -> MetricCollection:
-        """What is computed over all validation or test images, by `prefix` val/ or test/; updated with logits and targets."""
+        """Over all validation or test images, named by `prefix`, val/ or test/; updated with logits and targets."""
         raise NotImplementedError
 
     def scores(self, metrics: MetricCollection, prefix: str) -> dict[str, Tensor]:
@@ -92,8 +89,10 @@ class MultiClass(Task):
         """
         Args:
             class_names: One name for each class. The data module gives them.
-            label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to below 1.
-            class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's images.
+            label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to
+                below 1.
+            class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's
+                images.
         """
         super().__init__(class_names)
         if not 0 <= label_smoothing < 1:
@@ -101,7 +100,7 @@ class MultiClass(Task):
         given = class_weights if isinstance(class_weights, list) else [1.0] * self.outputs
         if len(given) != self.outputs or min(given) <= 0:
             raise UserError(
-                f"model.task.class_weights must be {self.outputs} numbers above 0, one for each class, or balanced"
+                f"model.task.class_weights must be {self.outputs} numbers above 0, one a class, or balanced"
             )
         self.label_smoothing, self.balanced = label_smoothing, class_weights == "balanced"
         self.register_buffer("class_weights", torch.tensor(given))
@@ -109,20 +108,18 @@ class MultiClass(Task):
     @property
     def chance_loss(self) -> float:
         """ln C (advice A15)."""
-        return float(torch.tensor(float(self.outputs)).log())
+        return math.log(self.outputs)
 
     def prepare(self, data: "ImageDataModule") -> None:
         if not self.balanced:
             return
         if data.sampler == "balanced":
-            raise UserError(
-                "model.task.class_weights: balanced and data.sampler: balanced correct the imbalance twice; choose one"
-            )
+            raise UserError("model.task.class_weights and data.sampler: balanced correct imbalance twice; choose one")
         counts = torch.tensor(data.class_counts, dtype=torch.float32).clamp(min=1)
         self.class_weights.copy_(counts.sum() / (self.outputs * counts))  # mean weight of an image: 1
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with labels (N,), or shares of each class (N, outputs); with class weights, the weighted mean."""
+        """Cross-entropy with labels (N,), or shares (N, outputs); with class weights, the weighted mean."""
         weight = self.class_weights.float()  # like the logits, whatever the precision of the run
         options = {"weight": weight, "label_smoothing": self.label_smoothing}
         if targets.ndim == 1:
@@ -154,7 +151,8 @@ class MultiClass(Task):
         }
         if self.outputs > 5:  # with five classes or fewer it would always be 1
             found["acc_top5"] = self._accuracy(top_k=5)
-        # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5 often do.
+        # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5
+        # often do.
         groups = [["f1_macro", "by_class"], *([name] for name in found if name in ("acc", "acc_top5"))]
         return MetricCollection(found, prefix=prefix, compute_groups=groups)
 

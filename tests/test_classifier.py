@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -19,11 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from project.classifier import IMAGENET_MEAN, IMAGENET_STD, ImageClassifier
+from project.classifier import ImageClassifier
 from project.data import ImageDataModule
 from project.errors import UserError
 from project.nets import ConvNet
+from project.nets.normalise import IMAGENET_MEAN, IMAGENET_STD
 from project.optim import Constant
+from project.tasks import MultiClass
 
 
 def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -32,6 +35,8 @@ def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
 
 def make(num_classes: int = 3, channels: int = 3, **arguments) -> ImageClassifier:
     names = [f"class {i}" for i in range(num_classes)]
+    task = {name: arguments.pop(name) for name in ("label_smoothing", "class_weights") if name in arguments}
+    arguments["task"] = partial(MultiClass, **task)
     return ImageClassifier(arguments.pop("net", small_net), names, in_channels=channels, image_size=8, **arguments)
 
 
@@ -139,11 +144,11 @@ def test_loss_is_cross_entropy_with_smoothing(smoothing) -> None:
     logits, labels = random_case("random", 7)
     model = make(7, label_smoothing=smoothing)
     expected = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-    assert torch.allclose(model.loss(logits, labels), expected)
+    assert torch.allclose(model.task.loss(logits, labels), expected)
     # by hand: the target is 1 - s on the label and s spread over all classes
     target = (1 - smoothing) * nn.functional.one_hot(labels, 7) + smoothing / 7
-    assert torch.allclose(model.loss(logits, labels), -(target * logits.log_softmax(dim=1)).sum(dim=1).mean())
-    assert model.loss(logits.bfloat16(), labels).dtype == torch.float32
+    assert torch.allclose(model.task.loss(logits, labels), -(target * logits.log_softmax(dim=1)).sum(dim=1).mean())
+    assert model.task.loss(logits.bfloat16(), labels).dtype == torch.float32
     assert evaluate("test", logits, labels, 16, label_smoothing=smoothing)["loss"] == pytest.approx(
         expected.item(), rel=1e-5
     )
@@ -154,21 +159,26 @@ def test_loss_with_given_class_weights() -> None:
     weights = torch.tensor([0.5, 1.0, 4.0])
     each = -logits.log_softmax(dim=1)[torch.arange(len(labels)), labels]
     expected = (each * weights[labels]).sum() / weights[labels].sum()
-    assert torch.allclose(make(3, class_weights=[0.5, 1.0, 4.0]).loss(logits, labels), expected)
+    assert torch.allclose(make(3, class_weights=[0.5, 1.0, 4.0]).task.loss(logits, labels), expected)
 
 
 def test_balanced_class_weights(tmp_path) -> None:
     root = make_folder(tmp_path / "images", {"blue": 30, "green": 10, "red": 5})
     data = ImageDataModule(str(root), image_size=8, batch_size=16)
-    model = ImageClassifier(small_net, data.class_names, image_size=8, class_weights="balanced", label_smoothing=0.1)
+    model = ImageClassifier(
+        small_net,
+        data.class_names,
+        image_size=8,
+        task=partial(MultiClass, class_weights="balanced", label_smoothing=0.1),
+    )
     quiet_trainer(max_epochs=1, limit_val_batches=0).fit(model, datamodule=data)
     labels = [data.source.samples[i].label for i in data.splits["train"]]
     oracle = compute_class_weight("balanced", classes=np.array(data.class_names), y=np.array(labels))
     assert len(set(oracle)) == 3
-    assert model.class_weights.tolist() == pytest.approx(oracle.tolist())
+    assert model.task.class_weights.tolist() == pytest.approx(oracle.tolist())
     logits, targets = random_case("random", 3)
     expected = nn.functional.cross_entropy(logits, targets, weight=torch.tensor(oracle).float(), label_smoothing=0.1)
-    assert torch.allclose(model.loss(logits, targets), expected)
+    assert torch.allclose(model.task.loss(logits, targets), expected)
 
 
 def random_images(channels: int = 3, count: int = 6, size: int = 8) -> Tensor:
@@ -256,10 +266,10 @@ def test_default_statistics(channels, mean, std) -> None:
         ({"channels": 4, "mean": IMAGENET_MEAN}, ["model.mean", "4 numbers"]),
         ({"std": [0.2, 0.0, 0.2]}, ["model.std", "above 0"]),
         ({"lr": 0.0}, ["model.lr", "above 0"]),
-        ({"label_smoothing": -0.1}, ["model.label_smoothing", "-0.1"]),
-        ({"label_smoothing": 1.0}, ["model.label_smoothing", "below 1"]),
-        ({"class_weights": [1.0, 2.0]}, ["model.class_weights", "3 numbers"]),
-        ({"class_weights": [1.0, 2.0, 0.0]}, ["model.class_weights", "above 0"]),
+        ({"label_smoothing": -0.1}, ["model.task.label_smoothing", "-0.1"]),
+        ({"label_smoothing": 1.0}, ["model.task.label_smoothing", "below 1"]),
+        ({"class_weights": [1.0, 2.0]}, ["model.task.class_weights", "3 numbers"]),
+        ({"class_weights": [1.0, 2.0, 0.0]}, ["model.task.class_weights", "above 0"]),
         ({"lr": math.nan}, ["model.lr", "nan"]),
         ({"lr": math.inf}, ["model.lr", "inf"]),
         ({"mixup": -0.1}, ["model.mixup", "-0.1"]),
@@ -288,7 +298,9 @@ def test_bad_arguments(arguments, words) -> None:
 
 def test_balancing_twice_is_refused(folder) -> None:
     data = ImageDataModule(str(folder), image_size=8, sampler="balanced")
-    model = ImageClassifier(small_net, data.class_names, image_size=8, class_weights="balanced")
+    model = ImageClassifier(
+        small_net, data.class_names, image_size=8, task=partial(MultiClass, class_weights="balanced")
+    )
     with pytest.raises(UserError, match="twice"):
         quiet_trainer(max_epochs=1).fit(model, datamodule=data)
 
@@ -525,8 +537,8 @@ def torchs(scheduler: str, **arguments) -> list[str]:
     ("options", "words"),
     [
         (ours("Step", step_size=0), "step_size must be 1 or more, not 0"),
-        (ours("Step", step=3), "there is no argument 'step'"),
-        (ours("Step", step_size=1.5), "step_size: expected int"),
+        (ours("Step", step=3), "the chosen class has no argument 'step'"),
+        (ours("Step", step_size=1.5), "step_size: expected a whole number"),
         (ours("Cosin"), "did you mean project.optim.Cosine?"),
         (ours("Plateau", monitor="val/los"), "no metric 'val/los' is logged; there are .*val/loss"),
         (
@@ -601,7 +613,6 @@ def test_options_reach_the_model(cli, workdir) -> None:
     given = {
         "init": "kaiming_normal",
         "lr": 0.004,
-        "label_smoothing": 0.2,
         "channels_last": False,
         "mean": [0.3],
         "std": [0.4],

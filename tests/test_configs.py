@@ -118,7 +118,7 @@ def test_header(path) -> None:
         command = "search" if path in SPACES else "fit"
         for word in (f"python -m project {command} --config configs/", "Purpose:", "Hardware:", "Time", "esult"):
             assert word in head, word
-    assert all(len(line) <= 132 for line in lines)
+    assert all(len(line) <= 120 for line in lines)
     assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 

@@ -204,6 +204,7 @@ def test_groups_made_up_front_equal_add_param_group(tmp_path, kind) -> None:
     assert len(batches) == 9 and not differing(model.net.state_dict(), twin.net.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [["--model.freeze.until", "1"], STAGES], ids=["at once", "stage by stage"])
 def test_two_processes_are_one_after_the_unfreeze(workdir, stages) -> None:
     (workdir / "mover.py").write_text(MOVER)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from project.classifier import ImageClassifier
 from project.nets import ConvNet
+from project.tasks import MultiClass
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 STOP = """
@@ -31,7 +32,8 @@ def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
 
 def make(**arguments) -> ImageClassifier:
     torch.manual_seed(1)
-    return ImageClassifier(small_net, ["a", "b", "c", "d"], image_size=9, **arguments)
+    task = {name: arguments.pop(name) for name in ("label_smoothing", "class_weights") if name in arguments}
+    return ImageClassifier(small_net, ["a", "b", "c", "d"], image_size=9, task=partial(MultiClass, **task), **arguments)
 
 
 def last() -> dict:
@@ -64,7 +66,9 @@ def test_rate_and_decay_grow_with_the_batch(rule, images, devices, accumulation,
     data = SimpleNamespace(batch_size=images)
     model.trainer = SimpleNamespace(datamodule=data, world_size=devices, accumulate_grad_batches=accumulation)
     groups = model.configure_optimizers()["optimizer"].param_groups
-    assert model.scaling() == pytest.approx((factor, decay_factor)) and len(groups) == (4 if spared else 2)
+    assert model.recipe.scaling(model.batch) == pytest.approx((factor, decay_factor)) and len(groups) == (
+        4 if spared else 2
+    )
     for group in groups:
         assert group["lr"] == pytest.approx(lr * factor * (10 if group["name"].startswith("head") else 1))
         assert group["weight_decay"] == pytest.approx(
@@ -79,7 +83,7 @@ def test_the_scaled_rate_is_printed_kept_and_used(cli, few, rule, rate, decay) -
         *few, *choice, "--model.reference_batch=4", f"--model.lr_scaling={rule}", "--trainer.accumulate_grad_batches=2"
     )
     assert result.code == 0, result.err
-    words = f"{rule} scaling for a batch of 16 instead of 4: rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
+    words = f"{rule} scaling for a batch of 16 instead of 4: learning rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
     assert f"optimizer  AdamW, {words}" in result.out
     assert re.search(rf"^           all +\d+ +{rate} +{decay} +yes$", result.out, re.MULTILINE)
     with open("runs/fit/version_0/groups.csv") as file:
@@ -104,11 +108,11 @@ def step(model: ImageClassifier, batch: dict[str, Tensor], seed: int) -> tuple[T
     model.trainer = SimpleNamespace(log_every_n_steps=0, optimizers=[torch.optim.SGD([group], lr=0.1)])
     seen: list[Tensor] = []
     hook = model.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    real, model.loss = model.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
+    real, model.task.loss = model.task.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
     torch.manual_seed(seed)
     loss = model.training_step(batch, 0)["loss"]
     hook.remove()
-    model.loss = real
+    model.task.loss = real
     return loss, seen[0], seen[1]
 
 
@@ -162,7 +166,7 @@ def test_shares_of_one_class_are_its_label(weights, smoothing) -> None:
     model = make(class_weights=weights, label_smoothing=smoothing)
     logits, labels = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 0, 1])
     assert torch.allclose(
-        model.loss(logits, nn.functional.one_hot(labels, 4).float()), model.loss(logits, labels), rtol=1e-4
+        model.task.loss(logits, nn.functional.one_hot(labels, 4).float()), model.task.loss(logits, labels), rtol=1e-4
     )
 
 
@@ -256,10 +260,8 @@ def test_clipping_and_accumulation_are_a_plain_loop(recorded, option, together, 
 
 
 def test_bfloat16(recorded, monkeypatch) -> None:
-    dtypes, real = set(), ImageClassifier.loss
-    monkeypatch.setattr(
-        ImageClassifier, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y)
-    )
+    dtypes, real = set(), MultiClass.loss
+    monkeypatch.setattr(MultiClass, "loss", lambda self, logits, y: dtypes.add(logits.dtype) or real(self, logits, y))
     _, _, trained = recorded("--trainer.precision=bf16-mixed")
     assert dtypes == {torch.bfloat16}
     assert all(value.isfinite().all() and value.dtype in (torch.float32, torch.int64) for value in trained.values())
@@ -302,7 +304,7 @@ def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 def test_every_precision_of_a_cpu_trains(cli, few, precision) -> None:
-    mixed = ["--model.mixup=0.2", "--model.class_weights=balanced"]
+    mixed = ["--model.mixup=0.2", "--model.task.class_weights=balanced"]
     assert cli(*few, *mixed, "--trainer.max_epochs=1", f"--trainer.precision={precision}").code == 0
 
 
@@ -311,7 +313,7 @@ def test_another_batch_on_resume_is_said(cli, few) -> None:
     assert cli(*few, *scaled, "--trainer.max_epochs=1").code == 0
     more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
     result = cli(*more, "--data.batch_size=4")
-    assert result.code == 0 and "4 images for one step from now on, 8 until here, and the rate follows" in result.out
+    assert result.code == 0 and "4 images a step from now on, 8 until here, and the learning rate follows" in result.out
     assert last()["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.025)
 
 
@@ -329,7 +331,7 @@ def test_without_its_average_a_run_goes_on_from_the_weights_themselves(cli, few)
     assert cli(*few, "--trainer.max_epochs=1", "--trainer.callbacks+=project.run.EMA").code == 0
     raw = last()["current_model_state"]
     result = cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2", "--model.lr=1e-12", "--trainer.callbacks=[]")
-    assert result.code == 0 and "going on from the weights themselves" in result.out
+    assert result.code == 0 and "resuming from the weights themselves" in result.out
     name = "net.head.weight"
     assert torch.allclose(last()["state_dict"][name], raw[name], atol=1e-6)
 

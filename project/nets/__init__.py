@@ -11,13 +11,4 @@ from project.nets.convnet import ConvNet
 from project.nets.resnet import ResNet
 from project.nets.resnet9 import ResNet9
 
-__all__ = [
-    "ConvNet",
-    "ConvNormAct",
-    "InitScheme",
-    "ResNet",
-    "ResNet9",
-    "TimmModel",
-    "TorchvisionModel",
-    "initialize",
-]
+__all__ = ["ConvNet", "ConvNormAct", "InitScheme", "ResNet", "ResNet9", "TimmModel", "TorchvisionModel", "initialize"]

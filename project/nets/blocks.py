@@ -1,8 +1,8 @@
-"""What the networks share: the conv-BN-ReLU block, weight initialisation, pooling and the checks of arguments."""
+"""What the networks share: the conv-BN-ReLU block, weight initialisation, pooling and the check of their arguments."""
 
-import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class ConvNormAct(nn.Sequential):
         act: False leaves the ReLU off, as before a residual sum.
 
     Raises:
-        ValueError: kernel_size is even, a number is not positive, or groups does not divide the channels.
+        ValueError: kernel_size is even, a number is not positive, or groups does not divide both channel counts.
     """
 
     def __init__(
@@ -50,14 +50,10 @@ class ConvNormAct(nn.Sequential):
         act: bool = True,
     ) -> None:
         super().__init__()
-        check_positive(
-            in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups
-        )
-        check_odd("kernel_size", kernel_size)
-        if in_channels % groups or out_channels % groups:
+        check_positive(kernel_size=kernel_size, stride=stride, dilation=dilation)
+        if kernel_size % 2 == 0:
             raise ValueError(
-                f"groups: {groups} does not divide {in_channels} input and {out_channels} output channels;"
-                f" use {math.gcd(in_channels, out_channels)} or a divisor of it"
+                f"kernel_size: {kernel_size} is even, which no symmetric padding centres; use an odd number"
             )
         padding = dilation * (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
@@ -79,11 +75,7 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
     small first logits start the loss near log(num_classes). Biases become 0, norms scale by 1 and shift by 0, except
     that a norm which `zero_init` marked keeps scale 0. Any other parameter (class tokens, attention's packed
     projections) stays as built.
-
-    Raises:
-        ValueError: the scheme has no such name.
     """
-    check_choice("init", scheme, get_args(InitScheme))
     if scheme == "default":
         return
     linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
@@ -112,39 +104,12 @@ def zero_init(norm: nn.BatchNorm2d) -> None:
 
 def global_pool(pooling: Pooling) -> nn.Module:
     """(N, C, H, W) -> (N, C, 1, 1) by mean or maximum."""
-    check_choice("pooling", pooling, get_args(Pooling))
     return nn.AdaptiveAvgPool2d(1) if pooling == "avg" else nn.AdaptiveMaxPool2d(1)
 
 
-def check_positive(**named: int) -> None:
-    """Raise ValueError unless every number is a whole number of at least 1."""
+def check_positive(**named: int | Sequence[int]) -> None:
+    """Raise ValueError unless every number, of which a list must have one or more, is at least 1."""
     for name, value in named.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: {value!r} is not a positive whole number; use 1 or more")
-
-
-def check_odd(name: str, value: int) -> None:
-    """Raise ValueError unless the kernel size is odd, so that its padding is the same on both sides."""
-    check_positive(**{name: value})
-    if value % 2 == 0:
-        raise ValueError(f"{name}: {value} is even, which no symmetric padding centres; use {value - 1} or {value + 1}")
-
-
-def check_widths(name: str, values: list[int], at_least: int = 1) -> None:
-    """Raise ValueError unless the list has `at_least` entries, all positive whole numbers."""
-    if len(values) < at_least:
-        raise ValueError(f"{name}: {list(values)} has {len(values)} entries; give at least {at_least}")
-    if any(not isinstance(value, int) or value < 1 for value in values):
-        raise ValueError(f"{name}: {list(values)} must hold positive whole numbers only; use 1 or more for each")
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise ValueError unless the probability is in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: {dropout} is not a probability below 1; use 0 (off) up to 0.9")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices; jsonargparse checks YAML, this checks Python callers."""
-    if value not in choices:
-        raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(choices)}")
+        numbers = [value] if isinstance(value, int) else list(value)
+        if not numbers or min(numbers) < 1:
+            raise ValueError(f"{name}: {value!r} must be 1 or more; use a positive whole number, or a list of them")

@@ -4,15 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import (
-    ConvNormAct,
-    Pooling,
-    check_dropout,
-    check_odd,
-    check_positive,
-    check_widths,
-    global_pool,
-)
+from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool
 
 
 class ConvNet(nn.Module):
@@ -53,14 +45,10 @@ class ConvNet(nn.Module):
         pooling: Pooling = "avg",
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
-        check_positive(convs_per_block=convs_per_block, stride=stride, pool_kernel=pool_kernel)
-        check_widths("channels", channels)
-        check_odd("kernel_size", kernel_size)
-        check_dropout(dropout)
         if pool_stride is None:
             pool_stride = pool_kernel
-        check_positive(pool_stride=pool_stride)
+        check_positive(channels=channels, convs_per_block=convs_per_block, stride=stride)
+        check_positive(pool_kernel=pool_kernel, pool_stride=pool_stride)
         if pool_kernel == 1 and pool_stride > 1:
             raise ValueError(f"pool_stride: {pool_stride} has no effect without pooling; set pool_kernel to 2 or more")
         smallest = _smallest_image(len(channels), stride, pool_kernel, pool_stride)

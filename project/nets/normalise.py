@@ -17,7 +17,7 @@ class Normalise(nn.Module):
         """
         Args:
             channels: C.
-            mean: Of each channel, in [0, 1]; None takes ImageNet's: of its three colours, their mean for grey, and for alpha 0.5.
+            mean: Of each channel, in [0, 1]; None takes ImageNet's: three colours, their mean for grey, 0.5 for alpha.
             std: Standard deviation of each channel, likewise.
             channels_last: Give images in NHWC order.
 
@@ -32,14 +32,13 @@ class Normalise(nn.Module):
         if std is None:
             std = {1: [0.226], 3: IMAGENET_STD}.get(channels, [*IMAGENET_STD, *[0.5] * (channels - 3)])
         if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise UserError(
-                f"model.mean and model.std must each have {channels} numbers, one for each of data.channels, std above 0"
-            )
+            need = f"{channels} numbers, one for each of data.channels, std above 0"
+            raise UserError(f"model.mean and model.std must each have {need}")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def take(self, mean: list[float] | None, std: list[float] | None) -> None:
-        """Use the statistics that pretrained weights were trained with, where none were given and the channels agree."""
+        """Use the statistics that weights were pretrained with, where none were given and the channels agree."""
         for buffer, given, values in zip((self.mean, self.std), self._given, (mean, std), strict=True):
             if values is not None and not given and len(values) == self.channels:
                 buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))

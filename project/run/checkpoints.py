@@ -1,7 +1,7 @@
 """best.ckpt and last.ckpt of a run."""
 
 import math
-import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from project.errors import UserError
+from project.files import written_whole
 from project.run.paths import short_name
 from project.run.run import Run
 
@@ -84,17 +85,13 @@ class BestAndLast(Checkpoint):
         self._saved_step = trainer.global_step
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
-        """Written whole beside the old one and then renamed: a full disk or a kill leaves the old one as it was."""
-        draft = self.folder / f".{name}.part"
+        path = self.folder / name
+        writing = written_whole(path) if trainer.is_global_zero else nullcontext(path)  # all ranks take part in saving
         try:
-            trainer.save_checkpoint(draft)
-            if trainer.is_global_zero:
-                os.replace(draft, self.folder / name)
-        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
-            draft.unlink(missing_ok=True)
-            raise UserError(
-                f"{self.folder / name} cannot be written: {error}; the checkpoint of before is still there"
-            ) from error
+            with writing as draft:
+                trainer.save_checkpoint(draft)
+        except (UserError, RuntimeError) as error:  # torch's writer says RuntimeError when the disk is full
+            raise UserError(f"{path} cannot be written: {error}; the previous checkpoint is still there") from error
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ctrl-C, SIGTERM or an error: keep what has been learned since the last save."""

@@ -15,6 +15,11 @@ from project.errors import UserError
 from project.run.checkpoints import BestAndLast
 
 
+def saver(*arguments: str, folder: Path | None = None, **named: str) -> BestAndLast:
+    """It saves to a new folder, as in a run that has started."""
+    return BestAndLast(SimpleNamespace(checkpoints=folder or Path(tempfile.mkdtemp())), *arguments, **named)
+
+
 class FakeTrainer:
     """What the callback uses of a trainer; a saved file says which epoch saved it."""
 
@@ -25,14 +30,13 @@ class FakeTrainer:
         self.saved: list[tuple[str, int]] = []
 
     def save_checkpoint(self, path: Path) -> None:
-        assert path.name.startswith(".") and path.suffix == ".part"  # never over the old one
+        assert path.name.startswith(".") and ".part" in path.suffixes  # never over the old one
         path.write_text(f"epoch {self.current_epoch}")
         self.saved.append((path.name.split(".")[1], self.current_epoch))
 
 
 def run(callback: BestAndLast, scores: list[float], start: int = 0, name: str = "val/acc") -> FakeTrainer:
     trainer = FakeTrainer()
-    callback.folder = Path(tempfile.mkdtemp())
     callback.on_train_start(trainer, None)
     for epoch, score in enumerate(scores, start):
         trainer.current_epoch, trainer.global_step = epoch, 10 * (epoch + 1)
@@ -62,7 +66,7 @@ def best_epochs(trainer: FakeTrainer) -> list[int]:
     ],
 )
 def test_best_is_the_last_of_the_best(mode, scores, saved) -> None:
-    callback = BestAndLast(mode=mode)
+    callback = saver(mode=mode)
     trainer = run(callback, scores)
     assert best_epochs(trainer) == saved
     assert [epoch for name, epoch in trainer.saved if name == "last"] == list(range(len(scores)))
@@ -74,14 +78,12 @@ def test_best_is_the_last_of_the_best(mode, scores, saved) -> None:
 def test_best_by_brute_force(scores, mode) -> None:
     values = [score / 8 for score in scores]
     best = max(values) if mode == "max" else min(values)
-    assert best_epochs(run(BestAndLast(mode=mode), values))[-1] == max(
-        i for i, value in enumerate(values) if value == best
-    )
+    assert best_epochs(run(saver(mode=mode), values))[-1] == max(i for i, value in enumerate(values) if value == best)
 
 
 def test_best_is_saved_before_last_with_its_metrics() -> None:
     """Whatever was interrupted after it: last.ckpt then knows the best score, too."""
-    callback = BestAndLast()
+    callback = saver()
     assert [name for name, _ in run(callback, [0.1]).saved] == ["best", "last"]
     assert callback.state_dict()["best_metrics"] == {
         "epoch": 0.0,
@@ -91,14 +93,14 @@ def test_best_is_saved_before_last_with_its_metrics() -> None:
 
 
 def test_without_validation_there_is_no_best() -> None:
-    callback = BestAndLast()
+    callback = saver()
     assert [name for name, _ in run(callback, [1.0, 2.0], name="train/acc").saved] == ["last", "last"]
     assert callback.best_path is None and callback.best_score is None
 
 
 def test_an_unknown_monitor_names_those_there_are() -> None:
     with pytest.raises(UserError) as caught:
-        run(BestAndLast("val/accuracy"), [0.1])
+        run(saver("val/accuracy"), [0.1])
     text = str(caught.value)
     assert (
         "checkpoint.monitor" in text and "'val/accuracy'" in text and "train/loss, val/acc" in text and "\n" not in text
@@ -106,7 +108,7 @@ def test_an_unknown_monitor_names_those_there_are() -> None:
 
 
 def test_without_a_folder_nothing_is_saved(tmp_path) -> None:
-    callback, trainer = BestAndLast(), FakeTrainer()
+    callback, trainer = BestAndLast(SimpleNamespace(checkpoints=None)), FakeTrainer()
     trainer.callback_metrics = {"val/acc": torch.tensor(0.5)}
     trainer.global_step = 4
     callback.on_train_epoch_end(trainer, None)
@@ -115,9 +117,10 @@ def test_without_a_folder_nothing_is_saved(tmp_path) -> None:
 
 
 def test_paths(tmp_path) -> None:
-    callback = BestAndLast()
+    callback = saver(folder=tmp_path)
+    assert callback.best_path is None
     run(callback, [0.1])
-    callback.folder = tmp_path
+    (tmp_path / "last.ckpt").unlink()
     assert callback.best_path == tmp_path / "best.ckpt" and callback.last_path is None
     (tmp_path / "last.ckpt").touch()
     assert callback.last_path == tmp_path / "last.ckpt"
@@ -132,15 +135,15 @@ def test_paths(tmp_path) -> None:
     ],
 )
 def test_going_on(monitor, mode, scores, saved) -> None:
-    before = BestAndLast()
+    before = saver()
     run(before, [0.2, 0.5])
-    after = BestAndLast(monitor, mode)
+    after = saver(monitor, mode)
     after.load_state_dict(before.state_dict())
     assert best_epochs(run(after, scores, start=2, name=monitor)) == saved
 
 
 def test_an_epoch_without_validation_is_never_the_best() -> None:
-    callback = BestAndLast()
+    callback = saver()
     trainer = run(callback, [0.1])
     trainer.current_epoch, trainer.global_step = 1, 20
     callback.on_train_epoch_end(trainer, None)  # with every second epoch validated, val/acc is still the one of before
@@ -148,8 +151,8 @@ def test_an_epoch_without_validation_is_never_the_best() -> None:
 
 
 def test_a_failure_before_the_first_step_after_a_restore_saves_nothing() -> None:
-    callback, trainer = BestAndLast(), FakeTrainer()
-    callback.folder, trainer.global_step = Path(tempfile.mkdtemp()), 40
+    callback, trainer = saver(), FakeTrainer()
+    trainer.global_step = 40
     callback.on_exception(trainer, None, RuntimeError())
     callback.on_train_start(trainer, None)
     callback.on_exception(trainer, None, RuntimeError())
@@ -157,7 +160,7 @@ def test_a_failure_before_the_first_step_after_a_restore_saves_nothing() -> None
 
 
 def test_a_full_disk_leaves_the_checkpoint_of_before(monkeypatch) -> None:
-    callback = BestAndLast()
+    callback = saver()
     trainer = run(callback, [0.1])
 
     def fail(path: Path) -> None:
@@ -175,15 +178,15 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(monkeypatch) -> None:
 
 
 def test_less_of_a_loss_is_better() -> None:
-    assert BestAndLast("val/loss").mode == "min" and BestAndLast("val/acc").mode == "max"
+    assert saver("val/loss").mode == "min" and saver("val/acc").mode == "max"
 
 
 def test_interruptions_keep_what_is_new() -> None:
-    callback = BestAndLast()
+    callback = saver()
     trainer = run(callback, [0.1])
     assert callback.metrics
     callback.on_exception(trainer, None, KeyboardInterrupt())
-    assert trainer.saved == [("best", 0), ("last", 0)]  # nothing learnt since
+    assert trainer.saved == [("best", 0), ("last", 0)]  # nothing learned since
     trainer.current_epoch, trainer.global_step = 1, 13
     for _ in range(2):
         callback.on_exception(trainer, None, KeyboardInterrupt())
@@ -196,8 +199,8 @@ def test_interruptions_keep_what_is_new() -> None:
     ("attribute", "value"), [("global_step", 0), ("state", SimpleNamespace(fn="test")), ("world_size", 2)]
 )
 def test_interruptions_that_save_nothing(attribute, value) -> None:
-    callback, trainer = BestAndLast(), FakeTrainer()
-    callback.folder, trainer.global_step = Path("anywhere"), 5
+    callback, trainer = saver(), FakeTrainer()
+    trainer.global_step = 5
     setattr(trainer, attribute, value)
     callback.on_exception(trainer, None, RuntimeError())
     assert trainer.saved == []
@@ -212,14 +215,13 @@ def test_interruptions_that_save_nothing(attribute, value) -> None:
     ],
 )
 def test_last_words(capsys, tmp_path, exception, words) -> None:
-    callback = BestAndLast()
-    callback.folder = tmp_path
+    callback = saver(folder=tmp_path)
     callback.on_exception(FakeTrainer(), None, exception)
     out = capsys.readouterr().out
     assert words in out and bool(out) == bool(words)
     (tmp_path / "last.ckpt").touch()
     callback.on_exception(FakeTrainer(), None, exception)
-    assert (f"Saved {tmp_path / 'last.ckpt'}\ngo on" in capsys.readouterr().out) == bool(words)
+    assert (f"Saved {tmp_path / 'last.ckpt'}\nresume" in capsys.readouterr().out) == bool(words)
 
 
 def test_the_monitor_changes_when_a_run_goes_on(cli, workdir) -> None:

@@ -38,7 +38,8 @@ def printed(out: str) -> str:
 
 
 def curve() -> list[tuple[float, float]]:
-    return [tuple(point) for point in torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["curve"]]
+    callbacks = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    return [tuple(point) for point in callbacks["LearningCurve"]["points"]]
 
 
 def check(out: str, epochs: int) -> None:
@@ -72,7 +73,7 @@ class Stop(Callback):
         if trainer.global_step == 7: raise KeyboardInterrupt
 class StopInValidation(Callback):
     def on_validation_batch_start(self, trainer, *_):
-        if trainer.global_step == 9 and trainer.resumed_step is None: raise KeyboardInterrupt
+        if trainer.global_step == 9 and trainer.ckpt_path is None: raise KeyboardInterrupt
 """
 
 

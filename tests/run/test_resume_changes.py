@@ -13,10 +13,11 @@ from conftest import make_folder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from project.changes import check_changes
+from project.__main__ import main
 from project.classifier import ImageClassifier
 from project.errors import UserError
-from project.__main__ import main
+from project.run.resume import check_changes
+from project.tasks import MultiClass
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "weight_decay": 0.1}}
@@ -191,21 +192,21 @@ def one_cycle(step: int, total: int) -> float:
 
 def test_label_smoothing_may_be_changed_anywhere(cli, base, monkeypatch) -> None:
     base("step")
-    seen, real = [], ImageClassifier.loss
+    seen, real = [], MultiClass.loss
 
     def keep(self, *given) -> torch.Tensor:
         seen.append((*given, real(self, *given)))
         return seen[-1][-1]
 
-    monkeypatch.setattr(ImageClassifier, "loss", keep)
-    line = ["model.label_smoothing: 0.0 until here, 0.4 from now on"]
-    for options, smoothing in (([], 0.0), (["--model.label_smoothing=0.4"], 0.4)):
+    monkeypatch.setattr(MultiClass, "loss", keep)
+    line = ["model.task.init_args.label_smoothing: 0.0 until here, 0.4 from now on"]
+    for options, smoothing in (([], 0.0), (["--model.task.label_smoothing=0.4"], 0.4)):
         for command in ("validate", "test"):
             result = cli(command, "--ckpt_path", "last", *options)
             assert result.code == 0 and said(result.out) == (line if options else []), result.err
             logits, labels, loss = seen[-1]
             assert torch.allclose(loss, nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing))
-    assert resume(cli, "--model.label_smoothing=0.4", epochs=3) == line
+    assert resume(cli, "--model.task.label_smoothing=0.4", epochs=3) == line
     assert resume(cli, epochs=4) == []  # it stays
 
 
@@ -263,12 +264,19 @@ def test_other_commands_take_no_change_of_the_training(cli, base, option) -> Non
         )
 
 
-SETTINGS = {"lr": 0.1, "warmup": 0.0, "label_smoothing": 0.0, "mixup": 0.0, "init": "default", "freeze": None}
+SETTINGS = {
+    "lr": 0.1,
+    "warmup": 0.0,
+    "task.init_args.label_smoothing": 0.0,
+    "mixup": 0.0,
+    "init": "default",
+    "freeze": None,
+}
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_only_what_is_part_of_the_loss_is_free_outside_of_fit(command) -> None:
     assert check_changes(command, SETTINGS, SETTINGS) == []
-    for key in SETTINGS.keys() - {"label_smoothing"}:
+    for key in SETTINGS.keys() - {"task.init_args.label_smoothing"}:
         with pytest.raises(UserError, match=f"model.{key} cannot be changed"):
             check_changes(command, SETTINGS | {key: 0.5}, SETTINGS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from project.recipe import Recipe
+from project.classifier import ImageClassifier
 from project.run.terminal import EpochLine, StartTable, TerminalBar, describe, rate_words
 
 
@@ -39,22 +39,23 @@ def images(bad: int = 0) -> SimpleNamespace:
     )
 
 
-def model(**recipe) -> Recipe:
-    module = Recipe(**recipe)
-    module.net = nn.Sequential(nn.Linear(1000, 3), nn.Linear(3, 3))
-    module.load_report = None
-    module.trains_from = {"0.bias": None}
+def model(trains_from: dict | None = None, **recipe) -> ImageClassifier:
+    def net(*_: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(1000, 3), nn.Linear(3, 3))
+
+    module = ImageClassifier(net, ["a", "b", "c"], **recipe)
+    module.freezing.trains_from = trains_from or {"0.bias": None}
     return module
 
 
-def groups(module: Recipe) -> list[dict]:
+def groups(module: ImageClassifier) -> list[dict]:
     return [
         {"name": "head", "params": list(module.net[1].parameters()), "lr": 0.01, "weight_decay": 0.0},
         {"name": "rest", "params": list(module.net[0].parameters()), "lr": 0.002, "weight_decay": 0.05},
     ]
 
 
-def setting(data: SimpleNamespace | None = None, **arguments) -> tuple[SimpleNamespace, Recipe]:
+def setting(data: SimpleNamespace | None = None, **arguments) -> tuple[SimpleNamespace, ImageClassifier]:
     """A trainer and its model."""
     module = model()
     module.trainer = fake(groups(module), data, **arguments)
@@ -68,7 +69,7 @@ def test_the_table() -> None:
         "           shape: 3 x 48 x 48, batch 16",
         "model      Sequential: 3,015 parameters, 3,012 trainable at the start",
         "optimizer  AdamW",
-        "           group    parameters       rate     decay  trainable",
+        "           group    parameters         lr     decay  trainable",
         "           head             12       0.01         0  yes",
         "           rest          3,003      0.002      0.05  3,000 yes, 3 no",
         "device     2 x cpu, precision 32-true, 7 epochs",
@@ -77,7 +78,7 @@ def test_the_table() -> None:
 
 def test_what_trains_later_is_not_counted_at_the_start() -> None:
     trainer, module = setting()
-    module.trains_from = {"1.weight": 2, "1.bias": 2}
+    module.freezing.trains_from = {"1.weight": 2, "1.bias": 2}
     lines = describe(trainer, module)
     assert lines[0] == "model      Sequential: 3,015 parameters, 3,003 trainable at the start"
     assert lines[3].split()[0] == "head" and lines[3].endswith("  from epoch 3")
@@ -99,8 +100,8 @@ def test_the_length_of_the_run(arguments, words) -> None:
 @pytest.mark.parametrize(
     ("rule", "batch", "words"),
     [
-        ("linear", 32, ", linear scaling for a batch of 128 instead of 32: rate x 4, weight decay x 1"),
-        ("sqrt", 32, ", sqrt scaling for a batch of 128 instead of 32: rate x 2, weight decay x 2"),
+        ("linear", 32, ", linear scaling for a batch of 128 instead of 32: learning rate x 4, weight decay x 1"),
+        ("sqrt", 32, ", sqrt scaling for a batch of 128 instead of 32: learning rate x 2, weight decay x 2"),
         ("sqrt", 128, ", for a batch of 128"),  # 16 images x 2 devices x 4 batches
     ],
 )

@@ -1,1 +1,1 @@
-"""Runs as one HTML page."""
+"""The command `report`: a run, or several compared, as one HTML page."""

@@ -3,18 +3,17 @@
 import csv
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy.stats import binomtest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project.errors import UserError
 from project.run.paths import CHECKPOINTS, latest_run, read, run_of
 from project.settings import load_checkpoint
-
-Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 
 
 @dataclass
@@ -22,14 +21,14 @@ class Run:
     """The record of a run. What it lacks is empty."""
 
     folder: Path
-    checkpoint: Path | None  # best, else last
-    config_text: str
+    checkpoint: Path | None  # the one asked for, else best, else last
+    config_text: str  # config.yaml
     record: dict[str, Any]  # run.json
-    metrics: dict[str, float]  # metrics.json; of a training that has not finished, the checkpoint's
-    finished: bool = True
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # name -> (epoch from 1, value)
-    groups: list[dict[str, str]] = field(default_factory=list)  # groups.csv
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
+    metrics: dict[str, float]  # metrics.json, and what the checkpoint was saved with
+    finished: bool
+    curves: dict[str, list[tuple[float, float]]]  # name -> (epoch from 1, value)
+    groups: list[list[str]]  # groups.csv, the first row its head
+    counts: dict[str, dict[str, int]]  # split -> class -> images
 
     @property
     def name(self) -> str:
@@ -39,148 +38,112 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        try:
-            config = yaml.safe_load(self.config_text)
-        except yaml.YAMLError:
-            return {}
-        return config if isinstance(config, dict) else {}
+        return yaml.safe_load(self.config_text)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the split."""
+        return self.record.get("split", {}).get("fingerprint", "unknown")
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Seed, commit, whether files differed from it (dirty), versions."""
+        git = self.record.get("git") or {"commit": "unknown"}
+        return {"seed": self.record.get("seed", "unknown"), **git, **self.record.get("versions", {})}
 
     def images(self, split: str) -> int:
-        """Images of train, val or test."""
-        number = self.metrics.get(f"{split}/images") or self.record.get("split", {}).get(split)
-        number = int(number) if isinstance(number, float) else number
-        return number if isinstance(number, int) else sum(self.counts.get(split, {}).values())
+        """Images of train, val or test that were used; fewer than the split has under limit_val_batches."""
+        return int(self.metrics.get(f"{split}/images") or sum(self.counts.get(split, {}).values()))
 
     def score(self, name: str) -> float | None:
-        """A finite value of metrics.json."""
-        value = self.metrics.get(name)
-        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+        """A metric, if it is on record and finite."""
+        value = self.metrics.get(name, math.nan)
+        return value if math.isfinite(value) else None
 
-    def interval(self, split: str) -> str:
-        """The 95 % interval of an accuracy on record, in words."""
+    def interval(self, split: str) -> tuple[float, float] | None:
+        """The 95 % interval of an accuracy on record."""
         accuracy, images = self.score(f"{split}/acc"), self.images(split)
-        if accuracy is None or not images:
-            return ""
-        low, high = wilson(round(accuracy * images), images)
-        return f"{low:.1%} to {high:.1%}"
+        return None if accuracy is None or not images else wilson(round(accuracy * images), images)
 
 
-def find_run(name: str, root: Path = Path("runs")) -> tuple[Path, Path | None]:
-    """The run that a word of `--run` means, and the checkpoint if it names one.
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927, "Probable inference", J. Am. Stat. Assoc. 22), in [0, 1].
+
+    Args:
+        correct: Images classified correctly.
+        total: Images, 1 or more.
+    """
+    found = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def read_run(name: str) -> Run:
+    """Read what is there; files that are missing leave their parts empty.
+
+    Args:
+        name: A word of `--run`: last, the folder of a run, or a checkpoint in one.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is no such run.
     """
-    if name == "last":
-        try:
-            return latest_run(root), None
-        except UserError:  # no training has saved a checkpoint: the newest folder, then
-            folders = [path.parent for path in root.glob("*/version_*/config.yaml")]
-            if not folders:
-                raise
-            return max(folders, key=lambda folder: folder.stat().st_mtime), None
-    path = Path(name).expanduser()
-    if path.is_file():
-        run = run_of(path)
-        if run is None:
-            raise UserError(
-                f"run: {path} does not lie in the checkpoints of a run; give the folder of a run or a checkpoint in it"
-            )
-        return run, path
-    if not path.is_dir():
+    path = latest_run(Path("runs")) if name == "last" else Path(name).expanduser()
+    folder = run_of(path) if path.is_file() else path
+    if folder is None or not (folder / "config.yaml").is_file():
+        inside = sorted(path.rglob("config.yaml"))
+        example = inside[-1].parent if inside else "runs/digits/version_0"
         raise UserError(
-            f"run: there is no {path}; give last, the folder of a run such as runs/digits/version_0, or a checkpoint in one"
+            f"run: {name} is neither the folder of a run (with a config.yaml) nor a checkpoint in one; "
+            f"give last, or a folder such as {example}"
         )
-    if not (path / "config.yaml").is_file():
-        inner = sorted(found.parent for found in path.rglob("config.yaml") if found.parent != path)
-        hint = f"; did you mean {inner[-1]}?" if inner else "; give the folder of a run, such as runs/digits/version_0"
-        raise UserError(f"run: {path} is not the folder of a run, it has no config.yaml{hint}")
-    return path, None
-
-
-def read_run(folder: Path, checkpoint: Path | None = None) -> Run:
-    """Read what is there; files that are missing or damaged leave their parts empty."""
-    saved = [folder / CHECKPOINTS / f"{name}.ckpt" for name in ("best", "last")]
-    checkpoint = checkpoint or next((path for path in saved if path.is_file()), None)
-    recorded, record = _dictionary(folder / "metrics.json"), _dictionary(folder / "run.json")
-    # The checkpoint's own figures count: metrics.json is of the last training that came to its end.
-    metrics = recorded | {
-        name: value for name, value in _saved_metrics(checkpoint).items() if not name.startswith("test/")
-    }
+    saved = [path, folder / CHECKPOINTS / "best.ckpt", folder / CHECKPOINTS / "last.ckpt"]
+    checkpoint = next((file for file in saved if file.is_file()), None)
+    # metrics.json is of the last training that came to its end; one that was resumed and stopped has saved newer ones.
+    recorded, record = read(folder / "metrics.json"), read(folder / "run.json")
+    newer = {key: value for key, value in _saved_metrics(checkpoint).items() if not key.startswith("test/")}
     return Run(
         folder,
         checkpoint,
-        (folder / "config.yaml").read_text(errors="replace"),
+        (folder / "config.yaml").read_text(encoding="utf-8"),
         record,
-        metrics,
-        bool(record.get("finished", recorded)),
+        recorded | newer,
+        record.get("finished", bool(recorded)),
         read_curves(folder),
         _rows(folder / "groups.csv"),
-        _count(folder / "split.csv"),
+        _count(_rows(folder / "split.csv")),
     )
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
     """Scalars of TensorBoard's event files, by epoch; {} where there are none."""
-    events = EventAccumulator(
-        str(folder), {"scalars": 0, "images": 1, "histograms": 1, "compressedHistograms": 1, "tensors": 1}
-    )
-    try:
-        events.Reload()
-    except Exception:  # of whatever kind a damaged file has
-        return {}
+    events = EventAccumulator(str(folder), {"scalars": 0, "images": 1, "histograms": 1, "tensors": 1})
+    events.Reload()
     tags = events.Tags()["scalars"]
     epochs = {event.step: event.value + 1 for event in events.Scalars("epoch")} if "epoch" in tags else {}
     found = {}
     for tag in tags:
-        last = {
-            event.step: event.value for event in events.Scalars(tag) if event.step in epochs
-        }  # of a step twice, the later
+        last = {event.step: event.value for event in events.Scalars(tag) if event.step in epochs}  # resumed: the later
         found[tag] = sorted((epochs[step], value) for step, value in last.items())
     return {tag: points for tag, points in found.items() if points}
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927, "Probable inference", J. Am. Stat. Assoc. 22); within [0, 1] at 0 and 100 % too.
-
-    Args:
-        right: Images classified rightly.
-        total: Images, 1 or more.
-    """
-    share, squared = right / total, Z * Z
-    middle = share + squared / (2 * total)
-    reach = Z * math.sqrt(share * (1 - share) / total + squared / (4 * total * total))
-    low, high = ((middle + sign * reach) / (1 + squared / total) for sign in (-1, 1))
-    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding can put an end beyond the share itself
 
 
 def _saved_metrics(checkpoint: Path | None) -> dict[str, float]:
     """The metrics with which a checkpoint was saved."""
     try:
-        return dict(load_checkpoint(checkpoint)["callbacks"]["BestAndLast"]["metrics"]) if checkpoint else {}
-    except (UserError, KeyError, TypeError):
+        return load_checkpoint(checkpoint)["callbacks"]["BestAndLast"]["metrics"] if checkpoint else {}
+    except (UserError, KeyError):
         return {}
 
 
-def _dictionary(path: Path) -> dict[str, Any]:
-    found = read(path)
-    return found if isinstance(found, dict) else {}
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error):
+def _rows(path: Path) -> list[list[str]]:
+    if not path.is_file():
         return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
-def _count(path: Path) -> dict[str, dict[str, int]]:
-    """Images of each class in each split."""
-    counts: dict[str, Counter[str]] = {}
-    for row in _rows(path):
-        if row.get("split") and row.get("label") is not None:
-            counts.setdefault(row["split"], Counter())[row["label"]] += 1
-    order = ("train", "val", "test")
-    names = sorted({label for part in counts.values() for label in part})
-    return {split: {name: counts[split][name] for name in names} for split in order if split in counts}
+def _count(rows: list[list[str]]) -> dict[str, dict[str, int]]:
+    """Images of each class in each split, from split.csv."""
+    counts = {"train": Counter(), "val": Counter(), "test": Counter()}
+    for _, label, split, *_ in sorted(rows[1:], key=lambda row: row[1]):
+        counts[split][label] += 1
+    return {split: classes for split, classes in counts.items() if classes}

@@ -1,28 +1,26 @@
-"""The report: right figures, whatever is missing, and nothing of the user's that the browser could take for its own."""
+"""The page: right numbers, a reason for what is missing, and nothing of the user's that a browser takes for markup."""
 
+import csv
 import json
-import math
-import re
+import os
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, SMALL, make_folder
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+import yaml
+from conftest import make_folder
+from sklearn.metrics import precision_recall_fscore_support
 
+from project.__main__ import main
 from project.classifier import ImageClassifier
 from project.data import Digits, ImageDataModule
-from project.extras.report.page import cards, code, details, missing, paragraph, table
-from project.extras.report.predictions import class_rows, confusion_words
-from project.extras.report.run import wilson
+from project.extras.report.report import run_page
+from project.extras.report.run import read_run, wilson
 
 NET = ["--model.net", "project.nets.ConvNet", "--model.net.init_args.channels", "[8,16]", "--data.image_size", "16"]
+EVIL = "<script>alert('1')<script>&amp;\" onload=x"  # no slash, because it is the name of a folder
 
 
 class Page(HTMLParser):
@@ -30,21 +28,27 @@ class Page(HTMLParser):
 
     VOID = ("meta", "link", "img", "br")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
         self.alts: list[str] = []
         self.words: list[str] = []
-        self.feed(text)
+        self.rows: list[list[str]] = []  # cells of all tables
+        self.feed(html)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         values = dict(attrs)
+        assert "onload" not in values
         if tag == "img":
             self.alts.append(values["alt"] or "")
             assert (values["src"] or "").startswith("data:image/png;base64,")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -52,6 +56,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if self.open[-1:] in (["td"], ["th"]):
+            self.rows[-1][-1] += data
         if "style" not in self.open and "title" not in self.open:
             self.words.append(data)
 
@@ -60,345 +66,171 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def report(cli, *options: str, out: str = "report.html") -> Page:
-    result = cli("report", *options, "--out", out)
+def report(cli, *options: str) -> Page:
+    result = cli("report", *options)
     assert result.code == 0 and result.err == "", result.err
-    content = Path(out).read_text()
-    assert len(content) < 5_000_000
-    return Page(content)
+    html = Path("report.html").read_text()
+    assert len(html) < 5_000_000
+    return Page(html)
 
 
-def test_a_run_has_every_chapter_with_the_right_numbers(cli, trained) -> None:
-    page = report(cli)
-    assert len(page.alts) == 13 and all(len(alt) > 20 for alt in page.alts)
-    model = ImageClassifier.load_from_checkpoint(trained / "checkpoints/best.ckpt", map_location="cpu").eval()
-    data = ImageDataModule(source=Digits, image_size=8, channels=1)
-    data.setup("validate")
-    batch = data.loaded["val"].images.__getitems__([(0, key) for key in data.loaded["val"].index])
-    with torch.no_grad():
-        predicted = model(batch["image"]).argmax(1)
-    right = int((predicted == batch["label"]).sum())
-    assert f"Confusion matrix: {right} of 287 right" in " ".join(page.alts)
-    scores = precision_recall_fscore_support(batch["label"], predicted, zero_division=0)
-    rows = re.findall(
-        r"<tr><td>(\d)</td>((?:<td class=\"number\">[^<]*</td>){4})</tr>", Path("report.html").read_text()
-    )
-    assert len(rows) == 10
-    for name, cells in rows:
-        shown = re.findall(r">([^<]*)<", cells)[0::2]
-        expected = [f"{scores[k][int(name)]:.1%}" for k in range(3)] + [str(scores[3][int(name)])]
-        assert [cell for cell in shown if cell] == expected
-    metrics = json.loads((trained / "metrics.json").read_text())
-    assert f"{metrics['val/acc']:.2%}" in page.text and "not tested yet" in page.text
-    record = json.loads((trained / "run.json").read_text())
-    for words in (
-        record["split"]["fingerprint"],
-        record["versions"]["torch"],
-        "project.nets.ConvNet",
-        "The fall of the training loss looks",
-        "Groups of parameters",
-    ):
-        assert words in page.text or words in Path("report.html").read_text(), words
-
-
-def test_a_tested_run_shows_the_test_first_and_its_interval(cli, trained) -> None:
-    assert cli("test", "--ckpt_path", "best").code == 0
-    accuracy = json.loads((trained / "metrics.json").read_text())["test/acc"]
-    page = report(cli)
-    low, high = wilson(round(accuracy * 359), 359)
-    assert f"Test accuracy {accuracy:.2%} 95 % interval {low:.1%} to {high:.1%}; 359 images" in page.text
-    assert "not tested yet" not in page.text
-
-
-def test_no_test_image_is_opened(cli, folder, workdir) -> None:
-    assert cli("fit", "--data.root", str(folder), *NET, "--trainer.max_epochs=1").code == 0
-    rows = [row.split(",") for row in (workdir / "runs/fit/version_0/split.csv").read_text().splitlines()[1:]]
-    tests = [folder / row[0] for row in rows if row[2] == "test"]
-    assert len(tests) == 12
-    for path in tests:
-        path.write_bytes(b"whoever opens this fails")
-    page = report(cli)
-    assert len(page.alts) >= 12 and "left out" not in page.text
-
-
-@settings(deadline=None)
-@given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilsons_interval_solves_its_equation(numbers: tuple[int, int]) -> None:
-    """Its ends are the shares p for which the observed one is 1.96 standard deviations of p away."""
-    right, total = numbers
-    low, high = wilson(right, total)
-    assert 0 <= low <= right / total <= high <= 1
-    for end in (low, high):
-        if 0 < end < 1:
-            assert abs(right / total - end) == pytest.approx(
-                1.959964 * math.sqrt(end * (1 - end) / total), rel=1e-6, abs=1e-9
-            )
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(2, 6), st.integers(0, 2**32 - 1))
-def test_the_table_of_classes_is_scikit_learns(classes: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    true, guess = random.integers(0, classes, 40), random.integers(0, classes, 40)
-    matrix = torch.from_numpy(confusion_matrix(true, guess, labels=range(classes)))
-    expected = precision_recall_fscore_support(true, guess, labels=range(classes), zero_division=0)
-    assert np.allclose(class_rows(matrix), np.stack(expected, 1))
-
-
-def test_the_confusion_is_said_in_words() -> None:
-    matrix = torch.tensor([[5, 0, 0], [3, 2, 0], [0, 1, 4]])
-    assert confusion_words(matrix, ["a", "b", "c"]).startswith("11 of 15 right; most often b taken for a, 3 times")
-    assert confusion_words(torch.eye(3).long(), ["a", "b", "c"]) == "all 3 right"
-
-
-EVIL = '<script>alert("1")</script>&amp;\' onload=x'
-
-
-def test_names_that_are_html_stay_text(cli, workdir) -> None:
-    root = make_folder(workdir / "evil", {"blue": 20, "red": 20})
-    (root / "blue").rename(root / "<script>alert(1)<script>&amp;' onload=x")
-    assert cli("fit", "--data.root", str(root), *NET, "--trainer.max_epochs=1").code == 0
-    page = report(cli)
-    assert "script" not in page.tags and "<script>alert(1)<script>&amp;' onload=x" in page.text
-
-
-@pytest.mark.parametrize(
-    "html",
-    [
-        paragraph(EVIL),
-        missing(EVIL, EVIL),
-        cards([(EVIL,) * 3]),
-        table(EVIL, [EVIL], [[EVIL]]),
-        code(EVIL, EVIL),
-        details(EVIL, ""),
-    ],
-)
-def test_every_part_escapes(html: str) -> None:
-    page = Page(html)
-    assert "script" not in page.tags and EVIL in page.text
-
-
-def lose_images(run: Path, root: Path) -> None:
-    shutil.rmtree(root)
-
-
-def change_images(run: Path, root: Path) -> None:
-    for path in root.rglob("*.png"):
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-
-
-def add_images(run: Path, root: Path) -> None:
-    make_folder(root, {"blue": 25, "green": 20, "red": 20}, seed=1)
-
-
-def lose_checkpoints(run: Path, root: Path) -> None:
-    shutil.rmtree(run / "checkpoints")
-
-
-def break_checkpoint(run: Path, root: Path) -> None:
-    (run / "checkpoints/best.ckpt").write_bytes(b"nothing")
-
-
-def lose_records(run: Path, root: Path) -> None:
-    for path in run.iterdir():
-        if path.is_file() and path.name != "config.yaml":
-            path.unlink()
-
-
-def break_records(run: Path, root: Path) -> None:
-    for path in run.iterdir():
-        if path.is_file() and path.name != "config.yaml":
-            path.write_bytes(b"\x00{nothing")
-
-
-LOSSES = {
-    lose_images: ("Confusion matrix, table of classes, precision and recall left out", 8),
-    change_images: ("the content of validation images has changed since the training", 8),
-    add_images: ("the images or their split have changed since the training", 8),
-    lose_checkpoints: ("the run has no checkpoint", 4),
-    break_checkpoint: ("the checkpoint cannot be opened", 4),
-    lose_records: ("the run has no readable TensorBoard event file", 8),
-    break_records: ("the run has no readable TensorBoard event file", 8),
-}
-
-
-@pytest.fixture(scope="session")
-def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs on a folder."""
-    import os
-
-    from project.main import main
-
-    folder, before = tmp_path_factory.mktemp("folder_run"), Path.cwd()
-    make_folder(folder / "images")
+@pytest.fixture(scope="module")
+def tested(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tested run and its report.html."""
+    folder, before = tmp_path_factory.mktemp("tested"), Path.cwd()
+    shutil.copytree(_trained / "runs", folder / "runs")
     os.chdir(folder)
     try:
-        assert main(["fit", "--data.root", "images", *NET, "--trainer.max_epochs=2"]) == 0
+        assert main(["test", "--ckpt_path", "best"]) == 0
+        assert main(["report"]) == 0
     finally:
         os.chdir(before)
     return folder
 
 
-@pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
-def test_what_is_lost_is_left_out_with_a_reason_and_the_rest_is_there(lose, cli, folder_run, workdir) -> None:
-    shutil.copytree(folder_run, workdir, dirs_exist_ok=True)
-    run = workdir / "runs/fit/version_0"
-    # The configuration has the images' absolute path: let it be this copy's.
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace(str(folder_run), str(workdir)))
-    for path in (run / "checkpoints").glob("*.ckpt"):
-        content = torch.load(path, weights_only=True)
-        content["config"] = content["config"].replace(str(folder_run), str(workdir))
-        torch.save(content, path)
-    whole = report(cli)
-    assert "left out" not in whole.text
-    lose(run, workdir / "images")
-    words, least = LOSSES[lose]
-    page = report(cli, "--run", str(run))
-    assert words in page.text, page.text
-    assert least <= len(page.alts) + 4 and len(page.alts) < len(whole.alts)
+def test_a_tested_run_has_every_chapter_with_the_right_numbers(tested) -> None:
+    run = tested / "runs/digits/version_0"
+    page = Page((tested / "report.html").read_text())
+    assert len(page.alts) == 13 and all(len(alt) > 20 for alt in page.alts)
+    assert "left out" not in page.text and "has changed since" not in page.text
+    model = ImageClassifier.load_from_checkpoint(run / "checkpoints/best.ckpt", map_location="cpu").eval()
+    data = ImageDataModule(source=Digits, image_size=8, channels=1)
+    data.setup("validate")
+    batch = data.loaded["val"].images.__getitems__([(0, key) for key in data.loaded["val"].index])
+    with torch.no_grad():
+        predicted = model(batch["image"]).argmax(1)
+    correct = int((predicted == batch["label"]).sum())
+    assert f"Confusion matrix: {correct} of 287 correct" in " ".join(page.alts)
+    scores = precision_recall_fscore_support(batch["label"], predicted, zero_division=0)
+    expected = [[str(i), *(f"{scores[k][i]:.1%}" for k in range(3)), str(scores[3][i])] for i in range(10)]
+    head = page.rows.index(["class", "precision", "recall", "F1", "images"])
+    assert page.rows[head + 1 : head + 11] == expected
+    metrics, record = (json.loads((run / name).read_text()) for name in ("metrics.json", "run.json"))
+    low, high = wilson(round(metrics["test/acc"] * 359), 359)
+    test = f"Test accuracy {metrics['test/acc']:.2%} 95 % interval {low:.1%} to {high:.1%}; 359 images"
+    known = [test, f"Validation accuracy {metrics['val/acc']:.2%}", record["split"]["fingerprint"], "Digits"]
+    known += [record["versions"]["torch"], "project.nets.ConvNet", "The shape of the training loss", "weight_decay"]
+    for words in known:
+        assert words in page.text, words
 
 
-STOP = """
-from lightning import Callback
-class Stop(Callback):
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.current_epoch == 12: raise KeyboardInterrupt
-"""
-
-
-def test_a_training_that_was_stopped_says_so_and_has_its_own_figures(cli, trained, workdir, monkeypatch) -> None:
-    (workdir / "stopping_report.py").write_text(STOP)
-    monkeypatch.syspath_prepend(str(workdir))
-    assert "has not finished" not in report(cli).text
-    before = json.loads((trained / "metrics.json").read_text())["val/acc"]
-    more = ["--trainer.max_epochs=24", "--trainer.callbacks+=stopping_report.Stop"]
-    assert cli("fit", "--ckpt_path", "last", *more).code == 130
-    now = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["BestAndLast"]["metrics"][
-        "val/acc"
-    ]
-    assert now > before
+def test_names_stay_text_and_no_test_image_is_opened(cli, workdir) -> None:
+    root = make_folder(workdir / "images", {"blue": 20, "red": 20})
+    (root / "blue").rename(root / EVIL)
+    assert cli("fit", "--data.root", str(root), *NET, "--trainer.max_epochs=1").code == 0
+    with Path("runs/fit/version_0/split.csv").open(newline="") as file:
+        tests = [root / row["path"] for row in csv.DictReader(file) if row["split"] == "test"]
+    assert len(tests) == 8
+    for path in tests:
+        path.write_bytes(b"whoever opens this fails")
     page = report(cli)
-    assert "This training has not finished" in page.text and f"Validation accuracy {now:.2%}" in page.text
-    assert cli("test", "--ckpt_path", "best").code == 0
-    page = report(cli)
-    assert "This training has not finished" in page.text and f"Validation accuracy {now:.2%}" in page.text
+    assert "script" not in page.tags and EVIL in page.text and EVIL in " ".join(page.alts)
+    assert "not tested yet" in page.text and "Confusion matrix" in " ".join(page.alts)
 
 
-def test_limited_evaluations_have_the_interval_of_what_they_saw(cli, workdir) -> None:
-    limits = ["--trainer.limit_val_batches=2", "--data.batch_size=8", "--trainer.max_epochs=1"]
-    assert cli("fit", *DIGITS, *SMALL, *limits).code == 0
-    assert cli("test", "--ckpt_path", "best", "--trainer.limit_test_batches=3").code == 0
-    text = report(cli).text
-    metrics = json.loads(Path("runs/digits/version_0/metrics.json").read_text())
-    for split, images in (("val", 16), ("test", 24)):
-        low, high = wilson(round(metrics[f"{split}/acc"] * images), images)
-        assert f"95 % interval {low:.1%} to {high:.1%}; {images} images" in text
-    assert "is another one" not in text
+def lose_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
 
 
-def test_a_run_without_a_checkpoint_is_the_last_one_too(cli, workdir) -> None:
-    assert cli("fit", *DIGITS, *SMALL, "--trainer.max_epochs=1", "--trainer.enable_checkpointing=false").code == 0
-    assert "the run has no checkpoint" in report(cli).text
+def damage_checkpoint(run: Path) -> None:
+    (run / "checkpoints/best.ckpt").write_bytes(b"nothing")
 
 
-def test_a_diverged_run_has_no_calibration_but_a_reason(cli, workdir) -> None:
-    assert cli("fit", *DIGITS, *SMALL[:-2], "--trainer.max_epochs=1", "--model.lr=1e30").code == 0
-    text = report(cli).text
-    assert (
-        "nan" not in text.split("The record")[0].replace("not finite", "").lower().split("how far")[0]
-        or "diverged" in text
-    )
-    assert "Calibration left out: the model's outputs are not all finite numbers" in text
+def lose_records(run: Path) -> None:
+    for path in run.iterdir():
+        if path.is_file() and path.name != "config.yaml":
+            path.unlink()
 
 
-def test_predictions_without_a_validation_on_record_are_said_to_be_new(cli, workdir) -> None:
-    assert cli("fit", *DIGITS, *SMALL, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0").code == 0
-    text = report(cli).text
-    assert "taken for this page: the run itself has none on record" in text and "Best epoch" not in text
+def change_images(run: Path) -> None:
+    path = run / "checkpoints/best.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["ImageDataModule"]["validated"] += 1
+    torch.save(content, path)
 
 
-def test_without_validation_images_there_is_a_reason(cli, folder) -> None:
-    assert cli("fit", "--data.root", str(folder), *NET, "--trainer.max_epochs=1", "--data.val_size=0").code == 0
-    assert "the run has no validation images" in report(cli).text
+LOSSES = {  # what happens -> the reason on the page, pictures that remain
+    lose_checkpoints: ("Filters left out: the run has no checkpoint", 4),
+    damage_checkpoint: ("Filters left out: ckpt_path: ", 4),
+    change_images: ("Worst mistakes left out: the validation images, or the split, have changed since the training", 5),
+    lose_records: ("Loss left out: the run has no readable TensorBoard event file", 9),
+}
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_four_channels(cli, folder, channels) -> None:
-    assert (
-        cli("fit", "--data.root", str(folder), *NET, "--trainer.max_epochs=1", f"--data.channels={channels}").code == 0
-    )
-    assert "left out" not in report(cli).text
+@pytest.mark.parametrize(
+    "lose",
+    [
+        damage_checkpoint,
+        change_images,
+        *(pytest.param(lose, marks=pytest.mark.slow) for lose in (lose_checkpoints, lose_records)),
+    ],
+    ids=lambda lose: lose.__name__,
+)
+def test_what_is_lost_is_left_out_with_a_reason_and_the_rest_is_there(lose, cli, trained) -> None:
+    lose(trained)
+    page = report(cli, "--run", str(trained))
+    words, pictures = LOSSES[lose]
+    assert words.lower() in page.text.lower(), page.text
+    assert len(page.alts) == pictures
 
 
-def test_a_transformer_goes_without_grad_cam(cli, folder) -> None:
-    net = [
-        "--model.net=project.nets.TimmModel",
-        "--model.net.init_args.name=vit_tiny_patch16_224",
-        "--data.image_size=32",
-    ]
-    assert cli("fit", "--data.root", str(folder), *net, "--trainer.max_epochs=1", "--model.lr=0.000001").code == 0
-    page = report(cli)
-    assert "Grad-CAM" in page.text and "Spread of the activations by layer" in " ".join(page.alts)
+def test_a_training_that_was_stopped_has_the_figures_of_its_checkpoint(trained) -> None:
+    assert read_run("last").finished
+    record = json.loads((trained / "run.json").read_text())
+    (trained / "run.json").write_text(json.dumps(record | {"finished": False}))
+    path = trained / "checkpoints/best.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["callbacks"]["BestAndLast"]["metrics"] |= {"val/acc": 0.875, "test/acc": 0.5}
+    torch.save(content, path)
+    run = read_run("last")
+    assert not run.finished and run.score("val/acc") == 0.875 and run.score("test/acc") is None
+    (trained / "metrics.json").unlink()
+    assert read_run(str(path)).score("val/acc") == 0.875
 
 
-def test_of_many_classes_the_worst_thirty_are_in_the_table(cli, workdir, tiny_net) -> None:
-    rows, random = [], np.random.default_rng(0)
-    (workdir / "set").mkdir()
-    for i in range(120):
-        path = workdir / "set" / f"{i}.png"
-        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-        rows.append(f"{path},class {i % 40:02d},{'train' if i < 80 else 'val'}")
-    (workdir / "set.csv").write_text("\n".join(["path,label,split", *rows]))
-    options = [
-        "--data.source=project.data.Manifest",
-        "--data.root=set.csv",
-        "--data.test_size=0",
-        "--trainer.max_epochs=1",
-    ]
-    assert cli("fit", *options, *tiny_net).code == 0
-    page = report(cli)
-    assert "the 30 of 40 classes with the lowest F1" in page.text
-    assert len(re.findall(r"<tr><td>class \d\d</td>", Path("report.html").read_text())) == 30
+def test_a_limited_evaluation_has_the_interval_of_what_it_saw(trained) -> None:
+    lose_checkpoints(trained)  # of which the metrics would count
+    (trained / "metrics.json").write_text('{"val/acc": 0.75, "val/images": 16.0, "test/acc": NaN}')
+    run = read_run("last")
+    assert run.interval("val") == wilson(12, 16) and run.images("val") == 16
+    assert run.images("test") == 359 and run.interval("test") is None
 
 
 def test_several_runs_are_compared_by_what_differs(cli, trained) -> None:
-    assert cli("fit", *DIGITS, *SMALL, "--trainer.max_epochs=2", "--model.lr=0.005", "--seed_everything=3").code == 0
-    other = trained.parent / "version_1"
+    other = trained.parent / "<b>version_1"
+    shutil.copytree(trained, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["model"]["lr"] = 0.005
+    (other / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     page = report(cli, "--run", str(trained), str(other))
-    text = page.text
-    assert "All were scored on one split" in text and "digits/version_0" in text and len(page.alts) == 4
-    settings_table = text[text.index("What differs in the settings", text.index("What differs in the settings") + 5) :]
-    assert (
-        "model.lr 0.02 0.005" in settings_table
-        and "trainer.max_epochs 3 2" in settings_table
-        and "data.batch_size" not in settings_table
-    )
-    assert cli("fit", *DIGITS, *SMALL, "--trainer.max_epochs=1", "--data.split_seed=1").code == 0
-    page = report(cli, "--run", str(trained), "--run", str(trained.parent / "version_2"))
-    assert "The splits differ" in page.text
+    assert len(page.alts) == 4 and "b" not in page.tags and "digits/<b>version_1" in page.text
+    assert "2 runs compared" in page.text and "All were scored on the same split" in page.text
+    head = page.rows.index(["key", "digits/version_0", "digits/<b>version_1"])
+    assert page.rows[head + 1 :] == [["model.lr", "0.02", "0.005"]]
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert [row[:2] for row in page.rows[1:3]] == [
+        [name, f"{metrics['val/acc']:.2%}"] for name in ("digits/version_0", "digits/<b>version_1")
+    ]
+    record = json.loads((other / "run.json").read_text())
+    record["split"]["fingerprint"] = "another"
+    (other / "run.json").write_text(json.dumps(record | {"seed": 7}))
+    page = report(cli, "--run", str(trained), "--run", str(other))
+    assert "The splits differ" in page.text and ["seed", "0", "7"] in page.rows
 
 
-def test_the_same_run_gives_the_same_page_but_for_the_date(cli, trained) -> None:
-    report(cli)
-    report(cli, "--run", "runs/digits/version_0", out="again.html")
-    report(cli, "--run", "runs/digits/version_0/checkpoints/best.ckpt", out="third.html")
-    first, *others = (
-        re.sub(r"Made [^<]*", "", Path(name).read_text()) for name in ("report.html", "again.html", "third.html")
-    )
-    assert all(other == first for other in others)
+@pytest.mark.slow
+def test_the_same_run_gives_the_same_page_but_for_the_date(trained) -> None:
+    first = run_page(read_run("last"), "today")
+    assert run_page(read_run("runs/digits/version_0/checkpoints/best.ckpt"), "today") == first
+    assert run_page(read_run("runs/digits/version_0"), "tomorrow") == first.replace("today", "tomorrow")
 
 
 BAD = {
-    "no such run": (["--run", "nowhere"], "run: there is no nowhere; give last"),
-    "not a run": (
-        ["--run", "runs"],
-        "runs is not the folder of a run, it has no config.yaml; did you mean runs/digits/version_0?",
-    ),
-    "a file elsewhere": (["--run", "stray.ckpt"], "stray.ckpt does not lie in the checkpoints of a run"),
+    "no such run": (["--run", "nowhere"], "run: nowhere is neither the folder of a run"),
+    "not a run": (["--run", "runs"], "give last, or a folder such as runs/digits/version_0"),
+    "a file elsewhere": (["--run", "stray.ckpt"], "run: stray.ckpt is neither"),
     "twice": (["--run", "last", "runs/digits/version_0"], "is given twice"),
     "not a page": (["--out", "report.pdf"], "should end in .html"),
-    "a misspelt option": (["--ruin", "last"], "unrecognized arguments: --ruin last"),
 }
 
 
@@ -413,3 +245,42 @@ def test_bad_options_are_one_line(cli, trained, options, words) -> None:
 def test_without_a_run_it_says_how_to_make_one(cli, workdir) -> None:
     result = cli("report")
     assert result.code == 2 and "there is no run in runs yet" in result.err
+
+
+OPTIONS = {
+    "grey": ["--data.channels=1"],
+    "alpha": ["--data.channels=4"],
+    "not validated": ["--trainer.limit_val_batches=0"],
+    "no validation images": ["--data.val_size=0"],
+    "diverged": ["--model.lr=1e30"],
+    "no checkpoint": ["--trainer.enable_checkpointing=false"],
+    "transformer": [
+        *("--model.net=project.nets.TimmModel", "--model.net.init_args.name=vit_tiny_patch16_224"),
+        *("--data.image_size=32", "--model.lr=0.000001"),
+    ],
+}
+SAYS = {
+    "not validated": "none is on record",
+    "no validation images": "Calibration left out: there are no val images",
+    "diverged": "Calibration left out: the model's outputs are not all finite numbers",
+    "no checkpoint": "Calibration left out: the run has no checkpoint",
+    "transformer": "as in a vision transformer",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_unusual_runs_have_a_page_too(name, cli, folder) -> None:
+    net = [] if name == "transformer" else NET
+    assert cli("fit", "--data.root", str(folder), *net, "--trainer.max_epochs=1", *OPTIONS[name]).code == 0
+    page = report(cli, "--run", "runs/fit/version_0")
+    assert SAYS.get(name, "Grad-CAM at") in page.text, page.text
+    assert name not in ("grey", "alpha", "not validated", "transformer") or "left out" not in page.text
+
+
+@pytest.mark.slow
+def test_images_that_are_gone_are_said_to_be(cli, folder) -> None:
+    assert cli("fit", "--data.root", str(folder), *NET, "--trainer.max_epochs=1").code == 0
+    shutil.rmtree(folder)
+    page = report(cli)
+    assert len(page.alts) == 5 and "Confusion matrix, table of classes, precision and recall left out" in page.text
