@@ -1,6 +1,6 @@
 """Optimization: layers in order, parameter groups, freezing, optimizers, learning-rate schedules."""
 
-from project.optim.freeze import Freeze, Freezing
+from project.optim.freeze import Freeze
 from project.optim.groups import group_table, param_groups
 from project.optim.layers import layers
 from project.optim.rates import Length, PlannedRates, Warmup
@@ -25,7 +25,6 @@ __all__ = [
     "Cosine",
     "Exponential",
     "Freeze",
-    "Freezing",
     "Interval",
     "Lambda",
     "Length",
