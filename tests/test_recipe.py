@@ -53,8 +53,8 @@ def few(tmp_path) -> list[str]:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    st.sampled_from(["linear", "sqrt", "none"]), st.integers(1, 4096), st.integers(1, 8), st.integers(1, 16), st.integers(1, 4096),
-    st.floats(1e-5, 1), st.floats(0, 1), st.booleans(),
+    st.sampled_from(["linear", "sqrt", "none"]), st.integers(1, 4096), st.integers(1, 8), st.integers(1, 16),
+    st.integers(1, 4096), st.floats(1e-5, 1), st.floats(0, 1), st.booleans(),
 )  # fmt: skip
 def test_rate_and_decay_grow_with_the_batch(rule, images, devices, accumulation, reference, lr, decay, spared) -> None:
     optimizer = partial(torch.optim.AdamW, weight_decay=decay)
@@ -83,8 +83,8 @@ def test_the_scaled_rate_is_printed_kept_and_used(cli, few, rule, rate, decay) -
         *few, *choice, "--model.reference_batch=4", f"--model.lr_scaling={rule}", "--trainer.accumulate_grad_batches=2"
     )
     assert result.code == 0, result.err
-    words = f"{rule} scaling for a batch of 16 instead of 4: learning rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
-    assert f"optimizer  AdamW, {words}" in result.out
+    factors = f"learning rate x {rate / 0.05:.4g}, weight decay x {decay / 0.1:.4g}"
+    assert f"optimizer  AdamW, {rule} scaling for a batch of 16 instead of 4: {factors}" in result.out
     assert re.search(rf"^           all +\d+ +{rate} +{decay} +yes$", result.out, re.MULTILINE)
     with open("runs/fit/version_0/groups.csv") as file:
         (row,) = csv.DictReader(file)
