@@ -176,5 +176,5 @@ def _discard_init_args(parser_or_action: Any, before: Any, value: Any) -> None:
         del before["init_args"]
 
 
-# There is no public place for it. tests/test_messages.py holds the effect for every pair of optimizers.
+# There is no public place for it. tests/test_cli_classes.py holds the effect for every pair of optimizers.
 _typehints.discard_init_args_on_class_path_change = _discard_init_args
