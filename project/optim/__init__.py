@@ -20,23 +20,6 @@ from project.optim.schedules import (
 from project.optim.swats import SWATS
 
 __all__ = [
-    "SWATS",
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "Freeze",
-    "Interval",
-    "Lambda",
-    "Length",
-    "MultiStep",
-    "OneCycle",
-    "PerGroup",
-    "PlannedRates",
-    "Plateau",
-    "Schedule",
-    "Step",
-    "Warmup",
-    "group_table",
-    "layers",
-    "param_groups",
-]
+    "SWATS", "Constant", "Cosine", "Exponential", "Freeze", "Interval", "Lambda", "Length", "MultiStep", "OneCycle",
+    "PerGroup", "PlannedRates", "Plateau", "Schedule", "Step", "Warmup", "group_table", "layers", "param_groups",
+]  # fmt: skip

@@ -20,7 +20,7 @@ def advise(
     seeded: bool = True,
     frozen_at_random: bool = False,
 ) -> list[str]:
-    """What looks unusual about a run.
+    """What looks unusual about a run: one sentence each.
 
     Args:
         batch: Images per step on one device.
@@ -30,11 +30,8 @@ def advise(
         shuffled: Whether the order of the images changes from epoch to epoch.
         seeded: Whether the random seed is set.
         frozen_at_random: Whether layers are frozen at their random initial weights.
-
-    Returns:
-        One sentence each; an empty list when everything is usual.
     """
-    low, high = USUAL_RATES.get(optimizer, (0.0, float("inf")))
+    low, high = USUAL_RATES.get(optimizer, (0.0, rate))
     power = 1 << batch.bit_length()  # the next power of two
     remarks = [
         (batch < 16, f"a batch size of {batch} is small: below 16 gradients are noisy; raise data.batch_size"),

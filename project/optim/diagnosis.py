@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The thresholds were set on small runs on scikit-learn's digits; moved by a fifth, they judge a few of those
-# differently.
+# Set on small runs on scikit-learn's digits; moved by a fifth, they judge a few of those runs differently.
 FEWEST = 4  # epochs: two halves of two points each
 POINTS = 10  # longer curves are averaged down to 10 to 19 points, so that noise does not add up over epochs
 NOTHING = 0.02  # share of the chance loss: a smaller change is none, the loss of a dead network wanders that much
@@ -26,19 +25,14 @@ STUCK_BOUNCE = 0.15  # the same where nothing is learned, and noise is a larger 
 LATE = 0.25  # share of the fall in the second half: a straight line has 0.5, an exponential 0.25 at 2.2 time constants
 SPEED_UP = 1.5  # fall per unit of learning rate after the decay, over that before it; one too low only slows down
 
-MUCH_LOWER = "try a learning rate 10 to 100 times lower"
 LOWER = "try a learning rate 3 to 10 times lower"
+MUCH_LOWER = "try a learning rate 10 to 100 times lower"
 HIGHER = "try a learning rate 3 to 10 times higher"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a curve says.
-
-    Attributes:
-        shape: diverging, too high, good, too low or undecided.
-        evidence: The numbers that decided it, as a sentence.
-        advice: What to try; empty where there is nothing to change."""
+    """A shape, a sentence with the numbers that decided it, and what to try (empty where nothing is to be changed)."""
 
     shape: str
     evidence: str

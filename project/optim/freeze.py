@@ -26,11 +26,8 @@ class Freeze:
         self.until, self.every, self.pattern = until, every, layers
 
     def plan(self, net: nn.Module) -> dict[str, int | None]:
-        """When each frozen tensor starts to train.
-
-        Returns:
-            Name of a parameter or buffer -> first epoch, counted from 0, in which it trains; None for never. Only
-            tensors that are frozen at first.
+        """First epoch, counted from 0, in which each parameter and buffer trains that is frozen at first; None for
+        never.
 
         Raises:
             UserError: nothing or everything would be frozen.
@@ -45,19 +42,16 @@ class Freeze:
         stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
         plan: dict[str, int | None] = {}
         for layer in frozen:
-            wait = stages.index(layer.stage) * self.every if self.every else 0
-            plan |= dict.fromkeys(layer.tensors, None if self.until is None else self.until + wait)
+            wait = stages.index(layer.stage) * (self.every or 0)
+            plan |= dict.fromkeys(layer.tensors, self.until and self.until + wait)
         return plan
 
 
 class Freezing:
     """Keeps the frozen tensors of a network from changing.
 
-    The training calls `apply` when it starts and at the start of every epoch, and `hold` after every `net.train()`.
-
-    Attributes:
-        trains_from: Name of a parameter or buffer of the network -> first epoch, counted from 0, in which it trains;
-            None for never. What is not in it trains from the start.
+    The training calls `apply` at the start of every epoch, and `hold` after every `net.train()`. `trains_from` has the
+    first epoch in which each parameter and buffer trains that is frozen at first; None for never.
     """
 
     def __init__(self, net: nn.Module, rule: Freeze | None) -> None:
@@ -65,9 +59,6 @@ class Freezing:
         Args:
             net: The network.
             rule: What to freeze, and until when; None freezes nothing.
-
-        Raises:
-            UserError: see Freeze.plan.
         """
         self.net = net
         self.trains_from = rule.plan(net) if rule else {}

@@ -34,8 +34,8 @@ def param_groups(
         no_weight_decay: Put norms, biases, and what the network lists in `no_weight_decay()` into groups without decay.
 
     Returns:
-        Groups with name, params and lr; those without decay also with weight_decay 0. Frozen parameters are included,
-        so that unfreezing changes no group (A20).
+        Groups with name, params, lr and, without decay, weight_decay 0. Frozen parameters are included, so that
+        unfreezing changes no group (A20).
 
     Raises:
         UserError: a value is out of range, or a pattern applies to no parameter.
@@ -65,8 +65,8 @@ def param_groups(
             rate = lr * share * lr_mult.get(pattern, 1.0)
             if (title, rate) not in groups:
                 groups[title, rate] = {"name": title, "params": [], "lr": rate}
-                if name in spared:
-                    groups[title, rate]["weight_decay"] = 0.0
+            if name in spared:
+                groups[title, rate]["weight_decay"] = 0.0
             groups[title, rate]["params"].append(parameters[name])
     return list(groups.values())
 
@@ -84,21 +84,18 @@ def without_decay(net: nn.Module) -> set[str]:
 
 
 def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None]) -> list[dict[str, Any]]:
-    """What ran, for the record: one row for each group.
+    """One row for each group: group, parameters (how many), rate, weight_decay, trainable (yes, no, from epoch 2).
 
     Args:
         groups: Of an optimizer.
         trains_from: id of a parameter -> first epoch in which it trains, None for never; others train from the start.
-
-    Returns:
-        Rows of group, parameters (their number), rate, weight_decay, trainable (yes, no, or from epoch 2, counted from
-        1).
     """
     rows = []
     for group in groups:
-        counts: Counter[int | None] = Counter()  # epoch -> number of parameters that train from it on
+        counts: Counter[float] = Counter()  # epoch -> number of parameters that train from it on
         for parameter in group["params"]:
-            counts[trains_from.get(id(parameter), 0)] += parameter.numel()
+            start = trains_from.get(id(parameter), 0)
+            counts[math.inf if start is None else start] += parameter.numel()
         rows.append(
             {
                 "group": group["name"],
@@ -113,8 +110,8 @@ def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None])
     return rows
 
 
-def _trainable(counts: Counter[int | None]) -> str:
-    words = {start: "no" if start is None else f"from epoch {start + 1}" if start else "yes" for start in counts}
+def _trainable(counts: Counter[float]) -> str:
+    words = {start: "no" if start == math.inf else f"from epoch {start + 1}" if start else "yes" for start in counts}
     if len(words) == 1:
         return words.popitem()[1]
-    return ", ".join(f"{counts[s]:,} {words[s]}" for s in sorted(counts, key=lambda s: math.inf if s is None else s))
+    return ", ".join(f"{counts[start]:,} {words[start]}" for start in sorted(counts))

@@ -10,6 +10,8 @@ from project.errors import UserError
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # subclasses too, such as ConvNormAct
 LARGEST_STAGE = 0.76  # of the layers: ConvNeXt-B has 0.75 in one stage; the features of VGG, 0.8, are not a stage
 
+Pieces = Iterator[tuple[str, list[str]]]  # path, names of tensors
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -17,10 +19,8 @@ class Layer:
 
     Attributes:
         name: Path of its module, such as backbone.layer1.0, stages.2.0 or head.
-        stage: Path of the stage that it belongs to, such as backbone.layer1; its own name where it is a stage by
-            itself.
-        tensors: Names of its parameters and buffers (persistent or not), as named_parameters and named_buffers give
-            them.
+        stage: Path of its stage, such as backbone.layer1; its own name where it is a stage by itself.
+        tensors: Names of its parameters and buffers, as in named_parameters and named_buffers.
     """
 
     name: str
@@ -29,32 +29,26 @@ class Layer:
 
 
 def layers(net: nn.Module) -> list[Layer]:
-    """Every parameter and every buffer of the network, in exactly one layer; the last layer is the head and nothing
-    else.
+    """Every parameter and buffer of the network, in exactly one layer; the last layer is the head and nothing else.
 
     The head is `net.head`, or without one the last linear layer or convolution. A timm network says itself what its
     layers are (`group_matcher`). In others, the order is that of registration, which in torchvision and here is that of
     execution; `_is_trunk` says which modules are opened, any other module is one layer. Norms, parameters outside of
-    layers (class token, position embedding) and buffers belong to the layer before them, or to the first. Shared
-    tensors count where they come first: a head that shares all its tensors is a layer without any.
-
-    A stage is a part with two or more neighbouring layers, such as layer1 of a ResNet, but not most of the network
-    (VGG's features, ViT's encoder).
+    layers (class token) and buffers belong to the layer before them, or to the first. Shared tensors count where they
+    come first: a head that shares all its tensors is a layer without any. A stage is a part with two or more
+    neighbouring layers, such as layer1 of a ResNet, but not most of the network (VGG's features, ViT's encoder).
 
     Raises:
         UserError: the network has no parameters.
     """
     parameters = dict(net.named_parameters())
     if not parameters:
-        raise UserError(
-            f"model.net: {type(net).__name__} has no parameters, so nothing can learn; assign its layers to attributes"
-            " of the module, lists of them as nn.ModuleList"
-        )
+        raise UserError(f"model.net: {type(net).__name__} has no parameters; assign lists of layers as nn.ModuleList")
     tensors = [*parameters, *dict(net.named_buffers())]
-    head = _head(net)
+    head = _head(net, tensors)
     last = [] if head is None else _inside(head, tensors)
-    rest = [name for name in tensors if name not in set(last)]
-    matrices = [name for name in rest if name in parameters and parameters[name].ndim > 1]  # norms and biases have none
+    rest = [name for name in tensors if name not in last]
+    matrices = [name for name, parameter in parameters.items() if parameter.ndim > 1 and name not in last]
 
     found: list[tuple[str, list[str]]] = []
     before: list[str] = []  # what comes before the first layer belongs to it
@@ -72,9 +66,8 @@ def layers(net: nn.Module) -> list[Layer]:
     return [Layer(path, stage, tuple(names)) for (path, names), stage in zip(found, stages, strict=True)]
 
 
-def _head(net: nn.Module) -> str | None:
-    named = getattr(net, "head", None)
-    if isinstance(named, nn.Module) and next(named.parameters(), None) is not None:
+def _head(net: nn.Module, tensors: list[str]) -> str | None:
+    if _inside("head", tensors):
         return "head"
     plain = [path for path, module in net.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
     return plain[-1] if plain else None
@@ -90,7 +83,7 @@ def _above(path: str) -> list[str]:
     return [".".join(keys[:end]) for end in range(1, len(keys))]
 
 
-def _pieces(path: str, module: nn.Module, tensors: list[str], matrices: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _pieces(path: str, module: nn.Module, tensors: list[str], matrices: list[str]) -> Pieces:
     """All tensors, in order and once: those of each layer with its path, and those of opened modules one by one."""
     names = _inside(path, tensors)
     if not names:
@@ -105,9 +98,7 @@ def _pieces(path: str, module: nn.Module, tensors: list[str], matrices: list[str
         yield path, names
 
 
-def _timm_pieces(
-    path: str, module: nn.Module, names: list[str], matrices: list[str]
-) -> Iterator[tuple[str, list[str]]]:
+def _timm_pieces(path: str, module: nn.Module, names: list[str], matrices: list[str]) -> Pieces:
     """timm's groups, each named by the module with most of its tensors that holds no others."""
     from timm.models._manipulate import group_with_matcher  # the public group_parameters leaves buffers out
 

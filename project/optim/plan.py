@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -39,7 +38,8 @@ class Plan:
 
 def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
     """What one of our schedules will do; Plateau is drawn as if its metric always improved."""
-    steps = np.linspace(0, length.steps - 1, min(length.steps, POINTS)).round().astype(int).tolist()
+    last = length.steps - 1
+    steps = [*range(0, last, max(1, last // POINTS)), last]
     table = [scheduler.rates_at(step) for step in steps]
     return _plan(scheduler.optimizer.param_groups, [step / length.steps_per_epoch for step in steps], table)
 
@@ -93,5 +93,4 @@ def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
     if len(curves) <= CURVES:
         axes.legend(fontsize="small")
     axes.set(xlabel="epoch", ylabel="learning rate", title=title)
-    axes.grid(alpha=0.3)
     return figure

@@ -27,8 +27,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A linear rise from `start` to 1 over `epochs`, step by step (Goyal et al. 2017, arXiv:1706.02677, section
-    2.2)."""
+    """A linear rise from `start` to 1 over `epochs`, step by step (Goyal et al. 2017, arXiv:1706.02677)."""
 
     epochs: float = 0.0
     start: float = 0.01
@@ -69,8 +68,7 @@ def match_all(key: str, patterns: Collection[str], names: Sequence[str]) -> list
         raise UserError(f"{key}: {error.pattern!r} is not a regular expression: {error}") from error
     for pattern in patterns:
         if pattern not in found:
-            known = ", ".join(names[:20])
-            raise UserError(f"{key}: {pattern!r} applies to none of {known} (where several match, the first counts)")
+            raise UserError(f"{key}: {pattern!r} applies to none of {', '.join(names[:20])} (the first match counts)")
     return found
 
 
@@ -87,7 +85,7 @@ class PlannedRates(LRScheduler):
         schedule: Schedule,
         length: Callable[[], Length],
         interval: Interval | None = None,
-        warmup: Warmup | None = None,
+        warmup: Warmup = Warmup(),
     ) -> None:
         """
         Args:
@@ -99,7 +97,7 @@ class PlannedRates(LRScheduler):
             warmup: The rise at the start, if there is one.
         """
         self.schedules = assign(schedule, [group["name"] for group in optimizer.param_groups])
-        self.length, self.interval, self.warmup = length, interval, warmup or Warmup()
+        self.length, self.interval, self.warmup = length, interval, warmup
         self.planned_steps: int | None = None  # the length that the resumed run had
         super().__init__(optimizer)
 
@@ -150,7 +148,8 @@ class PlannedRates(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the plateaus' counts; learning rates are computed anew."""
-        steps, plateaus = self.length().steps if self.last_epoch else None, [p.state_dict() for p in self.plateaus]
+        steps = self.length().steps if self.last_epoch else None
+        plateaus = [part.state_dict() for part in self.plateaus]
         return {"step": self.last_epoch, "planned_steps": steps, "plateaus": plateaus}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -14,8 +14,7 @@ Group = dict[str, Any]  # a parameter group
 
 
 class SWATS(Optimizer):
-    """Adam until the learning rate of SGD that its steps correspond to has settled, then SGD with momentum at that
-    rate.
+    """Adam until the SGD learning rate that its steps correspond to has settled, then SGD with momentum at that rate.
 
     Algorithm 1 of Keskar & Socher 2017 (arXiv:1712.07628), with weights w, gradient g and p Adam's step number k:
 
@@ -26,14 +25,11 @@ class SWATS(Optimizer):
         SGD: v = beta1 * v + g,  w = w - (1 - beta1) * average * v
 
     Before the switch it is bit by bit `torch.optim.Adam`, afterwards `torch.optim.SGD`. Where the paper leaves room:
+    every group is projected and switched on its own, which keeps the ratios of layer-wise learning rates; p is taken at
+    the group's initial learning rate, and a schedule scales the projected rate as it would have scaled that one, so
+    that no schedule causes or hides a switch; g contains the weight decay, as it does in both phases' steps.
 
-    - Every parameter group is projected and switched on its own, which keeps the ratios of layer-wise learning rates.
-      With a single group it is the paper's algorithm.
-    - p is taken at the group's initial learning rate, and a schedule scales the projected rate as it would have scaled
-      that one: no schedule causes or hides a switch.
-    - g contains the weight decay, as it does in both phases' steps.
-
-    The state of every group is saved in entries of the group: `steps` taken, `switch_step` (the last one with Adam) and
+    Entries of every group, saved with the state: `steps` taken, `switch_step` (the last one with Adam) and
     `projected_rate`, both None until then, and `rate_in_force`, the learning rate that the last step used.
     """
 
@@ -56,9 +52,6 @@ class SWATS(Optimizer):
             weight_decay: L2 penalty, added to the gradient (as Adam and SGD do, unlike AdamW).
             switch_tol: A group switches to SGD when its projected rate is closer than this to the rate's average (the
                 paper's epsilon). A larger value switches earlier; 0 never switches.
-
-        Raises:
-            ValueError: an argument is out of range.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
         torch.optim.Adam([torch.zeros(())], lr, betas, eps, weight_decay)  # checks their ranges
@@ -73,10 +66,8 @@ class SWATS(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every group that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         projections = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
