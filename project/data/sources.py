@@ -107,7 +107,7 @@ def existing(root: str | None, what: str) -> Path:
     path = Path(root or "").expanduser()
     if not (root and path.exists()):
         raise UserError(
-            f"data.root: {path if root else 'it'} is missing; it must be {what}, such as --data.root ~/flowers"
+            f"data.root{f': {path}' if root else ''} is missing; it must be {what}, such as --data.root ~/flowers"
         )
     return path
 
