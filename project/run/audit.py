@@ -29,8 +29,7 @@ class FreezeAudit(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._check(pl_module, self._sums)  # those of the checkpoint that was loaded
         frozen = pl_module.freezing.frozen(trainer.current_epoch)
-        tensors = pl_module.net.state_dict()
-        self._sums |= {name: checksum(tensor) for name, tensor in tensors.items() if name in frozen}
+        self._sums |= {name: checksum(data) for name, data in pl_module.net.state_dict().items() if name in frozen}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         free = self._sums.keys() - pl_module.freezing.frozen(trainer.current_epoch)

@@ -43,9 +43,9 @@ class PredictionWriter(L.Callback):
             uncertain = self._write(sorted(rows), trainer.datamodule.source.samples, pl_module.class_names)
             for key, why in bad:
                 print(f"not predicted: {key}: {why}", file=sys.stderr)
-            doubt = f", {uncertain} of them {UNCERTAIN}" if uncertain else ""
-            left = f", {len(bad)} could not be read" if bad else ""
-            print(f"{len(rows)} predictions are in {self.path}{doubt}{left}.")
+            counts = f", {uncertain} of them {UNCERTAIN}" if uncertain else ""
+            counts += f", {len(bad)} could not be read" if bad else ""
+            print(f"{len(rows)} predictions are in {self.path}{counts}.")
 
     def _write(self, rows, samples, names) -> int:
         """The number of uncertain images."""

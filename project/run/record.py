@@ -17,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams as announce
 from project.data.split import save_split
 from project.messages import say
 from project.run.checkpoints import BestAndLast, logged
-from project.run.paths import flatten, mark_latest
+from project.run.paths import flatten, mark_latest, read
 from project.run.run import Run
 from project.run.terminal import fit_words, score_table
 
@@ -37,9 +37,7 @@ class RunRecord(L.Callback):
     ) -> None:
         """
         Args:
-            run: The run. The command line sets it, and the next two.
-            tensorboard: Whether to write TensorBoard events.
-            saved: What saves the checkpoints.
+            run: The run. The command line sets it, `tensorboard` (whether to write events) and `saved`.
             hparams: Keys to compare in TensorBoard's HPARAMS tab, such as model.lr; null: all.
             scores: Metrics in that tab; those of validation are named final/..., and are of the best epoch. A run that
                 lacks one is missing in its parallel coordinates.
@@ -64,9 +62,9 @@ class RunRecord(L.Callback):
         data = trainer.datamodule
         self.run.write("config.yaml", self.run.config)
         save_split(self.run.folder / "split.csv", data.source.samples, data.splits)
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        command = {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "arguments": sys.argv[1:]}
         self.run.note(
-            commands=[*self.run.notes().get("commands", []), {"time": now, "arguments": sys.argv[1:]}],
+            commands=[*read(self.run.folder / "run.json").get("commands", []), command],
             seed=data.seed,
             split={"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
             images_left_out=dict(data.bad),

@@ -42,10 +42,8 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
             continue
         reason = _obstacle(key, now, then)
         if reason or not re.fullmatch(CHANGEABLE if command == "fit" else LOSS, key):
-            raise UserError(
-                f"model.{key} cannot be changed for a trained model{reason}: the checkpoint says {was}, "
-                f"not {is_now}; leave it out, or start a new fit"
-            )
+            hint = f"the checkpoint says {was}, not {is_now}; leave it out, or start a new fit"
+            raise UserError(f"model.{key} cannot be changed for a trained model{reason}: {hint}")
         lines.append(_change(f"model.{key}", was, is_now))
     return lines
 

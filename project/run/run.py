@@ -42,10 +42,7 @@ class Run:
     def note(self, **entries: Any) -> None:
         """Add entries to run.json, or replace those of the same name."""
         if self.writes:
-            self.write("run.json", json.dumps(self.notes() | entries, indent=2))
-
-    def notes(self) -> dict[str, Any]:
-        return read(self.folder / "run.json") if self.folder else {}
+            self.write("run.json", json.dumps(read(self.folder / "run.json") | entries, indent=2))
 
     def add_metrics(self, metrics: dict[str, float]) -> None:
         """Merge into metrics.json. New training metrics remove the old test metrics."""

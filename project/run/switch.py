@@ -12,7 +12,7 @@ class SwitchLine(L.Callback):
     """Prints and logs the switch of each group."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        # Not after the step: a run that is stopped there, or its resumption, would say it twice or never.
+        # Before the next step, not after this one: of a run that is stopped in between, the resumed one says it.
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._say(trainer)
 
@@ -21,9 +21,7 @@ class SwitchLine(L.Callback):
         groups = _groups(trainer)
         left = [group["name"] for group in groups if group["switch_step"] is None]
         if left:
-            say(
-                f"SWATS: {len(left)} of {len(groups)} groups never switched to SGD, such as {left[0]}; raise switch_tol"
-            )
+            say(f"SWATS: {len(left)} of {len(groups)} groups never switched to SGD, e.g. {left[0]}; raise switch_tol")
 
     def _say(self, trainer: L.Trainer) -> None:
         """Of the groups whose last step was the switch."""

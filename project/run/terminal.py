@@ -1,4 +1,4 @@
-"""What is printed: a table at the start, one line an epoch, a bar on a terminal; at the end scores and next commands."""
+"""What is printed: a table at the start, a line for each epoch, and at the end the scores and the next commands."""
 
 import sys
 import time
@@ -74,31 +74,24 @@ def rate_words(rates: dict[str, float]) -> str:
 
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     """The table's lines: data, model, optimizer groups, device."""
-    lines = data_lines(trainer.datamodule)
-    total = sum(p.numel() for p in model.net.parameters())
-    frozen = model.freezing.frozen(trainer.current_epoch)
-    trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
-    lines.append(f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start")
-    if model.load_report is not None:
-        first, *rest = model.load_report.lines()
-        lines += [f"weights    {first.removeprefix('weights: ')}", *(f"           {line.strip()}" for line in rest)]
-    lines += optimizer_lines(trainer, model)
-    device = trainer.strategy.root_device.type
-    return [*lines, f"device     {trainer.world_size} x {device}, precision {trainer.precision}"]
-
-
-def data_lines(data: L.LightningDataModule) -> list[str]:
+    data, frozen = trainer.datamodule, model.freezing.frozen(trainer.current_epoch)
     sizes = "  ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
     low, high = min(data.class_counts), max(data.class_counts)
     images = str(low) if low == high else f"{low} to {high}"
+    total = sum(p.numel() for p in model.net.parameters())
+    trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
     lines = [
         f"data       {len(data.class_names)} classes, {images} training images each",
         f"           images: {sizes}  (split {data.fingerprint})",
         f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}",
+        f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start",
     ]
     if data.bad:
-        lines.append(f"           left out {len(data.bad)} images that cannot be read; run.json lists them")
-    return lines
+        lines.insert(2, f"           left out {len(data.bad)} images that cannot be read; run.json lists them")
+    lines += model.load_report.lines() if model.load_report else []
+    lines += optimizer_lines(trainer, model)
+    device = trainer.strategy.root_device.type
+    return [*lines, f"device     {trainer.world_size} x {device}, precision {trainer.precision}"]
 
 
 def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
