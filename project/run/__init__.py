@@ -1,4 +1,4 @@
-"""One run: its folder and record, checkpoints, the terminal, seeds, interruption, the audit of what is frozen, predictions."""
+"""One run: its folder, record, checkpoints and terminal output; seeds, interruption, frozen layers, predictions."""
 
 from project.run.ema import EMA
 

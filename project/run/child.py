@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, while other processes run that are to end in good order."""
+"""Ctrl-C and SIGTERM while child processes run, which shall end in good order."""
 
 import os
 import signal
@@ -12,11 +12,7 @@ from typing import Any
 
 @contextmanager
 def signals(words: str) -> Iterator[list[int]]:
-    """Note what comes instead of dying of it, and say the words; a second one raises KeyboardInterrupt.
-
-    Yields:
-        A list, in which a signal's number appears.
-    """
+    """Yields a list that takes the first signal's number; prints the words. A second one raises KeyboardInterrupt."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -38,12 +34,11 @@ def run_to_the_end(command: Sequence[str], **popen: Any) -> tuple[int, int]:
     with signals("Stopping; a second Ctrl-C does not wait.") as asked:
         process = subprocess.Popen(command, start_new_session=True, **popen)  # a signal reaches it once, from us
         try:
-            told = False
-            while process.poll() is None:
+            while process.poll() is None and not asked:
                 time.sleep(0.1)
-                if asked and not told:
-                    process.terminate()
-                    told = True
+            if asked:
+                process.terminate()
+            process.wait()
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

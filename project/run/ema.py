@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what validates and is saved."""
+"""An exponential moving average of the weights, which is validated and saved in their place."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's own, with two things added: the decay follows the batch, and what does not move keeps its last bit."""
+    """Lightning's own, with two additions: the decay follows the batch, and frozen weights stay bit-identical."""
 
     def __init__(self, decay: float = 0.999, update_starting_at_step: int | None = None) -> None:
         """
         Args:
-            decay: Share of the average that is kept at each optimizer step, 0 to below 1, for model.reference_batch. A batch k
-                times as large keeps decay ** k of it, so that the average reaches back over as many images (Busbridge et al.
+            decay: Share of the average that is kept at each optimizer step, 0 to below 1, for model.reference_batch.
+                A batch k times as large keeps decay ** k, so that the average covers as many images (Busbridge et al.
                 2023, arXiv:2307.13813).
             update_starting_at_step: Optimizer steps before the average begins; null begins at once.
         """

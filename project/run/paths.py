@@ -1,4 +1,4 @@
-"""Where runs live: runs/<config name>/version_N, and which checkpoint `best` and `last` mean."""
+"""Where runs are: runs/<config name>/version_N, and which checkpoint `best` and `last` mean."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ from project.files import written_whole
 
 LATEST = "latest"  # a file that holds the newest run's path; a link would make TensorBoard show that run twice
 CHECKPOINTS = "checkpoints"
-ALIASES = ("best", "last")
 
 
 def new_run(root: Path, name: str) -> Path:
@@ -18,37 +17,28 @@ def new_run(root: Path, name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"trainer.default_root_dir: no folder can be made at {folder} ({error.strerror})") from error
-    number = 1 + max((int(p.name[8:]) for p in folder.glob("version_*") if p.name[8:].isdigit()), default=-1)
+        raise UserError(f"trainer.default_root_dir: {folder} cannot be made ({error.strerror})") from error
+    number = 1 + max((int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()), default=-1)
     while True:
-        run = folder / f"version_{number}"
         try:
-            run.mkdir()
+            (run := folder / f"version_{number}").mkdir()
+            return run
         except FileExistsError:
             number += 1
-        else:
-            return run
 
 
-def mark_latest(run: Path, root: Path) -> None:
+def mark_latest(run: Path) -> None:
     """Make `best` and `last` mean this run's."""
-    root.mkdir(parents=True, exist_ok=True)
-    run, top = run.resolve(), root.resolve()
-    with written_whole(root / LATEST) as draft:  # relative: runs may be moved
-        draft.write_text(f"{run.relative_to(top).as_posix() if run.is_relative_to(top) else run}\n")
+    run = run.absolute()
+    with written_whole(run.parent.parent / LATEST) as draft:
+        draft.write_text(f"{run.parent.name}/{run.name}\n")  # relative: runs may be moved
 
 
 def latest_run(root: Path) -> Path:
-    """The run that the last fit made or resumed.
-
-    Raises:
-        UserError: when there is none.
-    """
+    """The run that the last fit made or resumed; UserError when there is none."""
     pointer = root / LATEST
     if not pointer.is_file():
-        raise UserError(
-            f"there is no run in {root} yet: train one with python -m project fit --config configs/digits.yaml"
-        )
+        raise UserError(f"no run in {root} yet: train one with python -m project fit --config configs/digits.yaml")
     run = root / pointer.read_text().strip()
     if not run.is_dir():
         raise UserError(f"{pointer} points to {run}, which is gone: give the path of a checkpoint with --ckpt_path")
@@ -56,34 +46,22 @@ def latest_run(root: Path) -> Path:
 
 
 def find_checkpoint(name: str, root: Path) -> Path:
-    """The checkpoint file that `best`, `last` or a path means.
-
-    Raises:
-        UserError: when there is no such file.
-    """
-    if name not in ALIASES:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"ckpt_path: there is no file {path}; give a checkpoint file, best, or last")
-        return path
-    run = latest_run(root)
-    path = run / CHECKPOINTS / f"{name}.ckpt"
-    if path.is_file():
-        return path
-    if name == "best" and (run / CHECKPOINTS / "last.ckpt").is_file():
-        raise UserError(
-            f"ckpt_path: the run {run} was never validated, so it has no best checkpoint; use --ckpt_path last"
-        )
-    raise UserError(f"ckpt_path: the run {run} has no checkpoint yet; it ended before its first epoch did")
+    """The checkpoint file that `best`, `last` or a path means; UserError when there is none."""
+    alias = name in ("best", "last")
+    path = latest_run(root) / CHECKPOINTS / f"{name}.ckpt" if alias else Path(name).expanduser()
+    if not path.is_file():
+        hint = "give a path, last, or best, which a run that was never validated does not have"
+        raise UserError(f"ckpt_path: there is no file {path}; {hint}")
+    return path
 
 
 def short_name(checkpoint: Path) -> str:
-    """What --ckpt_path needs to mean this checkpoint of the newest run: its alias in the usual folder, else its path."""
+    """The shortest --ckpt_path for a checkpoint of the newest run: best or last in the usual folder, else its path."""
     return checkpoint.stem if checkpoint.parts[:1] == ("runs",) else str(checkpoint)
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint lies in, or None when it has been moved out of one."""
+    """The run that a checkpoint belongs to; None when it has been moved out of one."""
     folder = checkpoint.absolute().parent
     run = folder.parent
     if folder.name != CHECKPOINTS or not (run / "config.yaml").is_file():
@@ -92,7 +70,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON file; {} when there is none, or a damaged one."""
+    """A JSON file; {} when it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -100,7 +78,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> {"model.lr": 0.1, ...}: plain values, without what is null."""
+    """Nested configuration -> {"model.lr": 0.1, ...}: plain values, without those that are null."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):

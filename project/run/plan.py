@@ -1,14 +1,13 @@
-"""Before the first step: the groups on record, a picture of the planned learning rates, and advice."""
+"""Before the first step: the parameter groups on record, a figure of the planned learning rates, and advice."""
 
 import csv
+import io
 from typing import Any
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from project.files import written_whole
+from project.messages import say
 from project.optim import group_table
 from project.optim.advice import advise
 from project.optim.plan import Plan, draw_plan, planned_rates, simulated_rates
@@ -16,74 +15,56 @@ from project.run.run import Run
 
 
 class RatePlan(L.Callback):
-    """Writes groups.csv and rates.png into the run, and prints the advice once."""
+    """Writes groups.csv and rates.png into the run's folder, and prints and records the advice."""
 
     def __init__(self, run: Run) -> None:
-        """
-        Args:
-            run: Takes table, picture and advice.
-        """
-        self.run, self._done = run, False
+        self.run = run
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not in on_train_start: of a resumed run, the changes take effect there.
-        if self._done or not trainer.is_global_zero or trainer.fast_dev_run:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After ResumeChanges, which comes first among the callbacks, has put changed settings in force."""
+        if not self.run.writes:
             return
-        self._done = True
-        if self.run.started:
-            rows = groups_of(trainer, pl_module)
-            with (
-                written_whole(self.run.folder / "groups.csv") as draft,
-                draft.open("w", newline="", encoding="utf-8") as file,
-            ):
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
+        rows, text = groups_of(trainer, pl_module), io.StringIO()
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        self.run.write("groups.csv", text.getvalue())
         plan = make_plan(pl_module)
         if plan is None:
-            return  # nobody knows the end of the run
-        if self.run.started:
-            self._draw(trainer, plan)
-        if trainer.ckpt_path is None:
-            self._advise(trainer, pl_module, plan)
-
-    def _draw(self, trainer: L.Trainer, plan: Plan) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that only a fit needs
-
+            return
         figure = draw_plan(plan)
-        canvas = FigureCanvasAgg(figure)
         figure.savefig(self.run.folder / "rates.png", dpi=120)
+        found = advice_for(trainer, pl_module, plan) if trainer.ckpt_path is None else []
+        for line in found:
+            say(f"advice     {line}")
+        if trainer.ckpt_path is None:
+            self.run.note(advice=found)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                image = np.asarray(canvas.buffer_rgba())[..., :3]  # (H, W, 3)
-                logger.experiment.add_image("rates/planned", image, trainer.global_step, dataformats="HWC")
-
-    def _advise(self, trainer: L.Trainer, model: L.LightningModule, plan: Plan) -> None:
-        found = advice_for(trainer, model, plan)
-        for line in found:
-            print(f"advice     {line}", flush=True)
-        self.run.note(advice=found)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and found:
-                logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
+                logger.experiment.add_figure("rates/planned", figure, trainer.global_step)
+                if found:
+                    logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
 
 
 def groups_of(trainer: L.Trainer, model: L.LightningModule) -> list[dict[str, Any]]:
-    """One row for each group of the optimizer: group, parameters, rate, weight_decay, trainable."""
+    """One row for each parameter group of the optimizer: group, parameters, rate, weight_decay, trainable."""
     starts = model.freezing.trains_from
     known = {id(parameter): starts[name] for name, parameter in model.net.named_parameters() if name in starts}
     return group_table(trainer.optimizers[0].param_groups, known)
 
 
 def advice_for(trainer: L.Trainer, model: L.LightningModule, plan: Plan) -> list[str]:
-    """What the guide remarks on this run."""
+    """What looks unusual about this run: one sentence each."""
     data = trainer.datamodule
-    by_metric = any(isinstance(config.scheduler, ReduceLROnPlateau) for config in trainer.lr_scheduler_configs)
+    # What waits for a metric may lower the learning rate, although no plan can show it.
+    waits = (
+        model.planned.plateaus if model.planned else [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
+    )
     return advise(
         data.batch_size,
         type(trainer.optimizers[0]).__name__,
         plan.highest,
-        plan.decays or bool(model.planned.plateaus if model.planned else by_metric),
+        plan.decays or bool(waits),
         data.sampler != "sequential",
         data.seeded,
         bool(model.freezing.trains_from) and model.weights is None,
@@ -91,7 +72,7 @@ def advice_for(trainer: L.Trainer, model: L.LightningModule, plan: Plan) -> list
 
 
 def make_plan(model: L.LightningModule) -> Plan | None:
-    """The learning rates of the whole run, if it has an end."""
+    """The learning rates of the whole run; None when its end is not known."""
     length = model.length()
     if length.steps is None:
         return None

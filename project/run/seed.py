@@ -1,4 +1,4 @@
-"""Make a training step's randomness a function of where it stands in the run, so that a resumed run repeats it exactly."""
+"""Makes a training step's random numbers a function of its place in the run: a resumed run repeats them exactly."""
 
 import hashlib
 from typing import Any
@@ -8,14 +8,12 @@ import torch
 
 
 class StepSeed(L.Callback):
-    """Seeds torch before each training step from (seed, rank, epoch, batch): for dropout, and whatever a network draws."""
+    """Seeds torch before each training step from (seed, rank, epoch, batch): for dropout, mixup and the like."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         name = f"{self.seed}/{trainer.global_rank}/{trainer.current_epoch}/{batch_idx}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(

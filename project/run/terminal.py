@@ -1,17 +1,20 @@
-"""What is printed while a run goes on: tables at the start, one line an epoch, a bar on a terminal, the outcome at the end."""
+"""What is printed: a table at the start, a line for each epoch, and at the end the scores and the next commands."""
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from project.optim.groups import NO_DECAY
+from project.messages import say
+from project.run.checkpoints import BestAndLast
+from project.run.paths import short_name
 from project.run.plan import groups_of
 
-SECONDS = time.monotonic
+TITLES = {"acc": "accuracy", "acc_top5": "top-5 accuracy", "f1_macro": "macro F1", "loss": "loss"}
 
 
 class TerminalBar(TQDMProgressBar):
@@ -24,40 +27,33 @@ class TerminalBar(TQDMProgressBar):
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")  # counted as everywhere else
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return {}  # the epoch's line shows them
+    def get_metrics(self, *_: Any) -> dict[str, Any]:
+        return {}  # the epoch's line has them
 
 
 class EpochLine(L.Callback):
-    """Prints one line after every epoch: losses, accuracy, the rate of every group (advice A17), time."""
+    """Prints one line after every epoch: losses, accuracy, learning rates (advice A17), time."""
 
     def __init__(self) -> None:
-        self._start = SECONDS()
-        self._epoch = 0
-        self._validated = False
+        self._epoch, self._start, self._validated = 0, 0.0, False  # counted from 1; 0 before the first
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._print(trainer)  # of the epoch before: its metrics are complete only after its last hook
-        self._start, self._epoch, self._validated = SECONDS(), trainer.current_epoch + 1, False
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.on_train_end(trainer)  # of the epoch before: its metrics are complete only after its last hook
+        self._epoch, self._start, self._validated = trainer.current_epoch + 1, time.monotonic(), False
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._validated = True
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._print(trainer)
-
-    def _print(self, trainer: L.Trainer) -> None:
-        epoch, self._epoch = self._epoch, 0
-        metrics = trainer.callback_metrics
-        if not epoch or not trainer.is_global_zero or "train/loss" not in metrics:
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self._epoch or not trainer.is_global_zero:
             return
+        metrics = trainer.callback_metrics
         shown = ("train/loss", "val/loss", "val/acc") if self._validated else ("train/loss",)
-        parts = [f"{name} {float(metrics[name]):.4f}" for name in shown if name in metrics]
-        parts.append(rate_words({name[3:]: float(value) for name, value in metrics.items() if name.startswith("lr/")}))
-        of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        Tqdm.write(
-            f"epoch {epoch}{of}  {'  '.join(parts)}  {SECONDS() - self._start:.1f} s"
-        )  # above the bar, if there is one
+        scores = "".join(f"  {name} {float(metrics[name]):.4f}" for name in shown if name in metrics)
+        rates = rate_words({name: float(value) for name, value in metrics.items() if name.startswith("lr/")})
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+        seconds = time.monotonic() - self._start
+        Tqdm.write(f"epoch {self._epoch}{of}{scores}  {rates}  {seconds:.1f} s")  # above the bar, if there is one
         sys.stdout.flush()
 
 
@@ -65,55 +61,37 @@ class StartTable(L.Callback):
     """Prints, before the first epoch, what is going to be trained on what, and how."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            print("\n".join(describe(trainer, pl_module)), flush=True)
-
-
-SHOWN_RATES = 4  # groups whose rates fit on an epoch's line
+        say("\n".join(describe(trainer, pl_module)))
 
 
 def rate_words(rates: dict[str, float]) -> str:
-    """The rates in force; of many groups the lowest and the highest."""
-    alike = {
-        name
-        for name, rate in rates.items()
-        if name.endswith(NO_DECAY) and rates.get(name.removesuffix(NO_DECAY)) == rate
-    }
-    together = {name: rate for name, rate in rates.items() if name not in alike}
-    if len(together) <= SHOWN_RATES:
-        return "  ".join(f"lr/{name} {rate:.3g}" for name, rate in together.items())
-    low, high = min(together, key=together.__getitem__), max(together, key=together.__getitem__)
-    return f"lr/{low} {together[low]:.3g} to lr/{high} {together[high]:.3g}"
+    """The learning rates in force, lr/<group> -> value; of many groups the lowest and the highest."""
+    words = {name: f"{name} {rate:.3g}" for name, rate in rates.items()}
+    if len(words) <= 4:
+        return "  ".join(words.values())
+    return f"{words[min(rates, key=rates.get)]} to {words[max(rates, key=rates.get)]}"
 
 
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
-    """The table's lines: data, model, optimizer groups."""
-    data, lines = trainer.datamodule, []
-    if data is not None:
-        sizes = "  ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
-        counts = data.class_counts
-        span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        lines.append(f"data       {len(data.class_names)} classes, {span} training images each")
-        lines.append(f"           images: {sizes}  (split {data.fingerprint})")
-        lines.append(
-            f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}"
-        )
-        if data.bad:
-            names = ", ".join(key for key, _ in data.bad[:3]) + (", ..." if len(data.bad) > 3 else "")
-            lines.append(f"           left out {len(data.bad)} images that cannot be read: {names}")
+    """The table's lines: data, model, optimizer groups, device."""
+    data, frozen = trainer.datamodule, model.freezing.frozen(trainer.current_epoch)
+    sizes = "  ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
+    low, high = min(data.class_counts), max(data.class_counts)
+    images = str(low) if low == high else f"{low} to {high}"
     total = sum(p.numel() for p in model.net.parameters())
-    frozen = model.freezing.frozen(trainer.current_epoch)
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
-    lines.append(f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start")
-    if model.load_report is not None:
-        first, *rest = model.load_report.lines()
-        lines += [f"weights    {first.removeprefix('weights: ')}", *(f"           {line.strip()}" for line in rest)]
+    lines = [
+        f"data       {len(data.class_names)} classes, {images} training images each",
+        f"           images: {sizes}  (split {data.fingerprint})",
+        f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}",
+        f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start",
+    ]
+    if data.bad:
+        lines.insert(2, f"           left out {len(data.bad)} images that cannot be read; run.json lists them")
+    lines += model.load_report.lines() if model.load_report else []
     lines += optimizer_lines(trainer, model)
     device = trainer.strategy.root_device.type
-    length = f"{trainer.max_epochs} epochs" if (trainer.max_epochs or -1) > 0 else f"{trainer.max_steps} steps"
-    length = length if "-1" not in length else "as long as max_time says"
-    lines.append(f"device     {trainer.world_size} x {device}, precision {trainer.precision}, {length}")
-    return lines
+    return [*lines, f"device     {trainer.world_size} x {device}, precision {trainer.precision}"]
 
 
 def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
@@ -121,9 +99,7 @@ def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     rows, recipe, scaled = groups_of(trainer, model), model.recipe, ""
     if recipe.reference_batch is not None:
         rate, decay = recipe.scaling(model.batch)
-        words = f"{recipe.lr_scaling} scaling for a batch of {model.batch} instead of {recipe.reference_batch}"
-        factors = f"learning rate x {rate:.4g}, weight decay x {decay:.4g}"
-        scaled = f", {words}: {factors}" if rate != 1 else f", for a batch of {model.batch}"
+        scaled = f", for a batch of {model.batch}: learning rate x {rate:.4g}, weight decay x {decay:.4g}"
     width = max(5, *(len(row["group"]) for row in rows))
     lines = [
         f"optimizer  {type(trainer.optimizers[0]).__name__}{scaled}",
@@ -133,3 +109,38 @@ def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
         numbers = f"{row['parameters']:>12,}  {row['rate']:>9.4g}  {row['weight_decay']:>8.4g}"
         lines.append(f"           {row['group']:{width}s}  {numbers}  {row['trainable']}")
     return lines
+
+
+def fit_words(metrics: dict[str, float], saved: BestAndLast | None, root: Path) -> str:
+    """After fit: metrics of the best epoch (of the last, without validation), its checkpoint, the next commands."""
+    lines = [""]
+    if "val/acc" in metrics:
+        which = f"the best by {saved.monitor}" if saved else "the last"
+        lines.append(f"Validation accuracy {metrics['val/acc']:.2%} (epoch {metrics['epoch'] + 1:.0f}, {which})")
+    if checkpoint := saved and (saved.path("best") or saved.path("last")):
+        name = short_name(checkpoint)
+        lines += [
+            f"checkpoint  {checkpoint}",
+            f"test        python -m project test --ckpt_path {name}",
+            f"predict     python -m project predict --ckpt_path {name} --data.root FOLDER --out predictions.csv",
+        ]
+    return "\n".join([*lines, f"curves      tensorboard --logdir {root}"])
+
+
+def score_table(metrics: dict[str, float], class_names: list[str], checkpoint: Path | None) -> str:
+    """After test or validate: a column for each scored split, and the classes with the lowest accuracy."""
+    heads = {"val": "validation", "test": "test"}
+    splits = [split for split in heads if f"{split}/loss" in metrics]
+    lines = [f"{checkpoint or ''}", " " * 15 + "".join(f"{heads[split]:>12s}" for split in splits)]
+    for key, title in TITLES.items():
+        cells = [metrics[f"{split}/{key}"] for split in splits if f"{split}/{key}" in metrics]
+        if cells:
+            form = ">12.4f" if key == "loss" else ">12.2%"
+            lines.append(f"{title:15s}" + "".join(f"{cell:{form}}" for cell in cells))
+    known = {label: f"{splits[-1]}/acc_class/{label}" for label in class_names}
+    accuracies = {label: metrics[key] for label, key in known.items() if key in metrics}
+    if hardest := sorted(accuracies, key=accuracies.get)[:3]:
+        lines.append("hardest        " + ", ".join(f"{label} {accuracies[label]:.2%}" for label in hardest))
+    if len(splits) == 2:
+        lines.append("The epoch was chosen on the validation images: the test score is the one to report.")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The average of the weights against a loop by hand; what is saved; its decay by the batch; an interruption while it validates."""
+"""The average of the weights against a loop by hand: what is saved, its decay by the batch, a stop in validation."""
 
 import os
 import signal
@@ -87,8 +87,11 @@ def test_the_average_is_that_of_a_loop(cli, few, monkeypatch, options, batch, ke
     )
 
 
-@pytest.mark.parametrize("average", ["project.run.EMA", "lightning.pytorch.callbacks.EMAWeightAveraging"])
-def test_stopped_while_it_validates_and_gone_on_with(cli, few, workdir, monkeypatch, average) -> None:
+@pytest.mark.parametrize(
+    "average",
+    ["project.run.EMA", pytest.param("lightning.pytorch.callbacks.EMAWeightAveraging", marks=pytest.mark.slow)],
+)
+def test_stopped_while_it_validates_and_resumed(cli, few, workdir, monkeypatch, average) -> None:
     options = [*few, f"--trainer.callbacks+={average}", "--trainer.callbacks.decay=0.9"]
     assert cli(*options).code == 0
     whole = torch.load(LAST, weights_only=True)

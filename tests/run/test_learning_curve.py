@@ -77,7 +77,7 @@ class StopInValidation(Callback):
 """
 
 
-@pytest.mark.parametrize("place", ["Stop", "StopInValidation"])
+@pytest.mark.parametrize("place", [pytest.param("Stop", marks=pytest.mark.slow), "StopInValidation"])
 def test_an_interrupted_epoch_counts_once_and_whole(cli, few, workdir, monkeypatch, recwarn, place) -> None:
     """Three steps an epoch, each with a rate of its own; stopped within the third epoch, or after its last step."""
     (workdir / "stop_curve.py").write_text(STOP)

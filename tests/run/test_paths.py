@@ -90,7 +90,7 @@ def test_a_run_that_another_process_makes_in_between_is_not_taken(tmp_path, monk
 def test_latest_is_relative_and_moves_with_the_runs(tmp_path) -> None:
     root = tmp_path / "runs"
     run = make_run(root)
-    mark_latest(run, root)
+    mark_latest(run)
     assert (root / "latest").read_text() == "digits/version_0\n"
     assert latest_run(root) == run
     root.rename(tmp_path / "moved")
@@ -100,25 +100,18 @@ def test_latest_is_relative_and_moves_with_the_runs(tmp_path) -> None:
 def test_latest_from_another_folder(tmp_path, monkeypatch) -> None:
     """A relative root, as the command line has it, means the same whatever the spelling."""
     monkeypatch.chdir(tmp_path)
-    mark_latest(make_run(Path("runs")), Path("runs"))
+    mark_latest(make_run(Path("runs")))
     (tmp_path / "deep").mkdir()
     monkeypatch.chdir(tmp_path / "deep")
     assert latest_run(Path("../runs")).resolve() == tmp_path / "runs" / "digits" / "version_0"
-    mark_latest(make_run(Path("../runs")), tmp_path / "runs")
+    mark_latest(make_run(Path("../runs")))
     assert (tmp_path / "runs" / "latest").read_text() == "digits/version_1\n"
-
-
-def test_latest_is_absolute_for_a_run_elsewhere(tmp_path) -> None:
-    run = make_run(tmp_path / "elsewhere")
-    mark_latest(run, tmp_path / "runs")
-    assert (tmp_path / "runs" / "latest").read_text() == f"{run}\n"
-    assert latest_run(tmp_path / "runs") == run
 
 
 def test_latest_is_replaced_and_nothing_is_left_over(tmp_path) -> None:
     for _ in range(3):
         run = make_run(tmp_path)
-        mark_latest(run, tmp_path)
+        mark_latest(run)
         assert latest_run(tmp_path) == run
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits", "latest"]
 
@@ -126,7 +119,7 @@ def test_latest_is_replaced_and_nothing_is_left_over(tmp_path) -> None:
 def test_no_run_and_a_run_that_is_gone(tmp_path) -> None:
     assert "no run" in message(latest_run, tmp_path) and "project fit" in message(latest_run, tmp_path)
     run = make_run(tmp_path)
-    mark_latest(run, tmp_path)
+    mark_latest(run)
     shutil.rmtree(run)
     assert str(run) in message(latest_run, tmp_path) and "--ckpt_path" in message(latest_run, tmp_path)
 
@@ -137,7 +130,7 @@ def test_no_run_and_a_run_that_is_gone(tmp_path) -> None:
 def test_best_and_last_of_the_latest_run(tmp_path) -> None:
     first, second = make_run(tmp_path, "best", "last"), make_run(tmp_path, "best", "last", name="other")
     for run in (first, second, first):
-        mark_latest(run, tmp_path)
+        mark_latest(run)
         for name in ("best", "last"):
             assert find_checkpoint(name, tmp_path) == run / "checkpoints" / f"{name}.ckpt"
 
@@ -158,14 +151,13 @@ def test_a_path_needs_no_run(tmp_path, monkeypatch) -> None:
 def test_checkpoints_that_are_not_there(tmp_path) -> None:
     for name in ("missing.ckpt", "Best", str(tmp_path)):  # a folder is no checkpoint
         text = message(find_checkpoint, name, tmp_path)
-        assert "ckpt_path" in text and name in text and "best, or last" in text
+        assert "ckpt_path" in text and name in text and "give a path, last, or best" in text
     run = make_run(tmp_path)
-    mark_latest(run, tmp_path)
+    mark_latest(run)
     for name in ("best", "last"):
-        assert "no checkpoint yet" in message(find_checkpoint, name, tmp_path)
+        assert f"checkpoints/{name}.ckpt" in message(find_checkpoint, name, tmp_path)
     (run / "checkpoints" / "last.ckpt").touch()
     assert "never validated" in message(find_checkpoint, "best", tmp_path)
-    assert "--ckpt_path last" in message(find_checkpoint, "best", tmp_path)
     assert find_checkpoint("last", tmp_path).name == "last.ckpt"
 
 

@@ -18,7 +18,6 @@ def write(
     data = SimpleNamespace(source=SimpleNamespace(samples=[SimpleNamespace(key=key) for key in keys]), bad=list(bad))
     trainer = SimpleNamespace(world_size=1, is_global_zero=True, datamodule=data)
     writer = PredictionWriter(str(path), **options)
-    writer.on_predict_start(trainer, SimpleNamespace(class_names=names))
     for index, probabilities in batches:
         writer.on_predict_batch_end(
             trainer, None, {"index": torch.tensor(index), "probabilities": probabilities}, None, 0
@@ -97,14 +96,6 @@ def test_below_the_bound_a_class_is_uncertain(tmp_path, capsys) -> None:
     assert [row["class"] for row in rows] == ["uncertain", "uncertain", "a", "b"]
     assert (rows[0]["guess"], rows[0]["probability"], rows[3]["guess"]) == ("a", "0.510000", "b")
     assert capsys.readouterr().out.endswith(", 2 of them uncertain.\n")
-
-
-def test_a_class_that_is_itself_called_uncertain(tmp_path) -> None:
-    batches = [([0], torch.tensor([[0.2, 0.8]]))]
-    with pytest.raises(UserError, match="is itself called 'uncertain'; leave min_prob out"):
-        write(tmp_path / "p.csv", ["a", "uncertain"], ["x.png"], batches, min_prob=0.5)
-    assert not (tmp_path / "p.csv").exists()
-    assert write(tmp_path / "p.csv", ["a", "uncertain"], ["x.png"], batches)[0]["class"] == "uncertain"
 
 
 @pytest.mark.parametrize("bound", [0, -1, 1.001, float("nan")])

@@ -69,11 +69,6 @@ def test_outside_a_repository_and_without_git(tmp_path, monkeypatch, repository)
     assert module._git() is None
 
 
-def test_versions_leave_out_what_is_not_installed(monkeypatch) -> None:
-    monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
-    assert list(module._versions()) == ["torch"]
-
-
 def test_the_record(cli, folder, tiny_net, workdir) -> None:
     options = ["--data.root", folder, *tiny_net, "--trainer.max_epochs", "1", "--seed_everything", "11"]
     assert cli("fit", *options).code == 0

@@ -1,4 +1,4 @@
-"""Same seed, same weights: for any number of workers, and for a run that was stopped and gone on with."""
+"""Same seed, same weights: with any number of workers, and for a run that was stopped and resumed."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import torch
 from conftest import DIGITS, ROOT, SMALL
 
 SMALL_FIT = ["fit", *DIGITS, *SMALL, "--model.net.init_args.dropout", "0.2", "--trainer.max_epochs", "3"]
+ONE_EPOCH = ["--trainer.max_epochs", "1"]
 EPOCH = '{"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}'
 STEP = '{"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.97}}'
 SCHEDULES = {
@@ -41,10 +42,9 @@ def fit(cli, folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
 
 
 def test_workers_and_cache_do_not_matter(cli, workdir) -> None:
-    base = fit(cli, workdir / "a")
-    assert_equal(base, fit(cli, workdir / "b", "--data.num_workers", "2"))
-    assert_equal(base, fit(cli, workdir / "c", "--data.cache", "none", "--data.num_workers", "0"))
-    other = fit(cli, workdir / "d", "--seed_everything", "1")
+    base = fit(cli, workdir / "a", *ONE_EPOCH)
+    assert_equal(base, fit(cli, workdir / "b", *ONE_EPOCH, "--data.num_workers", "2", "--data.cache", "none"))
+    other = fit(cli, workdir / "c", *ONE_EPOCH, "--seed_everything", "1")
     assert any(not torch.equal(base[name], other[name]) for name in base)
 
 
@@ -70,18 +70,21 @@ class SignalAt(L.Callback):
 
 
 PLACES = ["epoch 1", "epoch 1, batch 0", "epoch 1, batch 7", "epoch 0, batch 17", "epoch 1, validation 1"]
+FAST = [("one cycle", PLACES[2:3]), ("by epoch", PLACES[4:])]  # in a step, and in a validation
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_stopped_and_resumed_equals_uninterrupted(cli, workdir, monkeypatch, schedule) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "places"),
+    [*FAST, *(pytest.param(schedule, PLACES, marks=pytest.mark.slow) for schedule in SCHEDULES)],
+)
+def test_stopped_and_resumed_equals_uninterrupted(cli, workdir, monkeypatch, schedule, places) -> None:
     from project.cli import CLI
 
     whole = fit(cli, workdir / "whole", *SCHEDULES[schedule])
     real = CLI._instantiate_trainer
-    for turn, place in enumerate(PLACES, start=list(SCHEDULES).index(schedule)):
-        number, code = ((signal.SIGINT, 130), (signal.SIGTERM, 143))[
-            turn % 2
-        ]  # over the schedules, every place sees both
+    for turn, place in enumerate(places, start=list(SCHEDULES).index(schedule)):
+        signals = ((signal.SIGINT, 130), (signal.SIGTERM, 143))
+        number, code = signals[turn % 2]  # over the schedules, every place sees both
         parts = workdir / place
         parts.mkdir()
         os.chdir(parts)
@@ -98,6 +101,7 @@ def test_stopped_and_resumed_equals_uninterrupted(cli, workdir, monkeypatch, sch
         assert_equal(whole, weights(parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_signals_leave_a_checkpoint(workdir, cli, name, code) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -114,6 +118,7 @@ def test_signals_leave_a_checkpoint(workdir, cli, name, code) -> None:
     assert cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "4").code == 0
 
 
+@pytest.mark.slow
 def test_an_error_leaves_a_checkpoint(cli, workdir, monkeypatch) -> None:
     from project.classifier import ImageClassifier
 

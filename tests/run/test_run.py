@@ -25,14 +25,11 @@ def content(run: Run, name: str) -> dict:
 
 def test_a_folder_is_made_when_a_fit_starts(tmp_path) -> None:
     run = Run(tmp_path, "name", "{}")
-    assert run.folder is None and run.checkpoints is None and not run.started
+    assert run.folder is None and run.checkpoints is None
     run.note(finished=True)  # has nowhere to go
-    run.mark_latest()
     assert list(tmp_path.iterdir()) == []
     run.start(TRAINER)
     assert run.folder == tmp_path / "name" / "version_0" and run.checkpoints.is_dir()
-    run.mark_latest()
-    assert (tmp_path / "latest").read_text() == "name/version_0\n"
 
 
 def test_metrics_are_merged_and_a_new_training_drops_an_old_test(run) -> None:
@@ -47,7 +44,7 @@ def test_metrics_are_merged_and_a_new_training_drops_an_old_test(run) -> None:
 def test_notes_are_merged(run) -> None:
     run.note(seed=1, finished=False)
     run.note(finished=True)
-    assert content(run, "run.json") == run.notes() == {"seed": 1, "finished": True}
+    assert content(run, "run.json") == {"seed": 1, "finished": True}
 
 
 def test_files_are_replaced_whole(run, monkeypatch) -> None:
