@@ -288,14 +288,9 @@ class ImageClassifier(L.LightningModule):
         return not never and bool(trainer.limit_val_batches) and bool(trainer.datamodule.splits["val"])
 
     def check_metric(self, key: str, name: str) -> None:
-        """Refuse to wait for a metric that no epoch logs.
-
-        Raises:
-            UserError: naming the key and the metrics there are.
-        """
-        names = {"train/loss", *self.train_metrics}
-        if self.validates:
-            names |= {"val/loss"} | self.task.score_names("val/")
-        if name not in names:
-            known = sorted(each for each in names if "/acc_class/" not in each)
-            raise UserError(f"{key}: no metric {name!r} is logged; there are {', '.join(known)}")
+        """Raise a UserError where a setting waits for a metric that no epoch logs."""
+        validated = {"val/loss", *self.task.score_names("val/")} if self.validates else set()
+        known = {"train/loss", *self.train_metrics, *validated}
+        if name not in known:
+            some = ", ".join(sorted(each for each in known if "/acc_class/" not in each))
+            raise UserError(f"{key}: no metric {name!r} is logged; there are {some}")

@@ -92,10 +92,7 @@ def read_config(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--config: {path} cannot be read ({reason})") from error
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        raise UserError(
-            f"--config: {path} is not valid YAML{f' at line {mark.line + 1}' if mark else ''}: {problem}"
-        ) from error
+        raise UserError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"--config: {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
     return config

@@ -285,7 +285,7 @@ def test_augmentations_are_tried_before_training(cli, workdir) -> None:
 def test_bad_config_files(cli, workdir) -> None:
     for text, words in (
         ("model: {lrr: 1}", "did you mean model.lr?"),
-        ("model: [", "not valid YAML at line"),
+        ("model: [", "not valid YAML"),
         ("model: {class_names: [a, b]}", "set data.class_names instead"),
         ("\x00\xff", "not valid YAML"),
     ):
