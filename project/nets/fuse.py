@@ -107,10 +107,9 @@ def _plan(net: nn.Module) -> list[Fold]:
 
 def _copy(net: nn.Module) -> nn.Module:
     # A tensor that a forward pass left on a module (pruning, features) is part of a graph, which deepcopy refuses.
-    attributes = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    memo = {id(tensor): tensor.detach().clone() for tensor in attributes if not tensor.is_leaf}
-    with torch.no_grad():
-        return copy.deepcopy(net, memo).cpu().eval().requires_grad_(False)
+    left = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo = {id(tensor): tensor.detach() for tensor in left if not tensor.is_leaf}
+    return copy.deepcopy(net, memo).cpu().eval().requires_grad_(False)
 
 
 def _fold(net: nn.Module, into: str, name: str) -> None:
