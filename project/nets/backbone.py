@@ -37,13 +37,11 @@ class TorchvisionModel(_LibraryModel):
     Args:
         in_channels: Channels of the images; the first convolution is adapted when they are not 3.
         num_classes: Number of classes.
-        image_size: Height and width of the images in pixels. Vision transformers and MaxViT are built for this size,
-            the others take any that survives their poolings.
+        image_size: Height and width of the images in pixels; vision transformers and MaxViT are built for it.
         name: Name in torchvision.models, such as resnet50, convnext_tiny or vit_b_16.
 
     Attributes:
-        name: As given.
-        head_name: Where the head is in torchvision's network, such as fc or classifier.1.
+        head_name: Where the head was in torchvision's network, such as fc or classifier.1.
 
     Raises:
         UserError: torchvision has no network of that name, or it cannot take images of that size.
@@ -84,11 +82,11 @@ class TimmModel(_LibraryModel):
         image_size: Height and width of the images in pixels; passed on to networks that are built for one size.
         name: Name in timm.list_models(), such as resnet18d or convnext_nano.
         drop_rate: Probability of dropout before the head; null keeps the network's own.
-        drop_path_rate: Probability of skipping a residual branch in the last block, less in earlier ones (stochastic
-            depth, Huang et al. 2016, arXiv:1603.09382); null keeps the network's own.
+        drop_path_rate: Of skipping the last block's residual branch, less in earlier ones (stochastic depth, Huang et
+            al. 2016, arXiv:1603.09382); null likewise.
 
     Attributes:
-        head_name: Where the head is in timm's network, such as fc or head.fc; None for networks with two.
+        head_name: Where the head was in timm's network, such as fc or head.fc; None for networks with two.
 
     Raises:
         UserError: timm is not installed or has no network of that name, or the network refuses an option or the size.
@@ -123,10 +121,9 @@ class TimmModel(_LibraryModel):
 
 
 def to_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """(out, 3, k, k) -> (out, in_channels, k, k), keeping the size of the response.
+    """(out, 3, k, k) -> (out, in_channels, k, k): the three in turn, scaled by 3 / in_channels.
 
-    One channel takes the sum over the three, so that a grey image gives what its RGB copy gave. Other numbers take the
-    three in turn, scaled by 3 / in_channels.
+    One channel takes their sum, so that a grey image gives what its RGB copy gave.
     """
     if in_channels == 1:
         return weight.sum(1, keepdim=True)

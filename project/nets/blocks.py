@@ -17,7 +17,6 @@ _INIT = {
     "kaiming_uniform": partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="relu"),
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-_HEAD_STD = 0.01
 
 
 class ConvNormAct(nn.Sequential):
@@ -78,7 +77,7 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if linears and module is linears[-1]:
-                    nn.init.normal_(module.weight, std=_HEAD_STD)
+                    nn.init.normal_(module.weight, std=0.01)
                 else:
                     for group in module.weight.chunk(getattr(module, "groups", 1)):  # nn.init knows nothing of groups
                         _INIT[scheme](group)

@@ -10,8 +10,7 @@ from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_poo
 class ConvNet(nn.Module):
     """Blocks of convolutions, each ended by a max pooling, then global pooling and a linear head.
 
-    Three by three kernels stacked two or three deep between poolings are VGG's recipe (Simonyan and Zisserman 2014,
-    arXiv:1409.1556), here with batch norm. There is no stem of its own: the first convolution reads the image.
+    VGG's recipe (Simonyan and Zisserman 2014, arXiv:1409.1556) with batch norm; the first block reads the image.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for RGB.

@@ -19,7 +19,7 @@ BOUND = 1e-3  # of the largest value; rounding alone gives about 1e-6 in float32
 class Fold:
     """What became of one batch norm."""
 
-    norm: str  # its name in the network, such as layer1.0.bn1; empty where it is the network
+    norm: str  # its name in the network, such as layer1.0.bn1
     into: str | None  # name of the layer that took it in; None where it was left
     reason: str = ""  # why it was left
 
@@ -27,18 +27,16 @@ class Fold:
 def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
     """A copy of the network for inference, its batch norms folded into the convolution or linear layer before them.
 
-    A symbolic trace shows which norms have the output of a Conv2d or Linear to themselves; only these are folded. What
-    a trace cannot show, such as a hook or a subclass that computes something else, the images do: a norm whose output
-    folding would change is left. A network that cannot be traced, because its path depends on what it is given, keeps
-    all its norms.
+    Only norms that, in a symbolic trace, have the output of a Conv2d or Linear to themselves are folded; and of these
+    none whose output for `images` folding would change, as with a hook, or a subclass that computes something else. A
+    network that cannot be traced, because its path depends on what it is given, keeps all its norms.
 
     Args:
         net: The network. It stays as it is.
         images: An example of what the network takes, (N, C, H, W).
 
     Returns:
-        The copy: on the CPU, in eval mode, without gradients. And one Fold for each batch norm, in order of execution;
-        those that the forward pass does not call come last.
+        The copy, on the CPU, in eval mode, without gradients; and a Fold for each norm, in order of execution.
     """
     images, original = images.detach().cpu(), _copy(net)
     norms = [name for name, module in original.named_modules() if isinstance(module, _BatchNorm)]
@@ -48,12 +46,11 @@ def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
     except Exception as error:  # of any class, from wherever the trace is stuck
         line = str(error).partition("\n")[0]
         return original, [Fold(name, None, f"torch.fx cannot trace the network: {line}") for name in norms]
-    while any(fold.into for fold in folds):
+    while planned := [fold for fold in folds if fold.into]:
         fused = copy.deepcopy(original)
-        for fold in folds:
-            if fold.into:
-                _fold(fused, fold.into, fold.norm)
-        changed = _first_changed(fused, images, before, [fold.norm for fold in folds if fold.into])
+        for fold in planned:
+            _fold(fused, fold.into, fold.norm)
+        changed = _first_changed(fused, images, before, [fold.norm for fold in planned])
         if changed is None:
             return fused, folds
         reason = f"folding would change the output of {changed or 'the network'}"
@@ -113,10 +110,7 @@ def _copy(net: nn.Module) -> nn.Module:
 
 
 def _fold(net: nn.Module, into: str, name: str) -> None:
-    """Fold one norm, in place, in float64. Its children stay: dropout and activation of timm's BatchNormAct2d.
-
-    The layer gets parameters of its own, so that others may share its old ones.
-    """
+    """Fold in place, in float64, into new parameters: the old may be shared. Children of timm's BatchNormAct2d stay."""
     layer, norm = net.get_submodule(into), net.get_submodule(name)
     rest = nn.Sequential(*norm.children()) if norm._modules else nn.Identity()
     for alias in [alias for alias, module in net.named_modules(remove_duplicate=False) if module is norm]:

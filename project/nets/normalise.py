@@ -33,9 +33,7 @@ class Normalise(nn.Module):
         if std is None:
             std = [0.226] if channels == 1 else (IMAGENET_STD + [0.5] * channels)[:channels]
         if {len(mean), len(std)} != {channels} or min(std) <= 0:
-            raise UserError(
-                f"model.mean, model.std: give {channels} numbers, one for each of data.channels, std above 0"
-            )
+            raise UserError(f"model.mean and model.std must be {channels} numbers each (data.channels), std above 0")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 

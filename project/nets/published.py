@@ -56,11 +56,10 @@ def fetch_weights(net: nn.Module, weights: str) -> Source:
 def _torchvision(net: TorchvisionModel) -> dict[str, Source]:
     published = {}
     for tag, entry in get_model_weights(net.name).__members__.items():
-        preset, file = entry.transforms(), _cached(entry.url.rpartition("/")[2])
-        mean, std = preset.mean, preset.std
+        mean, std = entry.transforms().mean, entry.transforms().std
         if hasattr(net.backbone, "transform_input"):  # torchvision's GoogLeNet and Inception switch to these inside
             mean = std = [0.5] * 3
-        published[tag] = Source(str(entry), file, entry.url, mean, std, entry.meta.get("categories"))
+        published[tag] = Source(str(entry), _cached(entry.url), entry.url, mean, std, entry.meta.get("categories"))
     return published
 
 
@@ -83,8 +82,8 @@ def _timm(net: TimmModel) -> dict[str, Source]:
     return published
 
 
-def _cached(file: str) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", file)
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
 
 
 def _download(source: Source) -> None:
@@ -95,9 +94,8 @@ def _download(source: Source) -> None:
         source.path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(source.url, str(source.path), digest and digest[1], progress=False)
     except Exception as error:  # of the connection, the disk, or a hash that differs from that in the name
-        raise UserError(
-            f"model.weights: {source.name} is not in the cache and cannot be downloaded ({str(error).splitlines()[0]});"
-            f" fetch {source.url} on another machine and put it at {source.path}"
-        ) from error
+        advice = f"fetch {source.url} on another machine and put it at {source.path}"
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.weights: {source.name} cannot be downloaded ({reason}); {advice}") from error
     finally:
         socket.setdefaulttimeout(before)

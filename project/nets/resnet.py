@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from project.nets.blocks import ConvNormAct, check_positive, zero_init
 
-Block = Literal["basic", "bottleneck"]
-Stem = Literal["auto", "cifar", "imagenet"]
 CIFAR_STEM_UP_TO = 64  # pixels: the stem of He et al. section 4.2 keeps full resolution
 
 
@@ -42,8 +40,8 @@ class ResNet(nn.Module):
         image_size: int,
         depths: Sequence[int] = (2, 2, 2, 2),
         width: int = 64,
-        block: Block = "basic",
-        stem: Stem = "auto",
+        block: Literal["basic", "bottleneck"] = "basic",
+        stem: Literal["auto", "cifar", "imagenet"] = "auto",
         zero_init_residual: bool = True,
         dropout: float = 0.0,
     ) -> None:

@@ -22,11 +22,9 @@ class ResNet9(nn.Module):
         in_channels: Channels of the images: 1 for grey, 3 for RGB.
         num_classes: Number of classes.
         image_size: Height and width of the images in pixels, at least 2 to the number of stages (8 for three).
-        widths: Channels of the stem, then of each stage; each stage halves the size. Half the widths are a quarter of
-            the multiplications.
+        widths: Channels of the stem, then of each stage; each stage halves the size.
         residual_stages: Stages, counted from 1, that end in a residual pair of convolutions; [] for none.
-        head_scale: Factor on the features before the head. Max-pooled features are large; a factor below 1 keeps the
-            first logits, and so the first gradients, small.
+        head_scale: Factor on the features before the head, below 1 as max-pooled features are large.
         dropout: Probability of zeroing a feature before the head, in training; 0 is off.
         pooling: Global pooling over the last feature map, maximum (max) or mean (avg).
 

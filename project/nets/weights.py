@@ -64,10 +64,10 @@ def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = N
     mean, std, their_classes = source.mean, source.std, source.class_names
     content = _read(source.path)
     state = next((content[entry] for entry in ENTRIES if isinstance(content.get(entry), dict)), content)
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if "normalise.mean" in state:  # a checkpoint of ours
-        mean, std = (state[f"normalise.{key}"].flatten().tolist() for key in ("mean", "std"))
-        their_classes = content["hyper_parameters"]["class_names"]
+    state = {key.removeprefix("normalise."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if "hyper_parameters" in content and {"mean", "std"} <= state.keys():  # a checkpoint of ours
+        mean, std = (state[key].flatten().tolist() for key in ("mean", "std"))
+        their_classes = content["hyper_parameters"].get("class_names")
         state = {key: tensor for key, tensor in state.items() if key.startswith("net.")}  # without metrics and loss
     if {"scale", "shift"} <= state.keys():  # of project.nets.deployable
         raise UserError(f"model.weights: the batch norms of {weights} are folded; give the checkpoint that it is from")
@@ -83,8 +83,8 @@ def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = N
         else:
             fitting[name] = fitted
     loaded = [name for name in own if name in fitting]
-    body = [name for name, parameter in net.named_parameters() if parameter.ndim > 1 and not name.startswith("head.")]
-    if not set(body) & set(loaded):  # norms, counters and heads of one width fit unrelated networks
+    body = [name for name, tensor in own.items() if tensor.ndim > 1 and not name.startswith("head.")]
+    if not fitting.keys() & body:  # norms, counters and heads of one width fit unrelated networks
         theirs, ours = (", ".join(list(names)[:3]) or "no tensors" for names in (state, body))
         raise UserError(f"model.weights: nothing in {weights} fits the network: it holds {theirs}, the network {ours}")
     for name in loaded:

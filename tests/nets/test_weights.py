@@ -246,6 +246,16 @@ def test_a_checkpoint_of_ours(trained):
     assert len(report.mean) == 1
 
 
+def test_an_older_checkpoint_of_ours(trained, tmp_path):
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    content["state_dict"] = {key.removeprefix("normalise."): value for key, value in content["state_dict"].items()}
+    mean = content["state_dict"]["mean"].flatten().tolist()
+    torch.save(content, tmp_path / "old.ckpt")
+    net = ConvNet(1, 10, 8, channels=[16, 32], convs_per_block=1)
+    report = load_weights(net, str(tmp_path / "old.ckpt"), ["other"] * 10)
+    assert report.mean == mean and report.unexpected == [] and len(report.left_out) == 2
+
+
 class Thing:
     pass
 
@@ -368,7 +378,7 @@ def test_without_a_network_one_line_says_what_to_fetch(load, torch_home, capsys)
     url = torchvision.models.ResNet18_Weights.DEFAULT.url
     file = torch_home / url.rpartition("/")[2]
     assert str(caught.value) == (
-        f"model.weights: ResNet18_Weights.IMAGENET1K_V1 is not in the cache and cannot be downloaded"
+        f"model.weights: ResNet18_Weights.IMAGENET1K_V1 cannot be downloaded"
         " (<urlopen error no route to host>);"
         f" fetch {url} on another machine and put it at {file}"
     )
@@ -438,7 +448,7 @@ def test_timm_without_a_network(load, built, name, hub, torch_home, capsys):
         load(TimmModel(3, 7, 32, built), name)
     url = "https://huggingface.co/timm/resnet10t.c3_in1k/resolve/main/model.safetensors"
     assert str(caught.value) == (
-        "model.weights: resnet10t.c3_in1k is not in the cache and cannot be downloaded"
+        "model.weights: resnet10t.c3_in1k cannot be downloaded"
         " (<urlopen error no route to host>);"
         f" fetch {url} on another machine and put it at {torch_home / 'resnet10t.c3_in1k.safetensors'}"
     )
