@@ -1,14 +1,16 @@
 """The rate that lr_find finds against the best of a grid of rates: the accuracy that is lost by not searching.
 
-    python -m benchmarks.tune_lr_find FOLDER TEST [--config configs/folder.yaml] [--epochs 4] [--seeds 3] [--results lr_find.jsonl]
+    python -m benchmarks.tune_lr_find FOLDER TEST [--config configs/folder.yaml] [--epochs 4] [--seeds 3] [--results
+    lr_find.jsonl]
 
 FOLDER holds the training images (train/<class>/*, as benchmarks/subset.py makes it), of which 20 % validate; TEST holds
-<class>/* to test on, such as CIFAR-10's test folder with all its 10,000 images. In each seed the found rate and the rates of the
-grid are trained alike; the best of the grid is chosen by validation accuracy, never by test accuracy. Prints a markdown table, the
-paired differences with their 95 % interval (Student's t), and the same for each of lr_find's other rules at the nearest rate of the
-grid. Every fit is a process of its own, and its result a line of the results file: the same command goes on after a kill. Options
-after -- go to lr_find and fit.
-Hardware: any. Time: that of seeds x (rates + 1) fits; with the defaults on the 10k/2k subset some hours on two CPU cores.
+<class>/* to test on, such as CIFAR-10's test folder with all its 10,000 images. In each seed the found rate and the
+rates of the grid are trained alike; the best of the grid is chosen by validation accuracy, never by test accuracy.
+Prints a markdown table, the paired differences with their 95 % interval (Student's t), and the same for each of
+lr_find's other rules at the nearest rate of the grid. Every fit is a process of its own, and its result a line of the
+results file: the same command goes on after a kill. Options after -- go to lr_find and fit.
+Hardware: any. Time: that of seeds x (rates + 1) fits; with the defaults on the 10k/2k subset some hours on two CPU
+    cores.
 """
 
 import argparse

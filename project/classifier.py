@@ -68,9 +68,9 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights (advice A7); default is PyTorch's own.
-            weights: Weights to start from, as far as they fit (advice A21, A22): the name of published ones of torchvision
-                or timm, such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
-            freeze: Layers that do not train, for the whole run or until an epoch (advice A21).
+            weights: Weights to start from, as far as they fit (advice A21, A22): published ones of torchvision or timm,
+                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
+            freeze: Layers that do not train, always or until an epoch (advice A21).
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
             lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
@@ -125,9 +125,8 @@ class ImageClassifier(L.LightningModule):
 
     # From images to probabilities
 
-    # Of each channel over the training images, in [0, 1], (1, C, 1, 1).
-    mean = property(lambda self: self.normalise.mean, doc="Mean.")
-    std = property(lambda self: self.normalise.std, doc="Standard deviation.")
+    mean = property(lambda self: self.normalise.mean, doc="Of each channel in [0, 1], (1, C, 1, 1).")
+    std = property(lambda self: self.normalise.std, doc="Likewise.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs)."""

@@ -199,17 +199,13 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """The configuration of a fit as plain values; nothing is built. The first call takes a moment, others little.
-
-    Args:
-        words: The command line after `fit`.
+    """The configuration of a fit with these words after `fit`, as plain values; nothing is built.
 
     Raises:
         UserError: for what fit would refuse when it reads its settings.
     """
-    fit = commands.CORE[0]
     cli = _parser_only()
-    cli.config = cli.parser.parse_args(arrange(fit, words, [])[1])
+    cli.config = cli.parser.parse_args(arrange(cli.command, words, [])[1])
     return cli.plain()
 
 
@@ -233,8 +229,7 @@ def build(kind: type, values: dict[str, Any]) -> Any:
 
 
 def load_trained(path: Path) -> tuple[ImageClassifier, ImageDataModule]:
-    """A checkpoint's classifier with its weights, in eval mode on the fastest device, and its data module; no image is
-    read.
+    """A checkpoint's classifier, in eval mode on the fastest device, and its data module; no image is read.
 
     Raises:
         UserError: when it is not a checkpoint of ours, or cannot be built any more.
@@ -255,25 +250,19 @@ def _model_class(path: str | None) -> type[LightningModule]:
         return ImageClassifier
     module, _, name = path.rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"classifier: {path} cannot be imported ({error}); write the whole path of a class") from error
-    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
-        raise UserError(f"classifier: {path} must be a subclass of project.classifier.ImageClassifier")
-    return kind
 
 
 def _check_trainer(config: Any) -> None:
-    if config["overfit_batches"]:
-        raise UserError(
-            "trainer.overfit_batches has no effect: use --trainer.limit_train_batches and --data.augment null"
-        )
-    if config["accumulate_grad_batches"] < 1:
-        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
-    clip = config["gradient_clip_val"]
-    if clip is not None and not clip > 0:
-        raise UserError(f"trainer.gradient_clip_val must be above 0, not {clip}; null does not clip")
-    if config["gradient_clip_algorithm"] and clip is None:
-        raise UserError(
-            "trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out"
-        )
+    """Refuse what Lightning would take and misunderstand."""
+    clip, accumulated = config["gradient_clip_val"], config["accumulate_grad_batches"]
+    for wrong, words in (
+        (config["overfit_batches"], "overfit_batches has no effect: use --trainer.limit_train_batches"),
+        (accumulated < 1, f"accumulate_grad_batches must be 1 or more, not {accumulated}"),
+        (clip is not None and not clip > 0, f"gradient_clip_val must be above 0, not {clip}; null does not clip"),
+        (config["gradient_clip_algorithm"] and clip is None, "gradient_clip_algorithm needs gradient_clip_val"),
+    ):
+        if wrong:
+            raise UserError(f"trainer.{words}")

@@ -6,6 +6,7 @@ imported here.
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,17 @@ CORE = [
     Command(test, ignores=TRAINING_ONLY),
     Command(predict, ignores=(*TRAINING_ONLY, *SPLIT_ONLY, "data.on_seen_image", "data.on_bad_image")),
 ]
+
+
+def units(words: list[str]) -> list[list[str]]:
+    """A command line as options, each with the values that follow it."""
+    found: list[list[str]] = []
+    for word in words:
+        if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
+            found.append([word])
+        else:
+            found[-1].append(word)
+    return found
 
 
 def find() -> tuple[dict[str, Command], list[Opener]]:

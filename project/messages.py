@@ -92,6 +92,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         return f"{found[1].rstrip(',')} is missing{where}"
     if found := re.search(r"dot import path string: (\S+)|No module named '([\w.]+)'|module '(project)' has no", body):
         return f"{key}{_no_class(_given(body) or found[1] or found[2] or found[3], name)}"
+    if found := re.search(r"(\S+) does not conform to restriction v(>=?)([\d.]+)", body):
+        return f"{key}must be {'at least' if '=' in found[2] else 'above'} {found[3]}, not {found[1]}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]
@@ -174,5 +176,5 @@ def _discard_init_args(parser_or_action: Any, before: Any, value: Any) -> None:
         del before["init_args"]
 
 
-# There is no public place for it. tests/test_messages.py holds the effect for every pair of optimizers.
+# There is no public place for it. tests/test_cli_classes.py holds the effect for every pair of optimizers.
 _typehints.discard_init_args_on_class_path_change = _discard_init_args

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from project.errors import UserError
 from project.optim import Constant, Interval, Length, PlannedRates, Plateau, Schedule, Warmup, param_groups
-from project.optim.of_torch import check_gradients, scheduler_of_torch
+from project.optim.of_torch import scheduler_of_torch
 
 OptimizerCallable = Callable[[Iterable, float], Optimizer]  # (parameter groups, lr) -> optimizer
 SchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -90,7 +90,6 @@ class Recipe:
             optimizer = self.make_optimizer(groups, rate)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.optimizer: {error}") from error
-        check_gradients(optimizer, net)
         if self.no_weight_decay and not optimizer.defaults.get("weight_decay"):
             raise UserError("model.no_weight_decay has no effect: model.optimizer has no weight_decay")
         for group in optimizer.param_groups:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 
-from project.commands import Command, Opener
+from project.commands import Command, Opener, units
 from project.errors import UserError
 from project.run.paths import find_checkpoint
 
@@ -35,14 +35,8 @@ class Arguments:
             words: The command line after the command.
             switches: Options that mean true where no value follows.
         """
-        units: list[list[str]] = []
-        for word in words:
-            if (word.startswith("-") and not _is_number(word)) or not units:
-                units.append([word])
-            else:
-                units[-1].append(word)
         files, options = [], []
-        for flag, *values in units:
+        for flag, *values in units(words):
             name, joined, value = flag.partition("=")
             name = "--config" if name == "-c" else name
             if name[2:] in ("config", *PARTS) and (joined or values):
@@ -50,8 +44,7 @@ class Arguments:
             elif name[2:] in switches and not joined and not values:
                 options.append([f"{name}=true"])
             else:
-                # A class is chosen before its arguments are given, which would otherwise be those of the class before
-                # it.
+                # The choice of a class goes before its arguments, which would otherwise be those of the class before.
                 place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
                 options.insert(place, [flag, *values])
         return cls(files, options)
@@ -69,44 +62,22 @@ class Arguments:
             flag, joined, value = unit[0].partition("=")
             if flag == f"--{key}":
                 return yaml.safe_load(value if joined else " ".join(unit[1:]))
-        return next((found for _, found in self._in_files(key)), None)
-
-    def file_with(self, key: str) -> Path | None:
-        """The config file that gives a key, if one does."""
-        return next((path for path, _ in self._in_files(key)), None)
-
-    def _in_files(self, key: str) -> list[tuple[Path, Any]]:
-        """Where a key is given, and its values; the last file, which counts, first."""
-        found = []
+        part, _, rest = key.partition(".")
         for flag, path in reversed(self.files):
-            part, _, rest = key.partition(".")
-            if flag not in ("config", part):
-                continue
-            value = _look_up(path, key if flag == "config" else rest)
-            if value is not None:
-                found.append((path, value))
-        return found
+            found = _look_up(path, key if flag == "config" else rest) if flag in ("config", part) else None
+            if found is not None:
+                return found
+        return None
 
 
 def _look_up(path: Path, key: str) -> Any:
-    """The value of a key in a config file, or in the part of it that lies in a file of its own (data:
-
-    data/digits.yaml).
-    """
+    """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/x.yaml)."""
     value = read_config(path)
     for name in key.split("."):
         if isinstance(value, str) and (part := path.parent / value).is_file():
             value = read_config(part)
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -219,8 +190,8 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
         if any(key == name or key.startswith(f"{name}.") for name in command.ignores):
             raise UserError(f"{key} has no effect on {command.name}: leave it out")
     for model, data in LINKS.items():
-        if path := arguments.file_with(f"model.{model}"):
-            raise UserError(f"model.{model} follows the data: set data.{data} instead (in {path})")
+        if arguments.value(f"model.{model}") is not None:
+            raise UserError(f"model.{model} follows the data: set data.{data} instead")
     if "-h" in words or "--help" in words:
         return arguments, ["--help"], Loaded()
     loaded = find_loaded(command, arguments, openers)

@@ -149,20 +149,10 @@ def test_a_value_in_a_part_given_on_the_command_line(files) -> None:
     assert value("data.default_root_dir", ["--trainer", "deep/part/trainer.yaml"]) is None
 
 
-def test_the_file_that_gives_a_key(files) -> None:
-    read = Arguments.read([*files, "--data.root", "y"])
-    assert read.file_with("model.class_names") == Path("deep/two.yaml")  # through its part
-    assert read.file_with("trainer.max_epochs") == Path("one.yaml")
-    assert read.file_with("data.root") == Path("deep/two.yaml")
-    assert read.file_with("model.image_size") is None
-    assert read.file_with("model.net.init_args.channels") is None
-    assert Arguments.read(files[:2]).file_with("model.class_names") is None
-
-
 def test_a_linked_key_in_a_part_is_named(cli, files) -> None:
     result = cli("fit", *files[2:])
     assert result.code == 2 and len(result.err.splitlines()) == 1
-    assert "set data.class_names instead (in deep/two.yaml)" in result.err
+    assert "model.class_names follows the data: set data.class_names instead" in result.err
 
 
 def test_config_files_that_cannot_be_read(workdir) -> None:

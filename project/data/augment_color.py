@@ -1,7 +1,7 @@
 """Augmentations of colour, blur and noise: uint8 becomes float32 in [0, 1], and stays there."""
 
-import math
-from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,121 +12,107 @@ from project.data.draws import Draws
 SIGMAS = 256  # a table of blurs, as torch's exp may differ in the last bit from batch to batch
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]; float images pass through."""
-    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images
-
-
 class Photometric(Augmentation):
     """Base of the classes below: they `adjust` the colour and leave the alpha of four-channel images as it is."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        images = to_float(images)
-        if images.shape[1] != 4:
-            return self.adjust(images, draws).clamp_(0, 1)
-        return torch.cat([self.adjust(images[:, :3], draws).clamp_(0, 1), images[:, 3:]], 1)
+        if images.dtype == torch.uint8:
+            images = images.float().mul_(1 / 255)
+        colour = self.adjust(images[:, :3], draws).clamp_(0, 1)
+        return torch.cat([colour, images[:, 3:]], 1) if images.shape[1] == 4 else colour
 
-    @abstractmethod
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        """Takes float32 (N, C, H, W) in [0, 1] and returns a new tensor, in any range."""
+        """Takes float32 (N, 1 or 3, H, W) in [0, 1] and returns a new tensor, in any range."""
 
 
+@dataclass
 class Brightness(Photometric):
     """Multiplies all values by a random factor in [1 - amount, 1 + amount].
 
     Breaks tasks in which the absolute brightness is the measurement: X-ray density, stained assays, thermal images.
 
     Args:
-        amount: largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
+        amount: Largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
     """
 
-    def __init__(self, amount: float) -> None:
-        self.require(0 <= amount <= 1, f"amount must be in [0, 1], not {amount}")
-        self.amount = amount
+    amount: float
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
         return colour * _factor(self.amount, draws)
 
 
+@dataclass
 class Contrast(Photometric):
     """Multiplies the distance from the image's mean grey by a random factor in [1 - amount, 1 + amount].
 
     Breaks tasks in which faint structure is the class (haze, low-contrast lesions): little contrast may hide it.
 
     Args:
-        amount: largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
+        amount: Largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
     """
 
-    def __init__(self, amount: float) -> None:
-        self.require(0 <= amount <= 1, f"amount must be in [0, 1], not {amount}")
-        self.amount = amount
+    amount: float
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        channels = colour.shape[1]
-        self.require(channels in (1, 3), f"takes images of 1, 3 or 4 channels, not {channels}")
-        grey = colour if channels == 1 else _grey(colour)
-        mean = _ordered_sum(grey.flatten(1)) * (1 / math.prod(grey.shape[1:]))  # (N, 1)
+        grey = colour if colour.shape[1] == 1 else _grey(colour)
+        mean = _ordered_sum(grey.flatten(1)) * (1 / grey.shape[1:].numel())  # (N, 1)
         return _blend(colour, mean[:, :, None, None], _factor(self.amount, draws))
 
 
+@dataclass
 class Saturation(Photometric):
     """Multiplies the distance from each pixel's own grey by a random factor in [1 - amount, 1 + amount]. Needs colour.
 
     Breaks tasks in which the colour is the class: ripeness, stains, signal lights, flower and bird species.
 
     Args:
-        amount: largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
+        amount: Largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
     """
 
-    def __init__(self, amount: float) -> None:
-        self.require(0 <= amount <= 1, f"amount must be in [0, 1], not {amount}")
-        self.amount = amount
+    amount: float
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        channels = colour.shape[1]
-        self.require(channels != 1, "grey images have no saturation; remove it from the augmentations")
-        self.require(channels == 3, f"takes images of 3 or 4 channels, not {channels}")
+        if colour.shape[1] == 1:
+            raise ValueError("grey images have no saturation; remove it from the augmentations")
         return _blend(colour, _grey(colour), _factor(self.amount, draws))
 
 
+@dataclass
 class Blur(Photometric):
     """Gaussian blur of a random width.
 
-    Breaks tasks that live on fine detail: texture, small text, focus or quality grading, small images (32 pixels)
+    Breaks tasks that depend on fine detail: texture, small text, focus or quality grading, small images (32 pixels)
     altogether.
 
     Args:
-        kernel_size: width of the window in pixels, odd; 6 sigma or more holds the whole bell.
-        sigma: lowest and highest standard deviation in pixels; uniform over 256 steps of the range.
-        p: probability of the blur, in [0, 1].
+        kernel_size: Width of the window in pixels, odd; 6 sigma or more holds the whole bell.
+        sigma: Lowest and highest standard deviation in pixels; uniform over 256 steps of the range.
+        p: Probability of the blur, in [0, 1].
     """
 
-    def __init__(self, kernel_size: int, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5) -> None:
-        odd = kernel_size >= 1 and kernel_size % 2 == 1
-        self.require(odd, f"kernel_size must be odd and positive, not {kernel_size}")
-        low, high = sigma
-        fits = 0 < low <= high < math.inf
-        self.require(fits, f"sigma must be [low, high] with 0 < low <= high, not [{low}, {high}]")
-        self.require_probability(p)
-        self.kernel_size = kernel_size
-        self.sigma = (low, high)
-        self.p = p
+    kernel_size: int
+    sigma: tuple[float, float] = (0.1, 2.0)
+    p: float = 0.5
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """Half kernels of sum 1, from the centre outwards: (SIGMAS, radius + 1)."""
+        low, high = self.sigma
+        if self.kernel_size % 2 == 0 or not 0 < low <= high:
+            raise ValueError(f"kernel_size must be odd and sigma above 0, not {self.kernel_size} and [{low}, {high}]")
         sigmas = torch.linspace(low, high, SIGMAS, dtype=torch.float64)
-        distance = torch.arange(kernel_size // 2 + 1, dtype=torch.float64)  # from the centre outwards
+        distance = torch.arange(self.kernel_size // 2 + 1, dtype=torch.float64)
         bell = torch.exp(-0.5 * (distance / sigmas[:, None]) ** 2)
-        self._table = (
-            bell / (2 * bell.sum(1, keepdim=True) - 1)
-        ).float()  # (SIGMAS, radius + 1), a half kernel of sum 1
+        return (bell / (2 * bell.sum(1, keepdim=True) - 1)).float()
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        size, radius = min(colour.shape[-2:]), self.kernel_size // 2
-        self.require(radius < size, f"kernel_size {self.kernel_size} is too wide for images of {size} pixels")
         blurred = draws.bernoulli(self.p)
         weights = self._table.to(colour.device)[draws.integers(SIGMAS)]  # (N, radius + 1)
         across = _convolve(colour, weights, -1)
         return choose(blurred, _convolve(across, weights, -2), colour)
 
 
+@dataclass
 class GaussianNoise(Photometric):
     """Adds independent normal noise to every value.
 
@@ -134,22 +120,21 @@ class GaussianNoise(Photometric):
     detection.
 
     Args:
-        std: standard deviation, 0 or more, where the values span [0, 1]; 0.05 is clearly visible.
-        p: probability of the noise, in [0, 1].
+        std: Standard deviation, 0 or more, where the values span [0, 1]; 0.05 is clearly visible.
+        p: Probability of the noise, in [0, 1].
     """
 
-    def __init__(self, std: float, p: float = 0.5) -> None:
-        self.require(0 <= std < math.inf, f"std must be 0 or more, not {std}")
-        self.require_probability(p)
-        self.std = std
-        self.p = p
+    std: float
+    p: float = 0.5
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        std = draws.bernoulli(self.p).float() * self.std  # (N,)
+        std = draws.bernoulli(self.p) * self.std  # (N,)
         return draws.normal(tuple(colour.shape[1:])).mul_(std[:, None, None, None]).add_(colour)
 
 
 def _factor(amount: float, draws: Draws) -> Tensor:
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount must be in [0, 1], not {amount}")
     return draws.uniform(1 - amount, 1 + amount)[:, None, None, None]
 
 

@@ -1,6 +1,6 @@
 """Optimization: layers in order, parameter groups, freezing, optimizers, learning-rate schedules."""
 
-from project.optim.freeze import Freeze, Freezing
+from project.optim.freeze import Freeze
 from project.optim.groups import group_table, param_groups
 from project.optim.layers import layers
 from project.optim.rates import Length, PlannedRates, Warmup
@@ -20,24 +20,6 @@ from project.optim.schedules import (
 from project.optim.swats import SWATS
 
 __all__ = [
-    "SWATS",
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "Freeze",
-    "Freezing",
-    "Interval",
-    "Lambda",
-    "Length",
-    "MultiStep",
-    "OneCycle",
-    "PerGroup",
-    "PlannedRates",
-    "Plateau",
-    "Schedule",
-    "Step",
-    "Warmup",
-    "group_table",
-    "layers",
-    "param_groups",
-]
+    "SWATS", "Constant", "Cosine", "Exponential", "Freeze", "Interval", "Lambda", "Length", "MultiStep", "OneCycle",
+    "PerGroup", "PlannedRates", "Plateau", "Schedule", "Step", "Warmup", "group_table", "layers", "param_groups",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The rates of a run before it starts, as numbers and as a picture (advice A13, A16)."""
+"""The learning rates of a run before it starts, as numbers and as a figure (advice A13, A16)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from project.errors import UserError
 from project.optim.groups import NO_DECAY
 from project.optim.rates import Length, PlannedRates
 from project.optim.schedules import Interval
@@ -21,7 +21,7 @@ CURVES = 12  # that a legend can name
 
 @dataclass(frozen=True)
 class Plan:
-    """The rate of every group: at `epochs` (fractions count), name -> rates."""
+    """The learning rate of every group (name -> values) at `epochs`, which may be fractions."""
 
     epochs: list[float]
     rates: dict[str, list[float]]
@@ -32,18 +32,16 @@ class Plan:
 
     @property
     def decays(self) -> bool:
-        """Whether any group's rate ends well below its highest: by half, as the mildest of schedules does. In a run of a single
-        epoch or step there is nothing to see.
-        """
+        """Whether any group ends at half its highest learning rate or below; True for a run of one epoch or step."""
         return self.epochs[-1] < 1 or any(curve[-1] <= max(curve) / 2 for curve in self.rates.values())
 
 
 def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
-    """What one of our schedules will do; a plateau's metric is not known, so its rate is drawn as if none came."""
-    steps = _some(length.steps)
+    """What one of our schedules will do; Plateau is drawn as if its metric always improved."""
+    last = length.steps - 1
+    steps = [*range(0, last, max(1, last // POINTS)), last]
     table = [scheduler.rates_at(step) for step in steps]
-    names = [group["name"] for group in scheduler.optimizer.param_groups]
-    return Plan([step / length.steps_per_epoch for step in steps], _curves(names, table))
+    return _plan(scheduler.optimizer.param_groups, [step / length.steps_per_epoch for step in steps], table)
 
 
 def simulated_rates(
@@ -53,41 +51,30 @@ def simulated_rates(
 
     Args:
         make: Optimizer -> scheduler.
-        groups: name and rate of each group.
-        interval: When it is stepped.
+        groups: Parameter groups of the run's optimizer.
+        interval: When the scheduler is stepped.
         length: Of the run.
     """
-    copies = [{"name": g["name"], "lr": g.get("initial_lr", g["lr"]), "params": [torch.zeros(())]} for g in groups]
-    optimizer = SGD(copies, lr=1.0, momentum=0.9)  # some schedulers move the momentum too
+    copies = [{"lr": group.get("initial_lr", group["lr"]), "params": [torch.zeros(())]} for group in groups]
+    optimizer = SGD(copies)
     scheduler = make(optimizer)
-    optimizer.step()  # torch warns of a scheduler that is stepped first
-    by_metric = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    count = length.epochs if interval == "epoch" else length.steps
+    optimizer.step()  # torch warns about a scheduler that is stepped first
+    count, unit = (length.epochs, 1) if interval == "epoch" else (length.steps, length.steps_per_epoch)
     table = []
     for _ in range(count):
         table.append([group["lr"] for group in optimizer.param_groups])
-        if not by_metric:
-            try:
-                scheduler.step()
-            except Exception as error:  # of many kinds; OneCycleLR, for one, past the steps that it was made for
-                raise UserError(f"model.schedule: in a run of {count} {interval}s: {error}") from error
-    unit = 1 if interval == "epoch" else length.steps_per_epoch
-    return Plan([place / unit for place in range(count)], _curves([g["name"] for g in groups], table))
+        if not isinstance(scheduler, ReduceLROnPlateau):  # which is drawn as if its metric always improved
+            scheduler.step()
+    return _plan(groups, [place / unit for place in range(count)], table)
 
 
-def _some(steps: int) -> list[int]:
-    """All steps, or as many as a picture can show, the last among them."""
-    if steps <= POINTS:
-        return list(range(steps))
-    return [round(i * (steps - 1) / (POINTS - 1)) for i in range(POINTS)]
-
-
-def _curves(names: list[str], table: list[list[float]]) -> dict[str, list[float]]:
-    return {name: list(curve) for name, curve in zip(names, zip(*table, strict=True), strict=True)}
+def _plan(groups: list[dict[str, Any]], epochs: list[float], table: list[list[float]]) -> Plan:
+    names, columns = [group["name"] for group in groups], map(list, zip(*table, strict=True))
+    return Plan(epochs, dict(zip(names, columns, strict=True)))
 
 
 def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
-    """A picture of the plan; groups of one rate share a line."""
+    """A figure of the plan; groups with the same learning rates share a line."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -97,17 +84,13 @@ def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for i, (curve, names) in enumerate(curves.items()):
-        names = list(dict.fromkeys(names))
-        shown = len(curves) <= CURVES or i in (0, len(curves) - 1)
-        label = (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more") if shown else None
+        label = " to ".join(dict.fromkeys((names[0], names[-1])))
         colour = colormaps["viridis"](0.9 * i / max(1, len(curves) - 1))
         axes.plot(plan.epochs, curve, color=colour, label=label, drawstyle="steps-post")
-    positive = [rate for curve in curves for rate in curve if rate > 0]
-    if positive and max(positive) > 50 * min(max(curve) for curve in curves):
-        axes.set_yscale(
-            "log", nonpositive="mask"
-        )  # far apart: on a linear scale the lowest groups would lie on the axis
+    peaks = [max(curve) for curve in curves]
+    if max(peaks) > 50 * min(peaks):  # on a linear scale the lowest groups would lie on the axis
+        axes.set_yscale("log", nonpositive="mask")
+    if len(curves) <= CURVES:
+        axes.legend(fontsize="small")
     axes.set(xlabel="epoch", ylabel="learning rate", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title=None if len(curves) <= CURVES else f"{len(curves)} rates, stem to head")
     return figure

@@ -69,7 +69,7 @@ class Probe(L.Callback):
         print("\n".join(optimizer_lines(trainer, pl_module)))
         if plan := make_plan(pl_module):  # the run has a known end
             self.found.picture("rates.png", "the planned learning rates", draw_plan(plan))
-            rules = [(True, "warning", line, "see docs/training.md") for line in advice_for(trainer, pl_module, plan)]
+            rules = [(True, "warning", line, "") for line in advice_for(trainer, pl_module, plan)]
             self.found.judge("advice", "batch size, learning rate and schedule are in the usual ranges", *rules)
         self._since, self._before = time.perf_counter(), 0  # when timing began, after how many steps
 

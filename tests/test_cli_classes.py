@@ -1,4 +1,4 @@
-"""The effective settings after one class has replaced another: what the new class gets is what was said of it, and no more."""
+"""The settings in force after one class has replaced another: the new one gets what was said of it, and no more."""
 
 import importlib
 import inspect
