@@ -1,7 +1,7 @@
-"""Every classification network of torchvision, and of timm where it is installed, behind the shape of our own networks.
+"""Every classification network of torchvision, and of timm where it is installed, cut before its last layer.
 
-Both wrappers cut the last layer off: `backbone` gives pooled features (N, D), `head` is a fresh linear layer. The
-state-dict keys are the library's own behind `backbone.`, so that published weights fit.
+`backbone` gives pooled features (N, D), `head` is a fresh linear layer. State-dict keys are the library's own behind
+`backbone.`, so that published weights fit.
 """
 
 import difflib
@@ -37,13 +37,11 @@ class TorchvisionModel(_LibraryModel):
     Args:
         in_channels: Channels of the images; the first convolution is adapted when they are not 3.
         num_classes: Number of classes.
-        image_size: Height and width of the images in pixels. Vision transformers and MaxViT are built for this size,
-            the others take any that survives their poolings.
+        image_size: Height and width of the images in pixels; vision transformers and MaxViT are built for it.
         name: Name in torchvision.models, such as resnet50, convnext_tiny or vit_b_16.
 
     Attributes:
-        name: As given.
-        head_name: Where the head is in torchvision's network, such as fc or classifier.1.
+        head_name: Where the head was in torchvision's network, such as fc or classifier.1.
 
     Raises:
         UserError: torchvision has no network of that name, or it cannot take images of that size.
@@ -66,10 +64,8 @@ class TorchvisionModel(_LibraryModel):
             self.backbone = get_model(name, weights=None, num_classes=num_classes, **options)
             conv = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
             if in_channels != 3:
-                conv.weight, conv.in_channels = (
-                    nn.Parameter(to_channels(conv.weight.detach(), in_channels)),
-                    in_channels,
-                )
+                conv.in_channels = in_channels
+                conv.weight = nn.Parameter(to_channels(conv.weight.detach(), in_channels))
             layers = [(key, m) for key, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
             self.head_name, head = layers[-1]  # in every family the layer registered last
             self.backbone.set_submodule(self.head_name, nn.Identity())
@@ -86,11 +82,11 @@ class TimmModel(_LibraryModel):
         image_size: Height and width of the images in pixels; passed on to networks that are built for one size.
         name: Name in timm.list_models(), such as resnet18d or convnext_nano.
         drop_rate: Probability of dropout before the head; null keeps the network's own.
-        drop_path_rate: Probability of skipping a residual branch in the last block, less in earlier ones (stochastic
-            depth, Huang et al. 2016, arXiv:1603.09382); null keeps the network's own.
+        drop_path_rate: Of skipping the last block's residual branch, less in earlier ones (stochastic depth, Huang et
+            al. 2016, arXiv:1603.09382); null likewise.
 
     Attributes:
-        head_name: Where the head is in timm's network, such as fc or head.fc; None for networks with two.
+        head_name: Where the head was in timm's network, such as fc or head.fc; None for networks with two.
 
     Raises:
         UserError: timm is not installed or has no network of that name, or the network refuses an option or the size.
@@ -112,9 +108,7 @@ class TimmModel(_LibraryModel):
             raise UserError('net: TimmModel needs the timm library; run pip install -e ".[timm]"') from error
         if not timm.is_model(name):
             raise _unknown(name, timm.list_models(), "timm")
-        rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-        options = {key: rate for key, rate in rates.items() if rate is not None}
-        options |= {"pretrained": False, "num_classes": 0, "in_chans": in_channels}
+        options = {"num_classes": 0, "in_chans": in_channels, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         with _errors_explained(name, image_size, timm.get_pretrained_cfg(name).input_size[-1]):
             try:
                 self.backbone = timm.create_model(name, img_size=image_size, **options)
@@ -127,10 +121,9 @@ class TimmModel(_LibraryModel):
 
 
 def to_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """(out, 3, k, k) -> (out, in_channels, k, k), keeping the size of the response.
+    """(out, 3, k, k) -> (out, in_channels, k, k): the three in turn, scaled by 3 / in_channels.
 
-    One channel takes the sum over the three, so that a grey image gives what its RGB copy gave. Other numbers take the
-    three in turn, scaled by 3 / in_channels.
+    One channel takes their sum, so that a grey image gives what its RGB copy gave.
     """
     if in_channels == 1:
         return weight.sum(1, keepdim=True)
@@ -151,7 +144,7 @@ def _errors_explained(name: str, image_size: int, usual_size: int) -> Iterator[N
     try:
         yield
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".!")
+        reason = " ".join(str(error).split())
         size = f"{image_size} x {image_size} pixels (its usual size is {usual_size})"
         raise UserError(f"net: {name} cannot be built for images of {size}: {reason}") from error
 
@@ -164,5 +157,5 @@ def _linear_from_conv1x1(conv: nn.Conv2d) -> nn.Linear:
 
 
 def _unknown(name: str, names: Sequence[str], library: str) -> UserError:
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-    return UserError(f"name: {library} has no network {name!r}; use one of its names, such as {', '.join(close)}")
+    close = ", ".join(difflib.get_close_matches(name, names, cutoff=0))
+    return UserError(f"name: {library} has no network {name!r}; the closest names are {close}")

@@ -17,14 +17,12 @@ _INIT = {
     "kaiming_uniform": partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="relu"),
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-_HEAD_STD = 0.01
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU: the norm's shift does the work of a bias.
+    """Convolution without bias (the norm's shift does its work), batch norm, ReLU: `conv`, `norm`, `act`.
 
-    The zero padding `dilation * (kernel_size - 1) // 2` keeps height and width at stride 1 (so a 3x3 kernel pads by its
-    dilation), and stride s gives `ceil(size / s)`. Submodules: `conv`, `norm`, `act`.
+    The zero padding `dilation * (kernel_size - 1) // 2` keeps the size at stride 1; stride s gives `ceil(size / s)`.
 
     Args:
         in_channels: Channels that come in.
@@ -52,9 +50,7 @@ class ConvNormAct(nn.Sequential):
         super().__init__()
         check_positive(kernel_size=kernel_size, stride=stride, dilation=dilation)
         if kernel_size % 2 == 0:
-            raise ValueError(
-                f"kernel_size: {kernel_size} is even, which no symmetric padding centres; use an odd number"
-            )
+            raise ValueError(f"kernel_size: {kernel_size} is even; use an odd number, which padding can centre")
         padding = dilation * (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
@@ -69,12 +65,10 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
     - `xavier_*`: variance `2 / (fan_in + fan_out)` (Glorot and Bengio 2010, equations 12 and 16).
     - `kaiming_*`: variance `2 / fan_out` (He et al. 2015, arXiv:1502.01852, equation 14: mode fan_out, ReLU).
 
-    Convolutions and linear layers get the scheme, fans counted within each group of a grouped convolution. The last
-    linear layer, the head, gets a normal distribution with standard deviation 0.01 under every scheme but `default`
-    (Goyal et al. 2017, arXiv:1706.02677, section 5.1): no ReLU follows it, its fan_out is the number of classes, and
-    small first logits start the loss near log(num_classes). Biases become 0, norms scale by 1 and shift by 0, except
-    that a norm which `zero_init` marked keeps scale 0. Any other parameter (class tokens, attention's packed
-    projections) stays as built.
+    Convolutions and linear layers get the scheme, fans counted within each group of a convolution. The head (the last
+    linear layer) gets a normal distribution with standard deviation 0.01 (Goyal et al. 2017, arXiv:1706.02677, section
+    5.1), so that the loss starts near log(num_classes). Biases become 0; norms scale by 1, or by 0 where `zero_init`
+    marked them, and shift by 0. Other parameters (class tokens, attention's packed projections) stay as built.
     """
     if scheme == "default":
         return
@@ -83,7 +77,7 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if linears and module is linears[-1]:
-                    nn.init.normal_(module.weight, std=_HEAD_STD)
+                    nn.init.normal_(module.weight, std=0.01)
                 else:
                     for group in module.weight.chunk(getattr(module, "groups", 1)):  # nn.init knows nothing of groups
                         _INIT[scheme](group)

@@ -7,11 +7,7 @@ from torch import Tensor, nn
 
 from project.nets.blocks import ConvNormAct, check_positive, zero_init
 
-Block = Literal["basic", "bottleneck"]
-Stem = Literal["auto", "cifar", "imagenet"]
-
-# Pixels: the stem of He et al. section 4.2 keeps full resolution, which larger images cannot afford.
-CIFAR_STEM_UP_TO = 64
+CIFAR_STEM_UP_TO = 64  # pixels: the stem of He et al. section 4.2 keeps full resolution
 
 
 class ResNet(nn.Module):
@@ -44,8 +40,8 @@ class ResNet(nn.Module):
         image_size: int,
         depths: Sequence[int] = (2, 2, 2, 2),
         width: int = 64,
-        block: Block = "basic",
-        stem: Stem = "auto",
+        block: Literal["basic", "bottleneck"] = "basic",
+        stem: Literal["auto", "cifar", "imagenet"] = "auto",
         zero_init_residual: bool = True,
         dropout: float = 0.0,
     ) -> None:
@@ -54,8 +50,7 @@ class ResNet(nn.Module):
         if stem == "cifar" or (stem == "auto" and image_size <= CIFAR_STEM_UP_TO):
             self.stem = nn.Sequential(ConvNormAct(in_channels, width))
         else:
-            wide = ConvNormAct(in_channels, width, 7, stride=2)
-            self.stem = nn.Sequential(wide, nn.MaxPool2d(3, stride=2, padding=1))
+            self.stem = nn.Sequential(ConvNormAct(in_channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
 
         make_block = BasicBlock if block == "basic" else Bottleneck
         stages = []

@@ -135,11 +135,11 @@ def test_more_channels_keep_the_size_of_the_response():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet19"}, r"^name: torchvision has no network 'resnet19'; .*resnet18"),
-        ({"name": "qqq"}, r"^name: torchvision has no network 'qqq'; use "),
+        ({"name": "resnet19"}, r"^name: torchvision has no network 'resnet19'; the closest names are .*resnet18"),
+        ({"name": "qqq"}, r"^name: torchvision has no network 'qqq'; the closest names are "),
         (
             {"name": "vit_b_16", "image_size": 40},
-            "^net: vit_b_16 .* 40 x 40 pixels .its usual size is 224.: .*patch size$",
+            "^net: vit_b_16 .* 40 x 40 pixels .its usual size is 224.: .*patch size!$",
         ),
         (
             {"name": "inception_v3"},

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from project.nets import ConvNet, ConvNormAct, ResNet, TorchvisionModel, initialize
+from project.nets import ConvNet, ResNet, TorchvisionModel
+from project.nets.blocks import ConvNormAct, initialize
 
 SCHEMES = ["xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform"]
 

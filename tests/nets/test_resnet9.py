@@ -92,11 +92,10 @@ def test_learns_in_channels_last():
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
-        ({"widths": [64]}, "widths"),
+        ({"widths": []}, "widths"),
         ({"widths": [64, 0]}, "widths"),
         ({"residual_stages": [0]}, "residual_stages"),
         ({"residual_stages": [4]}, "residual_stages"),
-        ({"head_scale": 0.0}, "head_scale"),
         ({"dropout": 1.5}, "dropout"),
         ({"image_size": 7}, "image_size"),
     ],
