@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import lightning as L
+    from lightning import LightningDataModule as Data
+    from lightning import LightningModule as Model
+    from lightning import Trainer
 
 GIVEN = {"objects": 3, "config": 2, "nothing": 0}  # leading arguments that are not options
 
@@ -82,9 +84,7 @@ class Opener:
     model: str
 
 
-def fit(
-    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str | None = None
-) -> None:
+def fit(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str | None = None) -> None:
     """Train, and validate after every epoch.
 
     Args:
@@ -93,9 +93,7 @@ def fit(
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
-def validate(
-    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str
-) -> None:
+def validate(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
     """Score a checkpoint on the validation images.
 
     Args:
@@ -104,7 +102,7 @@ def validate(
     trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
 
-def test(trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str) -> None:
+def test(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
     """Score a checkpoint on the test images, once everything has been chosen, and add the score to its run.
 
     Args:
@@ -114,9 +112,9 @@ def test(trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.Lightn
 
 
 def predict(
-    trainer: "L.Trainer",
-    model: "L.LightningModule",
-    datamodule: "L.LightningDataModule",
+    trainer: "Trainer",
+    model: "Model",
+    datamodule: "Data",
     ckpt_path: str,
     out: str = "predictions.csv",
     min_prob: float | None = None,

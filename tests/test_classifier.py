@@ -615,13 +615,7 @@ def test_a_checkpoint_from_the_command_line_loads_in_python(cli, trained, workdi
 
 def test_options_reach_the_model(cli, workdir) -> None:
     """Every plain option of the model, as given, in the checkpoint's hyperparameters."""
-    given = {
-        "init": "kaiming_normal",
-        "lr": 0.004,
-        "channels_last": False,
-        "mean": [0.3],
-        "std": [0.4],
-    }
+    given = {"init": "kaiming_normal", "lr": 0.004, "channels_last": False, "mean": [0.3], "std": [0.4]}
     (workdir / "m.yaml").write_text(yaml.safe_dump({"model": given}))
     assert cli("fit", *DIGITS, *SMALL[:4], "--config", "m.yaml", "--trainer.max_steps", "1").code == 0
     path = workdir / "runs" / "digits" / "version_0" / "checkpoints" / "last.ckpt"

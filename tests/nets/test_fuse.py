@@ -148,10 +148,7 @@ def norm_first(net, x):
 
 
 LEFT = {
-    "both twice": (
-        pair(lambda net, x: net.bn(net.conv(net.bn(net.conv(x))))),
-        {"bn": "used more than once"},
-    ),
+    "both twice": (pair(lambda net, x: net.bn(net.conv(net.bn(net.conv(x))))), {"bn": "used more than once"}),
     "conv twice": (
         pair(lambda net, x: net.bn2(net.conv(net.bn(net.conv(x)))), bn2=nn.BatchNorm2d(4)),
         {"bn": "used more than once", "bn2": "used more than once"},
@@ -199,10 +196,7 @@ LEFT = {
         Net(lambda net, x: net.b(net.c(x[:, :, None])), c=nn.Conv3d(4, 4, 1), b=nn.BatchNorm3d(4)),
         {"b": "it follows Conv3d"},
     ),
-    "weight norm": (
-        pair(conv=parametrizations.weight_norm(nn.Conv2d(4, 4, 3))),
-        {"bn": "weight of conv is computed"},
-    ),
+    "weight norm": (pair(conv=parametrizations.weight_norm(nn.Conv2d(4, 4, 3))), {"bn": "weight of conv is computed"}),
     "weight standardized": (
         pair(lambda net, x: net.bn(F.conv2d(x, net.conv.weight - net.conv.weight.mean(), net.conv.bias))),
         {"bn": "it follows conv2d"},

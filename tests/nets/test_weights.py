@@ -123,8 +123,7 @@ def test_torchvision_gives_the_same_features(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["mobilenet_v3_small", "densenet121", pytest.param("vit_b_32", marks=pytest.mark.slow)],
+    "name", ["mobilenet_v3_small", "densenet121", pytest.param("vit_b_32", marks=pytest.mark.slow)]
 )
 @torch.no_grad()
 def test_torchvisions_head_is_taken_over_for_as_many_classes(tmp_path, name):

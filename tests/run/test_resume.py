@@ -74,8 +74,7 @@ FAST = [("one cycle", PLACES[2:3]), ("by epoch", PLACES[4:])]  # in a step, and 
 
 
 @pytest.mark.parametrize(
-    ("schedule", "places"),
-    [*FAST, *(pytest.param(schedule, PLACES, marks=pytest.mark.slow) for schedule in SCHEDULES)],
+    ("schedule", "places"), [*FAST, *(pytest.param(schedule, PLACES, marks=pytest.mark.slow) for schedule in SCHEDULES)]
 )
 def test_stopped_and_resumed_equals_uninterrupted(cli, workdir, monkeypatch, schedule, places) -> None:
     from project.cli import CLI

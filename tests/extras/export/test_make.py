@@ -52,10 +52,7 @@ def test_what_export_says_and_writes(exported, cli, monkeypatch) -> None:
     assert Path("model.safetensors").read_bytes() == before  # the same each time
     with open("model.folds.csv", newline="", encoding="utf-8") as file:
         table = [tuple(row.values()) for row in csv.DictReader(file)]
-    assert table == [
-        ("stages.0.0.norm", "stages.0.0.conv", ""),
-        ("stages.1.0.norm", "stages.1.0.conv", ""),
-    ]
+    assert table == [("stages.0.0.norm", "stages.0.0.conv", ""), ("stages.1.0.norm", "stages.1.0.conv", "")]
     assert "2 of 2 batch norms folded." in result.out and "stages.1.0.norm: into stages.1.0.conv" in result.out
     assert " (287 images): calibration error " in result.out
     assert "Proof: the logits of 144 validation images differ by up to " in result.out
