@@ -29,8 +29,7 @@ class Freeze:
         """When each frozen tensor starts to train.
 
         Returns:
-            Name of a parameter or buffer -> first epoch, counted from 0, in which it trains; None for never. Only
-            tensors that are frozen at first.
+            Name of a parameter or buffer -> first epoch, counted from 0, in which it trains; None for never.
 
         Raises:
             UserError: nothing or everything would be frozen.
@@ -45,8 +44,8 @@ class Freeze:
         stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
         plan: dict[str, int | None] = {}
         for layer in frozen:
-            wait = stages.index(layer.stage) * self.every if self.every else 0
-            plan |= dict.fromkeys(layer.tensors, None if self.until is None else self.until + wait)
+            start = self.until and self.until + stages.index(layer.stage) * (self.every or 0)
+            plan |= dict.fromkeys(layer.tensors, start)
         return plan
 
 
@@ -56,15 +55,11 @@ class Freezing:
     The training calls `apply` when it starts and at the start of every epoch, and `hold` after every `net.train()`.
 
     Attributes:
-        trains_from: Name of a parameter or buffer of the network -> first epoch, counted from 0, in which it trains;
-            None for never. What is not in it trains from the start.
+        trains_from: As Freeze.plan gives it. What is not in it trains from the start.
     """
 
     def __init__(self, net: nn.Module, rule: Freeze | None) -> None:
-        """
-        Args:
-            net: The network.
-            rule: What to freeze, and until when; None freezes nothing.
+        """Freezes nothing where the rule is None.
 
         Raises:
             UserError: see Freeze.plan.

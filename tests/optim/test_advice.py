@@ -28,7 +28,7 @@ def test_none_for_pytorchs_defaults(optimizer, batch) -> None:
     [
         (1, "batch size of 1 is small: below 16"),
         (15, "batch size of 15 is small"),
-        (17, "batch size of 17 is not a power of two, .* try 16 or 32$"),
+        (17, "batch size of 17 is not a power of two; try 16 or 32$"),
         (31, "try 16 or 32$"),
         (33, "try 32 or 64$"),
         (100, "try 64 or 128$"),
