@@ -41,7 +41,7 @@ def advise(
         ),
         (
             not low <= rate <= high,
-            f"a learning rate of {rate:g} is unusual for {optimizer}: {low:g} to {high:g} is common",
+            f"a learning rate of {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}",
         ),
         (not decays, "the learning rate does not decay during the run; model.schedule=project.optim.Cosine lowers it"),
         (not shuffled, "the images are not shuffled: each epoch has the same order; data.sampler=shuffle is usual"),

@@ -88,8 +88,7 @@ def _timm_pieces(path: str, module: nn.Module, names: list[str], matrices: set[s
     from timm.models._manipulate import group_with_matcher  # the public group_parameters leaves buffers out
 
     relative = ((name.removeprefix(f"{path}."), name) for name in names)
-    matcher = module.group_matcher(coarse=False)
-    for group in group_with_matcher(relative, matcher, return_values=True).values():
+    for group in group_with_matcher(relative, module.group_matcher(coarse=False), return_values=True).values():
         outside = {above for name in set(names).difference(group) for above in _above(name)}
         owners = [above for name in group if name in matrices for above in _above(name) if above not in outside]
         yield max(owners, key=owners.count, default=""), group

@@ -46,7 +46,7 @@ def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
 
 
 def simulated_rates(make: Callable[[Any], Any], groups: list[ParamGroup], interval: Interval, length: Length) -> Plan:
-    """What a scheduler of torch will do, by running it on an optimizer of its own; by metric, as if it improved.
+    """What a scheduler of torch will do, by running it on an optimizer of its own; by metric: as if that improved.
 
     Args:
         make: Optimizer -> scheduler.

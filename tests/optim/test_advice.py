@@ -46,7 +46,7 @@ def test_rate(optimizer) -> None:
         assert remarks(optimizer=optimizer, rate=rate) == []
     for rate in (math.nextafter(low, 0), math.nextafter(high, 9), low / 10, 10 * high):
         (found,) = remarks(optimizer=optimizer, rate=rate)
-        assert f"rate of {rate:g} is unusual for {optimizer}: {low:g} to {high:g} is common" in found
+        assert f"rate of {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}" in found
 
 
 def test_an_optimizer_of_ones_own_may_have_any_rate() -> None:
