@@ -1,4 +1,5 @@
 """Optimization: layers in order, parameter groups, freezing, optimizers, learning-rate schedules."""
+# ruff: noqa: F401
 
 from project.optim.freeze import Freeze
 from project.optim.groups import group_table, param_groups
@@ -18,8 +19,3 @@ from project.optim.schedules import (
     Step,
 )
 from project.optim.swats import SWATS
-
-__all__ = [
-    "SWATS", "Constant", "Cosine", "Exponential", "Freeze", "Interval", "Lambda", "Length", "MultiStep", "OneCycle",
-    "PerGroup", "PlannedRates", "Plateau", "Schedule", "Step", "Warmup", "group_table", "layers", "param_groups",
-]  # fmt: skip

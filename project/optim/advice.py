@@ -20,7 +20,7 @@ def advise(
     seeded: bool = True,
     frozen_at_random: bool = False,
 ) -> list[str]:
-    """What looks unusual about a run: one sentence each.
+    """What looks unusual about a run, a sentence each.
 
     Args:
         batch: Images per step on one device.
@@ -31,23 +31,20 @@ def advise(
         seeded: Whether the random seed is set.
         frozen_at_random: Whether layers are frozen at their random initial weights.
     """
-    low, high = USUAL_RATES.get(optimizer, (0.0, rate))
+    low, high = USUAL_RATES.get(optimizer, (0.0, float("inf")))
     power = 1 << batch.bit_length()  # the next power of two
     remarks = [
         (batch < 16, f"a batch size of {batch} is small: below 16 gradients are noisy; raise data.batch_size"),
         (
             batch > 16 and batch & (batch - 1),
-            f"a batch size of {batch} is not a power of two, which hardware handles best; try {power // 2} or {power}",
+            f"a batch size of {batch} is not a power of two; try {power // 2} or {power}",
         ),
         (
             not low <= rate <= high,
-            f"a learning rate of {rate:g} is unusual for {optimizer}: {low:g} to {high:g} is common; check model.lr",
+            f"a learning rate of {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}",
         ),
         (not decays, "the learning rate does not decay during the run; model.schedule=project.optim.Cosine lowers it"),
-        (
-            not shuffled,
-            "the images are not shuffled: every epoch has them in the same order; data.sampler=shuffle is usual",
-        ),
+        (not shuffled, "the images are not shuffled: each epoch has the same order; data.sampler=shuffle is usual"),
         (not seeded, "no seed is set, so this run cannot be repeated; seed_everything=0 sets one"),
         (frozen_at_random, "model.freeze freezes layers at their random weights; set model.weights to start from"),
     ]

@@ -2,9 +2,8 @@
 
 The shapes are those of the CS231n notes ("Neural Networks Part 3", loss against epochs): with a good learning rate the
 loss falls fast and levels off low; with one too low it falls along a straight line; with one too high it falls at once
-and then bounces around a worse level; with a far too high one it grows, or the network learns nothing. One curve is
-weak evidence: a hard task and a low learning rate look alike. "good" means no more than that nothing stands out;
-benchmarks/diagnosis.py counts how often it is right.
+and then bounces around a worse level; with a far too high one it grows, or the network learns nothing. "good" means no
+more than that nothing stands out: a hard task looks the same. benchmarks/diagnosis.py counts how often it is right.
 """
 
 import math
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Set on small runs on scikit-learn's digits; moved by a fifth, they judge a few of those runs differently.
+# Set on small runs on scikit-learn's digits; moved by a fifth, the thresholds judge a few of those differently.
 FEWEST = 4  # epochs: two halves of two points each
 POINTS = 10  # longer curves are averaged down to 10 to 19 points, so that noise does not add up over epochs
 NOTHING = 0.02  # share of the chance loss: a smaller change is none, the loss of a dead network wanders that much
@@ -25,14 +24,20 @@ STUCK_BOUNCE = 0.15  # the same where nothing is learned, and noise is a larger 
 LATE = 0.25  # share of the fall in the second half: a straight line has 0.5, an exponential 0.25 at 2.2 time constants
 SPEED_UP = 1.5  # fall per unit of learning rate after the decay, over that before it; one too low only slows down
 
-LOWER = "try a learning rate 3 to 10 times lower"
 MUCH_LOWER = "try a learning rate 10 to 100 times lower"
+LOWER = "try a learning rate 3 to 10 times lower"
 HIGHER = "try a learning rate 3 to 10 times higher"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A shape, a sentence with the numbers that decided it, and what to try (empty where nothing is to be changed)."""
+    """What a curve says.
+
+    Attributes:
+        shape: diverging, too high, good, too low or undecided.
+        evidence: The numbers that decided it, as a sentence.
+        advice: What to try; empty where there is nothing to change.
+    """
 
     shape: str
     evidence: str
@@ -45,8 +50,8 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
     Args:
         losses: Mean training loss (cross-entropy) of each epoch, in order; may contain NaN or infinity.
         num_classes: ln(num_classes) is the loss of guessing.
-        rates: Mean learning rate of each epoch. Progress is measured against summed learning rate: one that is too low
-            moves the weights in proportion to that sum, so a flat end that only the decay explains does not look good.
+        rates: Mean learning rate of each epoch. Progress is measured against their sum, so that a flat end that only
+            their decay explains does not look good.
     """
     finite = np.isfinite(losses)
     if not finite.all():
@@ -57,28 +62,22 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
     chance = math.log(num_classes)
     points = _average(np.clip(losses, 0.0, 100 * chance))
     rates = _average(np.divide(rates, max(rates)))
-    first, last, lowest, highest = points[0], points[-1], points.min(), points.max()
+    first, last, lowest, highest = points[0], points[-1], min(points), max(points)
     moves = np.diff(points)
     # A rise of the loss while the learning rate rises, in a warm-up or at a restart, has its reason.
     up, down = moves[(moves > 0) & (np.diff(rates) <= 0)].sum(), -moves[moves < 0].sum()
     bounce = up / (up + down) if up else 0.0
-    saw = (
-        f"from {first:.3g} to {last:.3g} (lowest {lowest:.3g}, highest {highest:.3g}, chance {chance:.3g}), "
-        f"{bounce:.0%} of its movement upward"
-    )
-    spiked = highest > SPIKE * chance
-    if last > (1 - NOTHING) * chance:
-        moved = highest - lowest > NOTHING * chance
-        lost = last - lowest > NOTHING * chance
+    saw = f"from {first:.3g} to {last:.3g} (lowest {lowest:.3g}, highest {highest:.3g}, chance {chance:.3g}), "
+    saw += f"{bounce:.0%} of its movement upward"
+    spiked, nothing = highest > SPIKE * chance, NOTHING * chance
+    if last > chance - nothing:
         dropped = first - points[1] > AT_ONCE * (first - last)  # to chance level within an epoch, and stayed there
-        if spiked or lost or (moved and (dropped or bounce > STUCK_BOUNCE)):
+        if spiked or last - lowest > nothing or (highest - lowest > nothing and (dropped or bounce > STUCK_BOUNCE)):
             return Diagnosis("diverging", f"the loss ended no better than guessing: {saw}", MUCH_LOWER)
     elif spiked or bounce > BOUNCE:
         return Diagnosis("too high", f"the loss {'shot up' if spiked else 'bounced'}: {saw}", LOWER)
     if last > (1 - LITTLE) * chance:
-        return Diagnosis(
-            "too low", f"the loss hardly fell: {saw}", f"{HIGHER}; if that does not help, check the labels"
-        )
+        return Diagnosis("too low", f"the loss hardly fell: {saw}", f"{HIGHER}, then check the labels")
 
     time = np.cumsum(rates) - rates / 2  # of each point's middle, in summed learning rate
     late = (np.interp((time[0] + time[-1]) / 2, time, points) - last) / (max(first, chance) - last)
@@ -86,7 +85,7 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
     if late <= LATE:
         return Diagnosis("good", fell)
     knee = np.flatnonzero(rates >= rates.max() / 2)[-1]  # the last point before the decay
-    if 0 < knee < len(points) - 1 and time[-1] > time[knee]:
+    if knee > 0 and time[-1] > time[knee]:
         middle = (time[0] + time[knee]) / 2
         before = (np.interp(middle, time, points) - points[knee]) / (time[knee] - middle)
         if (points[knee] - last) / (time[-1] - time[knee]) > SPEED_UP * before:

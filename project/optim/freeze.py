@@ -26,8 +26,10 @@ class Freeze:
         self.until, self.every, self.pattern = until, every, layers
 
     def plan(self, net: nn.Module) -> dict[str, int | None]:
-        """First epoch, counted from 0, in which each parameter and buffer trains that is frozen at first; None for
-        never.
+        """When each frozen tensor starts to train.
+
+        Returns:
+            Name of a parameter or buffer -> first epoch, counted from 0, in which it trains; None for never.
 
         Raises:
             UserError: nothing or everything would be frozen.
@@ -42,23 +44,25 @@ class Freeze:
         stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
         plan: dict[str, int | None] = {}
         for layer in frozen:
-            wait = stages.index(layer.stage) * (self.every or 0)
-            plan |= dict.fromkeys(layer.tensors, self.until and self.until + wait)
+            start = self.until and self.until + stages.index(layer.stage) * (self.every or 0)
+            plan |= dict.fromkeys(layer.tensors, start)
         return plan
 
 
 class Freezing:
     """Keeps the frozen tensors of a network from changing.
 
-    The training calls `apply` at the start of every epoch, and `hold` after every `net.train()`. `trains_from` has the
-    first epoch in which each parameter and buffer trains that is frozen at first; None for never.
+    The training calls `apply` when it starts and at the start of every epoch, and `hold` after every `net.train()`.
+
+    Attributes:
+        trains_from: As Freeze.plan gives it. What is not in it trains from the start.
     """
 
     def __init__(self, net: nn.Module, rule: Freeze | None) -> None:
-        """
-        Args:
-            net: The network.
-            rule: What to freeze, and until when; None freezes nothing.
+        """Freezes nothing where the rule is None.
+
+        Raises:
+            UserError: see Freeze.plan.
         """
         self.net = net
         self.trains_from = rule.plan(net) if rule else {}

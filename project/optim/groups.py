@@ -1,6 +1,5 @@
 """Parameter groups: which parameters share a learning rate and a weight decay (advice A14, A20, A23)."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -27,15 +26,14 @@ def param_groups(
     Args:
         net: The network.
         lr: The base learning rate.
-        lr_mult: Ordered regular expression -> factor on the learning rate of the parameters in whose name it is found;
-            the first match counts, 1 where there is none.
+        lr_mult: Regular expression -> factor on the learning rate of the parameters in whose name it is found; the
+            first match counts, 1 where there is none.
         layer_decay: Factor on the learning rate from each layer to the one below it, above 0 and at most 1; the head
             has the full learning rate (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
         no_weight_decay: Put norms, biases, and what the network lists in `no_weight_decay()` into groups without decay.
 
     Returns:
-        Groups with name, params, lr and, without decay, weight_decay 0. Frozen parameters are included, so that
-        unfreezing changes no group (A20).
+        Groups with name, params and lr, those without decay with weight_decay 0; frozen parameters included (A20).
 
     Raises:
         UserError: a value is out of range, or a pattern applies to no parameter.
@@ -48,26 +46,20 @@ def param_groups(
         raise UserError(f"model.layer_decay must be above 0 and at most 1, not {layer_decay}")
     ordered, parameters = layers(net), dict(net.named_parameters())
     spared = without_decay(net) if no_weight_decay else set()
+    patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
 
     groups: dict[tuple[str, float], ParamGroup] = {}
-    patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
     for depth, layer in enumerate(ordered):
         share = layer_decay ** (len(ordered) - 1 - depth)
-        for name in layer.tensors:
-            if name not in parameters:
-                continue  # a buffer
+        for name in filter(parameters.__contains__, layer.tensors):  # not its buffers
             pattern = patterns[name]
+            title = pattern or ("rest" if lr_mult else "all")
             if layer_decay < 1:
-                title = layer.name + (f" ({pattern})" if pattern else "")
-            else:
-                title = pattern or ("rest" if lr_mult else "all")
-            title += NO_DECAY if name in spared else ""
-            rate = lr * share * lr_mult.get(pattern, 1.0)
-            if (title, rate) not in groups:
-                groups[title, rate] = {"name": title, "params": [], "lr": rate}
+                title = f"{layer.name} ({pattern})" if pattern else layer.name
+            group = {"name": title, "params": [], "lr": lr * share * lr_mult.get(pattern, 1.0)}
             if name in spared:
-                groups[title, rate]["weight_decay"] = 0.0
-            groups[title, rate]["params"].append(parameters[name])
+                group |= {"name": title + NO_DECAY, "weight_decay": 0.0}
+            groups.setdefault((group["name"], group["lr"]), group)["params"].append(parameters[name])
     return list(groups.values())
 
 
@@ -84,7 +76,7 @@ def without_decay(net: nn.Module) -> set[str]:
 
 
 def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None]) -> list[dict[str, Any]]:
-    """One row for each group: group, parameters (how many), rate, weight_decay, trainable (yes, no, from epoch 2).
+    """What ran, for the record: group, parameters (their number), rate, weight_decay and trainable of each group.
 
     Args:
         groups: Of an optimizer.
@@ -92,26 +84,13 @@ def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None])
     """
     rows = []
     for group in groups:
-        counts: Counter[float] = Counter()  # epoch -> number of parameters that train from it on
+        counts: Counter[str] = Counter()  # when they train -> number of parameters
         for parameter in group["params"]:
             start = trains_from.get(id(parameter), 0)
-            counts[math.inf if start is None else start] += parameter.numel()
-        rows.append(
-            {
-                "group": group["name"],
-                "parameters": sum(counts.values()),
-                "rate": group.get(
-                    "initial_lr", group["lr"]
-                ),  # a scheduler has already set lr to that of the first step
-                "weight_decay": group.get("weight_decay", 0.0),
-                "trainable": _trainable(counts),
-            }
-        )
+            counts["no" if start is None else f"from epoch {start + 1}" if start else "yes"] += parameter.numel()
+        row = {"group": group["name"], "parameters": counts.total()}
+        row["rate"] = group.get("initial_lr", group["lr"])  # a scheduler has set lr to that of the first step
+        row["weight_decay"] = group.get("weight_decay", 0.0)
+        row["trainable"] = ", ".join(f"{counts[when]:,} {when}" if len(counts) > 1 else when for when in counts)
+        rows.append(row)
     return rows
-
-
-def _trainable(counts: Counter[float]) -> str:
-    words = {start: "no" if start == math.inf else f"from epoch {start + 1}" if start else "yes" for start in counts}
-    if len(words) == 1:
-        return words.popitem()[1]
-    return ", ".join(f"{counts[start]:,} {words[start]}" for start in sorted(counts))

@@ -18,13 +18,10 @@ def scheduler_of_torch(make: Callable[[Optimizer], Any], optimizer: Optimizer) -
     try:
         scheduler = make(optimizer)
     except Exception as error:  # of any kind, where an argument is wrong
-        raise UserError(f"model.schedule: {' '.join(str(error).split())}") from error
-    name = type(scheduler).__name__
+        raise UserError(f"model.schedule: {error}") from error
     if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
-        raise UserError(f"model.schedule: torch's {name} does not name its metric; use project.optim.Plateau")
+        raise UserError("model.schedule: torch's ReduceLROnPlateau names no metric; use project.optim.Plateau")
     if rates != [group.get("initial_lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)]:
-        raise UserError(
-            f"model.schedule: torch's {name} sets its own learning rates, so that model.lr would have no effect; "
-            "use project.optim.OneCycle, or Cosine with cycles"
-        )
+        name = type(scheduler).__name__
+        raise UserError(f"model.schedule: torch's {name} overrides model.lr; use project.optim.OneCycle or Cosine")
     return scheduler

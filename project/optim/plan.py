@@ -1,14 +1,15 @@
 """The learning rates of a run before it starts, as numbers and as a figure (advice A13, A16)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from project.optim.groups import NO_DECAY
+from project.optim.groups import NO_DECAY, ParamGroup
 from project.optim.rates import Length, PlannedRates
 from project.optim.schedules import Interval
 
@@ -24,11 +25,11 @@ class Plan:
     """The learning rate of every group (name -> values) at `epochs`, which may be fractions."""
 
     epochs: list[float]
-    rates: dict[str, list[float]]
+    rates: dict[str, Sequence[float]]
 
     @property
     def highest(self) -> float:
-        return max(max(curve) for curve in self.rates.values())
+        return max(map(max, self.rates.values()))
 
     @property
     def decays(self) -> bool:
@@ -38,16 +39,14 @@ class Plan:
 
 def planned_rates(scheduler: PlannedRates, length: Length) -> Plan:
     """What one of our schedules will do; Plateau is drawn as if its metric always improved."""
-    last = length.steps - 1
-    steps = [*range(0, last, max(1, last // POINTS)), last]
-    table = [scheduler.rates_at(step) for step in steps]
-    return _plan(scheduler.optimizer.param_groups, [step / length.steps_per_epoch for step in steps], table)
+    steps = np.linspace(0, length.steps - 1, min(length.steps, POINTS)).round().astype(int).tolist()
+    names = [group["name"] for group in scheduler.optimizer.param_groups]
+    curves = zip(*map(scheduler.rates_at, steps), strict=True)
+    return Plan([step / length.steps_per_epoch for step in steps], dict(zip(names, curves, strict=True)))
 
 
-def simulated_rates(
-    make: Callable[[Any], Any], groups: list[dict[str, Any]], interval: Interval, length: Length
-) -> Plan:
-    """What a scheduler of torch will do, by running it on an optimizer of its own.
+def simulated_rates(make: Callable[[Any], Any], groups: list[ParamGroup], interval: Interval, length: Length) -> Plan:
+    """What a scheduler of torch will do, by running it on an optimizer of its own; by metric: as if that improved.
 
     Args:
         make: Optimizer -> scheduler.
@@ -55,22 +54,17 @@ def simulated_rates(
         interval: When the scheduler is stepped.
         length: Of the run.
     """
-    copies = [{"lr": group.get("initial_lr", group["lr"]), "params": [torch.zeros(())]} for group in groups]
-    optimizer = SGD(copies)
+    optimizer = SGD([{"lr": group.get("initial_lr", group["lr"]), "params": [torch.zeros(())]} for group in groups])
     scheduler = make(optimizer)
     optimizer.step()  # torch warns about a scheduler that is stepped first
     count, unit = (length.epochs, 1) if interval == "epoch" else (length.steps, length.steps_per_epoch)
-    table = []
+    rates: dict[str, list[float]] = {group["name"]: [] for group in groups}
     for _ in range(count):
-        table.append([group["lr"] for group in optimizer.param_groups])
-        if not isinstance(scheduler, ReduceLROnPlateau):  # which is drawn as if its metric always improved
+        for curve, group in zip(rates.values(), optimizer.param_groups, strict=True):
+            curve.append(group["lr"])
+        if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
-    return _plan(groups, [place / unit for place in range(count)], table)
-
-
-def _plan(groups: list[dict[str, Any]], epochs: list[float], table: list[list[float]]) -> Plan:
-    names, columns = [group["name"] for group in groups], map(list, zip(*table, strict=True))
-    return Plan(epochs, dict(zip(names, columns, strict=True)))
+    return Plan([place / unit for place in range(count)], rates)
 
 
 def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
@@ -83,14 +77,15 @@ def draw_plan(plan: Plan, title: str = "planned learning rates") -> "Figure":
         curves.setdefault(tuple(curve), []).append(name.removesuffix(NO_DECAY))
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    for i, (curve, names) in enumerate(curves.items()):
+    axes.set_prop_cycle(color=colormaps["viridis"](np.linspace(0, 0.9, len(curves))))
+    for curve, names in curves.items():
         label = " to ".join(dict.fromkeys((names[0], names[-1])))
-        colour = colormaps["viridis"](0.9 * i / max(1, len(curves) - 1))
-        axes.plot(plan.epochs, curve, color=colour, label=label, drawstyle="steps-post")
+        axes.plot(plan.epochs, curve, label=label, drawstyle="steps-post")
     peaks = [max(curve) for curve in curves]
     if max(peaks) > 50 * min(peaks):  # on a linear scale the lowest groups would lie on the axis
         axes.set_yscale("log", nonpositive="mask")
     if len(curves) <= CURVES:
         axes.legend(fontsize="small")
     axes.set(xlabel="epoch", ylabel="learning rate", title=title)
+    axes.grid(alpha=0.3)
     return figure

@@ -27,33 +27,10 @@ class Length:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A linear rise from `start` to 1 over `epochs`, step by step (Goyal et al. 2017, arXiv:1706.02677)."""
+    """A linear rise from `start` to 1 over `epochs`, step by step (Goyal et al. 2017, arXiv:1706.02677, sec. 2.2)."""
 
     epochs: float = 0.0
     start: float = 0.01
-
-    def steps(self, length: Length) -> float:
-        """How many optimizer steps it takes; may be a fraction."""
-        return round(self.epochs * length.steps_per_epoch, 6)  # 2.2 * 25 is a little more than 55
-
-    def factor(self, step: int, length: Length) -> float:
-        rise = self.steps(length)
-        return 1.0 if step >= rise else self.start + (1 - self.start) * step / rise
-
-
-def assign(schedule: Schedule, names: list[str]) -> list[Schedule]:
-    """The schedule of each of the named groups.
-
-    Raises:
-        UserError: a pattern of a PerGroup applies to no group, or a group matches no pattern.
-    """
-    if not isinstance(schedule, PerGroup):
-        return [schedule] * len(names)
-    found = match_all("model.schedule", schedule.schedules, names)
-    if None in found:
-        missing = names[found.index(None)]
-        raise UserError(f"model.schedule: PerGroup has no schedule for group {missing!r}; add a last one, '.*'")
-    return [schedule.schedules[pattern] for pattern in found]
 
 
 def match_all(key: str, patterns: Collection[str], names: Sequence[str]) -> list[str | None]:
@@ -85,19 +62,27 @@ class PlannedRates(LRScheduler):
         schedule: Schedule,
         length: Callable[[], Length],
         interval: Interval | None = None,
-        warmup: Warmup = Warmup(),
+        warmup: Warmup | None = None,
     ) -> None:
         """
         Args:
             optimizer: Every group has a name, and its base learning rate as lr.
             schedule: One for all groups, or a PerGroup.
-            length: Returns the length of the run. Called after the first step, because Lightning knows the length of a
-                resumed run only when its data loaders are at the place where it stopped.
+            length: Of the run; called after the first step, because of a resumed run Lightning does not know it before.
             interval: What the schedules count; None takes the usual unit of each.
-            warmup: The rise at the start, if there is one.
+            warmup: None for no warm-up.
+
+        Raises:
+            UserError: a pattern of a PerGroup applies to no group, or a group matches no pattern.
         """
-        self.schedules = assign(schedule, [group["name"] for group in optimizer.param_groups])
-        self.length, self.interval, self.warmup = length, interval, warmup
+        names = [group["name"] for group in optimizer.param_groups]
+        self.schedules = [schedule] * len(names)
+        if isinstance(schedule, PerGroup):
+            found = match_all("model.schedule", schedule.schedules, names)
+            if None in found:
+                raise UserError(f"model.schedule: no schedule for group {names[found.index(None)]!r}; add one for '.*'")
+            self.schedules = [schedule.schedules[pattern] for pattern in found]
+        self.length, self.interval, self.warmup = length, interval, warmup or Warmup()
         self.planned_steps: int | None = None  # the length that the resumed run had
         super().__init__(optimizer)
 
@@ -108,18 +93,19 @@ class PlannedRates(LRScheduler):
             UserError: the warm-up is as long as the run, or a schedule that fills the run does not know its end.
         """
         length = self.length() if step else Length(1_000_000, 1)  # the first step is the same for every length
-        rise = self.warmup.steps(length)
+        epochs, start = self.warmup.epochs, self.warmup.start
+        rise = round(epochs * length.steps_per_epoch, 6)  # steps; 2.2 * 25 is a little more than 55
         if length.steps is not None and length.steps <= rise:
-            raise UserError(f"model.warmup: {self.warmup.epochs:g} epochs do not fit into the run; shorten it")
-        warm = self.warmup.factor(step, length)
+            raise UserError(f"model.warmup: {epochs:g} epochs do not fit into the run; shorten it")
+        warm = start + (1 - start) * step / rise if step < rise else 1.0
         rates = []
         for base, part in zip(self.base_lrs, self.schedules, strict=True):
-            by_epoch = (self.interval or part.interval) == "epoch"
+            by_epoch = self.interval == "epoch" or not (self.interval or part.spans_run)
             done, total = (step // length.steps_per_epoch, length.epochs) if by_epoch else (step, length.steps)
-            if part.spans_run and total is None:
-                raise UserError("model.schedule needs a run with an end: set trainer.max_epochs or max_steps")
-            if part.spans_run and rise:
-                before = math.ceil(self.warmup.epochs if by_epoch else rise)
+            if part.spans_run:
+                if total is None:
+                    raise UserError("model.schedule needs a run with an end: set trainer.max_epochs or max_steps")
+                before = math.ceil(epochs if by_epoch else rise)
                 done, total = max(0, done - before), max(1, total - before)
             rates.append(base * warm * part.factor(done, total or 1))
         return rates
@@ -129,15 +115,14 @@ class PlannedRates(LRScheduler):
 
     def refresh(self) -> None:
         """Apply the learning rates of the current step."""
-        rates = self.rates_at(self.last_epoch)
-        for group, base, rate in zip(self.optimizer.param_groups, self.base_lrs, rates, strict=True):
+        self._last_lr = self.get_lr()
+        for group, base, rate in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
             group["initial_lr"], group["lr"] = base, rate
-        self._last_lr = rates
 
     @property
     def plateaus(self) -> list[Plateau]:
         """The schedules that monitor a metric, each once."""
-        return list({id(part): part for part in self.schedules if isinstance(part, Plateau)}.values())
+        return list(dict.fromkeys(part for part in self.schedules if isinstance(part, Plateau)))
 
     def observe(self, metrics: dict[str, float]) -> None:
         """Take the new metrics of an epoch. Call it once per epoch."""
@@ -148,8 +133,7 @@ class PlannedRates(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the plateaus' counts; learning rates are computed anew."""
-        steps = self.length().steps if self.last_epoch else None
-        plateaus = [part.state_dict() for part in self.plateaus]
+        steps, plateaus = self.length().steps if self.last_epoch else None, [p.state_dict() for p in self.plateaus]
         return {"step": self.last_epoch, "planned_steps": steps, "plateaus": plateaus}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

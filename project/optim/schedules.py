@@ -1,11 +1,7 @@
 """Learning-rate schedules: a factor on every group's base learning rate as a function of time (advice A13, A16).
 
-They know the length of the run, so that T_max or total_steps need not be given. Time is counted in epochs or optimizer
-steps, from 0 at the start of the run. The learning rate is the product
-
-    model.lr  x  the factors of the group  x  warm-up  x  the factor of the schedule
-
-Each factor equals what the scheduler of torch.optim.lr_scheduler named in its docstring does to a learning rate of 1.
+They know the length of the run. Time is counted from 0 at its start, in epochs or optimizer steps: "epochs" below are
+steps with model.schedule_interval=step. Each factor is what torch's scheduler, in parentheses, does to a rate of 1.
 """
 
 import math
@@ -15,14 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import (
-    ClosedUnitInterval,
-    NonNegativeFloat,
-    NonNegativeInt,
-    OpenUnitInterval,
-    PositiveFloat,
-    PositiveInt,
-)
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from project.errors import UserError
@@ -33,10 +22,7 @@ Interval = Literal["epoch", "step"]
 class Schedule(ABC):
     """Base class. To add one, write a subclass in any file and give its path."""
 
-    interval = "epoch"  # unit of time (an Interval), unless model.schedule_interval says otherwise
-    spans_run = (
-        False  # whether it lasts from the end of the warm-up to the end of the run; else it counts from the start
-    )
+    spans_run = False  # counts epochs from the start; True: steps, from the end of the warm-up to the end of the run
 
     @abstractmethod
     def factor(self, done: int, total: int) -> float:
@@ -50,12 +36,12 @@ class Constant(Schedule):
         return 1.0
 
 
-@dataclass(eq=False)
+@dataclass
 class Exponential(Schedule):
     """Times gamma after every epoch (ExponentialLR).
 
     Args:
-        gamma: Factor of each epoch (or step, by model.schedule_interval), between 0 and 1.
+        gamma: Factor of each epoch, between 0 and 1.
     """
 
     gamma: OpenUnitInterval
@@ -64,12 +50,12 @@ class Exponential(Schedule):
         return self.gamma**done
 
 
-@dataclass(eq=False)
+@dataclass
 class Step(Schedule):
     """Times gamma after every `step_size` epochs (StepLR).
 
     Args:
-        step_size: Epochs (or steps, by model.schedule_interval) from one drop to the next.
+        step_size: Epochs from one drop to the next.
         gamma: Factor of each drop, between 0 and 1.
     """
 
@@ -80,12 +66,12 @@ class Step(Schedule):
         return self.gamma ** (done // self.step_size)
 
 
-@dataclass(eq=False)
+@dataclass
 class MultiStep(Schedule):
     """Times gamma at each milestone (MultiStepLR).
 
     Args:
-        milestones: Epochs (or steps, by model.schedule_interval) after which the learning rate drops.
+        milestones: Epochs after which the learning rate drops.
         gamma: Factor of each drop, between 0 and 1.
     """
 
@@ -96,30 +82,27 @@ class MultiStep(Schedule):
         return self.gamma ** sum(milestone <= done for milestone in self.milestones)
 
 
-@dataclass(eq=False)
+@dataclass
 class Cosine(Schedule):
-    """Half a cosine from 1 to `end` over the run, or several with warm restarts (Loshchilov & Hutter 2017,
-    arXiv:1608.03983, eq. 5; CosineAnnealingLR, and with cycles CosineAnnealingWarmRestarts).
+    """Half a cosine over the run, or several with warm restarts (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5;
+    CosineAnnealingLR, and with cycles CosineAnnealingWarmRestarts).
 
     Args:
         end: The lowest factor, 0 to 1.
         cycles: Equal parts of the run, each of which starts at the full learning rate.
     """
 
-    interval = "step"
     spans_run = True
     end: ClosedUnitInterval = 0.0
     cycles: PositiveInt = 1
 
     def factor(self, done: int, total: int) -> float:
-        place = done * self.cycles / total % 1 if done < total else 1.0
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * place)) / 2
+        return _between(1.0, self.end, done * self.cycles / total % 1 if done < total else 1.0)
 
 
-@dataclass(eq=False)
+@dataclass
 class OneCycle(Schedule):
-    """Up to model.lr and down to nearly zero, along cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR, without
-    its change of momentum).
+    """Up to model.lr and down to nearly 0 along cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR).
 
     Args:
         pct_start: Share of the run in which the learning rate rises, between 0 and 1.
@@ -127,7 +110,6 @@ class OneCycle(Schedule):
         final_div: The last learning rate is the first divided by this.
     """
 
-    interval = "step"
     spans_run = True
     pct_start: OpenUnitInterval = 0.3
     div: PositiveFloat = 25.0
@@ -135,7 +117,7 @@ class OneCycle(Schedule):
 
     def factor(self, done: int, total: int) -> float:
         first, last = 1 / self.div, 1 / (self.div * self.final_div)
-        top = self.pct_start * total - 1  # OneCycleLR counts so that the last step has the last learning rate
+        top = self.pct_start * total - 1  # as OneCycleLR counts: the last step has the last learning rate
         if done == 0:
             return first
         if done <= top:
@@ -143,13 +125,12 @@ class OneCycle(Schedule):
         return _between(1.0, last, min(1.0, (done - top) / (total - 1 - top)))
 
 
-@dataclass(eq=False)
+@dataclass
 class Lambda(Schedule):
-    """A function of your own, given by its path (LambdaLR).
+    """A function of your own (LambdaLR).
 
     Args:
-        function: Takes the number of epochs done (or steps, by model.schedule_interval) and returns the factor; a
-            dotted path, such as my_package.rates.halve_every_ten, or a class with __call__.
+        function: Dotted path, such as my_package.rates.halve_every_ten: epochs done -> factor, 0 or more.
     """
 
     function: Callable[[int], float]
@@ -160,8 +141,7 @@ class Lambda(Schedule):
             if not 0 <= factor < math.inf:
                 raise ValueError(f"it must return 0 or more, not {factor}")
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {reason}") from error
+            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {error}") from error
         return factor
 
 
@@ -174,7 +154,7 @@ class Plateau(Schedule):
         mode: Literal["min", "max"] | None = None,
         factor: OpenUnitInterval = 0.1,
         patience: NonNegativeInt = 10,
-        threshold: NonNegativeFloat = 1e-4,
+        threshold: ClosedUnitInterval = 1e-4,
         cooldown: NonNegativeInt = 0,
         min_factor: ClosedUnitInterval = 0.0,
     ) -> None:
@@ -184,23 +164,19 @@ class Plateau(Schedule):
             mode: Whether lower (min) or higher (max) is better; null: lower for a loss, else higher.
             factor: Factor of each drop, between 0 and 1.
             patience: Epochs without improvement before a drop.
-            threshold: Relative change that counts as an improvement.
+            threshold: Relative change that counts as an improvement, 0 to 1.
             cooldown: Epochs after a drop that do not count.
             min_factor: The learning rate never falls below this share of model.lr.
         """
         self.monitor = monitor
         self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a learning rate of 1
         mode = mode or ("min" if monitor.endswith("loss") else "max")
-        self._rule = ReduceLROnPlateau(
-            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=float(min_factor), eps=0.0
-        )
+        self._rule = ReduceLROnPlateau(self._rate, mode, factor, patience, threshold, "rel", cooldown, min_factor, 0.0)
+
+        self.observe = self._rule.step  # takes the metric of an epoch
 
     def factor(self, done: int, total: int) -> float:
         return self._rate.param_groups[0]["lr"]
-
-    def observe(self, value: float) -> None:
-        """Take the metric of an epoch."""
-        self._rule.step(value)
 
     def state_dict(self) -> dict[str, Any]:
         counts = [self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter]
@@ -212,13 +188,12 @@ class Plateau(Schedule):
             self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter = state["counts"]
 
 
-@dataclass(eq=False)
+@dataclass
 class PerGroup(Schedule):
     """A schedule for each parameter group (A16).
 
     Args:
-        schedules: Regular expression for names of groups -> schedule; the first match counts, and every group needs
-            one.
+        schedules: Regular expression for names of groups -> schedule; the first match counts, every group needs one.
     """
 
     schedules: dict[str, Schedule]

@@ -14,7 +14,7 @@ Group = dict[str, Any]  # a parameter group
 
 
 class SWATS(Optimizer):
-    """Adam until the SGD learning rate that its steps correspond to has settled, then SGD with momentum at that rate.
+    """Adam until the learning rate of SGD that matches its steps has settled, then SGD with momentum at that rate.
 
     Algorithm 1 of Keskar & Socher 2017 (arXiv:1712.07628), with weights w, gradient g and p Adam's step number k:
 
@@ -25,12 +25,14 @@ class SWATS(Optimizer):
         SGD: v = beta1 * v + g,  w = w - (1 - beta1) * average * v
 
     Before the switch it is bit by bit `torch.optim.Adam`, afterwards `torch.optim.SGD`. Where the paper leaves room:
-    every group is projected and switched on its own, which keeps the ratios of layer-wise learning rates; p is taken at
-    the group's initial learning rate, and a schedule scales the projected rate as it would have scaled that one, so
-    that no schedule causes or hides a switch; g contains the weight decay, as it does in both phases' steps.
 
-    Entries of every group, saved with the state: `steps` taken, `switch_step` (the last one with Adam) and
-    `projected_rate`, both None until then, and `rate_in_force`, the learning rate that the last step used.
+    - Every parameter group is projected and switched on its own, which keeps the ratios of layer-wise learning rates.
+    - p is taken at the group's initial learning rate, and a schedule scales the projected rate as it would have scaled
+      that one: no schedule causes or hides a switch.
+    - g contains the weight decay, as it does in both phases' steps.
+
+    Entries of every group: `steps` taken, `switch_step` (the last with Adam) and `projected_rate`, both None until
+    then, and `rate_in_force`, the learning rate that the last step used.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class SWATS(Optimizer):
         Args:
             params: Parameters, or parameter groups, which may override any of the other arguments.
             lr: Adam's learning rate. SGD's is found, and follows the schedule in proportion.
-            betas: Decay of Adam's averages of the gradient and of its square, 0 to below 1. The first is SGD's momentum
-                too, the second also averages the projected rate.
+            betas: Decay of Adam's averages, 0 to below 1; the first is SGD's momentum, the second averages the rate.
             eps: Added to Adam's denominator.
             weight_decay: L2 penalty, added to the gradient (as Adam and SGD do, unlike AdamW).
             switch_tol: A group switches to SGD when its projected rate is closer than this to the rate's average (the
-                paper's epsilon). A larger value switches earlier; 0 never switches.
+                paper's epsilon); 0 never switches.
+
+        Raises:
+            ValueError: an argument is out of range.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
         torch.optim.Adam([torch.zeros(())], lr, betas, eps, weight_decay)  # checks their ranges
@@ -88,9 +92,8 @@ class SWATS(Optimizer):
         eps, decay = group["eps"], group["weight_decay"]
         for p in params:
             state = self.state[p]
-            if not state:
-                state["step"] = torch.tensor(0.0)  # on the CPU, as in torch's Adam: reading it needs no synchronisation
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+            if not state:  # the step is on the CPU, as in torch's Adam: reading it needs no synchronisation
+                state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         steps, means, squares = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
         grads = [p.grad for p in params]
         decayed = [g.add(p, alpha=decay) for g, p in zip(grads, params, strict=True)] if decay else grads
@@ -98,8 +101,7 @@ class SWATS(Optimizer):
         adam(params, grads, means, squares, [], steps, amsgrad=False, maximize=False, **options)
         group["rate_in_force"] = group["lr"]
 
-        # From the moments and not from the change of the parameters, of which rounding leaves little at a small lr, and
-        # nothing at 0. In float32 at least, whatever the parameters are.
+        # From the moments, in float32 at least; rounding leaves little of the change of the parameters at a small lr.
         dots = []
         for g, mean, square, step in zip(decayed, means, squares, steps, strict=True):
             dtype, t = torch.promote_types(g.dtype, torch.float32), step.item()
@@ -115,10 +117,10 @@ class SWATS(Optimizer):
         rate = group["base_lr"] * dd / dg if dg else math.nan  # p = -base_lr * d
         if not math.isfinite(rate):
             return  # as in the paper; also where a gradient is not finite, which would spoil the average for good
-        group["moving_rate"] = beta2 * group["moving_rate"] + (1 - beta2) * rate
-        average = group["moving_rate"] / (1 - beta2**k)
-        # Momentum can point uphill, and the rate is negative then. It counts in the average, as in the paper; but SGD
-        # needs a positive rate, which the paper does not discuss. And no switch in a step that a schedule holds at 0.
+        moving = group["moving_rate"] = beta2 * group["moving_rate"] + (1 - beta2) * rate
+        average = moving / (1 - beta2**k)
+        # A negative rate, where momentum points uphill, counts in the average as in the paper; but SGD needs a positive
+        # one, which the paper does not discuss. And no switch in a step that a schedule holds at 0.
         if k > 1 and abs(average - rate) < group["switch_tol"] and average > 0 and group["lr"] > 0:
             group.update(switch_step=k, projected_rate=average)
             for p in group["params"]:

@@ -159,7 +159,7 @@ def test_optimizers_take_them_and_keep_their_names(kind) -> None:
         ({}, "yes"),
         ({0: None, 1: None}, "no"),
         ({0: 2, 1: 2}, "from epoch 3"),
-        ({0: None, 1: 4}, "3 from epoch 5, 2 no"),
+        ({0: None, 1: 4}, "2 no, 3 from epoch 5"),
     ],
 )
 def test_when_a_group_trains(starts, words) -> None:

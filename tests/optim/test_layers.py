@@ -321,7 +321,7 @@ def test_loose_parameters_before_a_lone_head():
     """They must not join the head."""
     net = nn.Module()
     net.scale, net.norm, net.fc = nn.Parameter(torch.ones(3)), nn.BatchNorm1d(3), nn.Linear(3, 7)
-    assert [layer.name for layer in layers(net)] == ["scale", "fc"]
+    assert [layer.name for layer in layers(net)] == ["stem", "fc"]
     assert layers(net)[0].tensors[:3] == ("scale", "norm.weight", "norm.bias")
 
 

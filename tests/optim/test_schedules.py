@@ -228,7 +228,7 @@ def test_a_function_may_return_any_number(value) -> None:
 
 
 def fail(done: int) -> float:
-    raise RuntimeError("no such\nepoch")
+    raise RuntimeError("no such epoch")
 
 
 @pytest.mark.parametrize(
