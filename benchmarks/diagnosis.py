@@ -113,7 +113,7 @@ def train(
             total, used = total + loss.item() / steps, used + now / steps
         losses.append(total)
         rates.append(used)
-        if not math.isfinite(total):  # it stays so: no need to go on
+        if not math.isfinite(total):  # and will stay so
             break
     return losses, rates
 

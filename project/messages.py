@@ -92,8 +92,15 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         return f"{found[1].rstrip(',')} is missing{where}"
     if found := re.search(r"dot import path string: (\S+)|No module named '([\w.]+)'|module '(project)' has no", body):
         return f"{key}{_no_class(_given(body) or found[1] or found[2] or found[3], name)}"
-    if found := re.search(r"(\S+) does not conform to restriction v(>=?)([\d.]+)", body):
-        return f"{key}must be {'at least' if '=' in found[2] else 'above'} {found[3]}, not {found[1]}"
+    if found := re.search(r"Not of type \w*?(Int|Float|Interval): (.*)", body):
+        restriction = re.search(r"(\S*) ?does not conform to restriction (.*)", found[2])
+        if restriction is None:
+            value = re.findall(r"[^\s':]+", found[2].removesuffix(" not an integer"))[-1]
+            return f"{key}expected a {'whole ' if found[1] == 'Int' else ''}number, not {value}"
+        bounds = restriction[2]
+        for sign, words in (("v>=", "at least "), ("v<=", "at most "), ("v>", "above "), ("v<", "below ")):
+            bounds = bounds.replace(sign, words)
+        return f"{key}must be {bounds}, not {restriction[1] or _given(body)}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]

@@ -241,7 +241,7 @@ def test_bad_input(cli, workdir) -> None:
     for options, words in (
         (["--model.freeze.layers", "."], "would freeze everything"),
         (["--model.weights", "other.pth"], "nothing in other.pth fits ConvNet"),
-        (["--model.freeze.until", "0"], "until must be 1 or more"),
+        (["--model.freeze.until", "0"], "until: must be above 0, not 0"),
     ):
         result = cli(*FIT, *options)
         assert result.code == 2 and result.err.count("\n") == 1 and words in result.err, result.err

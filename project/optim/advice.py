@@ -1,8 +1,7 @@
 """Advice on batch size and learning rate before the training starts: rules of thumb (advice A9, A11, A13, A21)."""
 
-# Initial learning rates that usually work, per optimizer: low and high. A13 gives 0.01 to 0.001 for computer vision;
-# SGD with momentum starts at 0.1 from random weights (He et al. 2015), Adam at 1e-5 for fine-tuning; Adadelta's
-# learning rate is a factor on a step that it finds itself (Zeiler 2012).
+# Usual learning rates, low and high: 0.01 to 0.001 for computer vision (A13); SGD 0.1 from random weights (He
+# et al. 2015), Adam 1e-5 for fine-tuning; Adadelta's is a factor on a step that it finds itself (Zeiler 2012).
 USUAL_RATES = dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SWATS"), (1e-5, 1e-2)) | {
     "SGD": (1e-3, 0.5),
     "Adamax": (1e-5, 2e-2),

@@ -57,7 +57,9 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
     if not finite.all():
         return Diagnosis("diverging", f"the loss of epoch {finite.argmin() + 1} is not finite", MUCH_LOWER)
     if len(losses) < FEWEST or not any(rates):
-        return Diagnosis("undecided", f"{len(losses)} epochs; it takes {FEWEST}, and a learning rate above 0")
+        return Diagnosis(
+            "undecided", f"{len(losses)} epochs are too few; it takes {FEWEST}, at a learning rate above 0"
+        )
 
     chance = math.log(num_classes)
     points = _average(np.clip(losses, 0.0, 100 * chance))

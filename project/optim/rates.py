@@ -41,8 +41,8 @@ def match_all(key: str, patterns: Collection[str], names: Sequence[str]) -> list
     """
     try:
         found = [next((pattern for pattern in patterns if re.search(pattern, name)), None) for name in names]
-    except re.error as error:
-        raise UserError(f"{key}: {error.pattern!r} is not a regular expression: {error}") from error
+    except (re.error, TypeError) as error:
+        raise UserError(f"{key}: {[*patterns]}: not a regular expression in quotes ({error})") from error
     for pattern in patterns:
         if pattern not in found:
             raise UserError(f"{key}: {pattern!r} applies to none of {', '.join(names[:20])} (the first match counts)")
