@@ -185,8 +185,9 @@ class Plateau(Schedule):
         return self._rate.param_groups[0]["lr"]
 
     def state_dict(self) -> dict[str, Any]:
-        counts = [self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter]
-        return {"factor": self.factor(0, 1), "metric": [self.monitor, self._rule.mode], "counts": counts}
+        # Plain numbers: torch.load(weights_only=True) refuses jsonargparse's types, which the arguments may have.
+        counts = [self._rule.best, self._rule.num_bad_epochs, int(self._rule.cooldown_counter)]
+        return {"factor": float(self.factor(0, 1)), "metric": [self.monitor, self._rule.mode], "counts": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rate.param_groups[0]["lr"] = state["factor"]
