@@ -21,6 +21,13 @@ class ImageFormat(NamedTuple):
     resize: Resize
 
 
+def open_image(content: bytes | np.ndarray) -> Image.Image:
+    """The image with its size, its pixels not yet decoded."""
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content[..., 0] if content.shape[2:] == (1,) else content)
+    return Image.open(io.BytesIO(content))
+
+
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
     """Decode to 8 bits with `channels` channels, upright; an exception of any kind when the content is damaged.
 
@@ -28,23 +35,25 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
     frame.
 
     Args:
-        content: Bytes of a file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        content: Bytes of a file, or a uint8 array (H, W) or (H, W, C) of 1, 3 or 4 channels.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         hint: The size wanted later. A JPEG of at least twice that size is then decoded at a half, quarter or eighth.
     """
-    if isinstance(content, np.ndarray):
-        return _to_mode(Image.fromarray(content), channels)
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(content) as image:
         if hint:
             image.draft(None, (2 * hint, 2 * hint))
         image.load()
-        return _to_mode(ImageOps.exif_transpose(image), channels)
-
-
-def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert any of Pillow's modes; its own conversion clips 16-bit images and shows what hides under transparency."""
+        image = ImageOps.exif_transpose(image)
+    # Pillow's own conversion clips 16-bit images and shows what hides under transparency.
     if image.mode[0] in "IF":
-        image = _eight_bits(image)
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("the image has values that are not numbers")
+        # Up to 65535 in 16-bit grey, else the smallest of the usual ranges that holds the values, or their maximum.
+        ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
+        top = values.max(initial=0)
+        scale = next((limit for limit in ranges if top <= limit), top)
+        image = Image.fromarray(np.clip(values * (255 / scale), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if channels != 4:
@@ -52,17 +61,6 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, palette: not all of them convert to grey or RGBA directly
     return image.convert(MODES[channels])
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey by 255 / 65535, others by their range: up to 1 (floats), 255, 65535, or else their maximum."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("the image has values that are not numbers")
-    ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-    top = values.max(initial=0)
-    scale = next((limit for limit in ranges if top <= limit), top)
-    return Image.fromarray(np.clip(values * (255 / scale), 0, 255).astype(np.uint8))
 
 
 def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
@@ -78,8 +76,7 @@ def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resi
     if resize == "crop":
         return pil_to_tensor(ImageOps.fit(image, square, Image.Resampling.BILINEAR))
     scale = image_size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[: len(image.getbands())])
-    place = ((image_size - width) // 2, (image_size - height) // 2)
-    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), place)
+    sides = [max(1, round(side * scale)) for side in image.size]
+    canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[:channels])
+    canvas.paste(image.resize(sides, Image.Resampling.BILINEAR), tuple((image_size - side) // 2 for side in sides))
     return pil_to_tensor(canvas)
