@@ -1,7 +1,4 @@
-"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted.
-
-Damaged images are found before training; verdicts are remembered, so that the second run is quick.
-"""
+"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
 
 import hashlib
 import json
@@ -61,18 +58,12 @@ def load(
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
-    """Survey images, and decode them into memory where wanted.
+    """Survey the images at these positions in `source.samples`. A UserError when not one of them can be read.
 
     Args:
-        source: Where the images come from.
-        rows: Positions in `source.samples`.
         labels: Class of each; -1 where it is not known.
-        image_format: What the images are brought to.
         in_memory: Keep them decoded; None when they fit.
-        seed: Of the random crops.
-        area: Of random resized crops; they need the files, so nothing is kept in memory.
-
-    Raises a UserError when not one of the images can be read.
+        area: Of random resized crops, drawn by `seed`; they need the files, so nothing is kept in memory.
     """
     pixels, size = None, image_format.image_size
     if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
@@ -155,10 +146,7 @@ def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:
-    """A size for the images: the median shorter side of up to 500 of them, in steps of 32 above 64, at most 224.
-
-    224 is what the classic ImageNet networks were made for; more is a decision about memory and time (advice A8).
-    """
+    """Pixels of a side: the median shorter side of 500 images, in steps of 32 above 64, at most 224 (advice A8)."""
     sides = []
     for sample in samples[:: max(1, -(-len(samples) // 500))]:
         with suppress(Exception), open_image(source.content(sample)) as image:  # the survey, which is next, names it

@@ -16,8 +16,8 @@ from project.data.memory import INDEX_LIMIT, Batch, Request
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
-    In training every rank gets equally many images, as DDP needs (the first few of the order come again where they do
-    not come out even); in evaluation each image comes exactly once, on one rank.
+    In training every rank gets equally many images, as DDP needs: the first few of the order may come again. In
+    evaluation each image comes exactly once, on one rank.
     """
 
     index: Sequence[int]  # the images, by their position among all samples
@@ -62,10 +62,7 @@ class EpochBatches:
 
 @dataclass(eq=False)
 class ResumableLoader:
-    """Wraps a DataLoader, to start in the middle of an epoch; Lightning keeps its state in the checkpoint.
-
-    It is not a DataLoader itself, because Lightning takes those apart to put in samplers of its own.
-    """
+    """Starts a DataLoader in the middle of an epoch. Not one itself: Lightning would put in samplers of its own."""
 
     loader: DataLoader
     trained: Callable[[], int] = int  # batches of this epoch trained on; fewer than were given when one failed

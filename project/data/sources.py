@@ -19,31 +19,19 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """One image of a source.
+    """One image of a source."""
 
-    Attributes:
-        key: Its name, the same on every machine: the path relative to the root, with forward slashes.
-        label: Class name; None when it is not known.
-        split: "train", "val" or "test" where the source says so; None leaves it to the split.
-        group: Images of one group (a patient, a burst) never cross splits.
-    """
-
-    key: str
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
+    key: str  # its name, the same on every machine: the path relative to the root, with forward slashes
+    label: str | None = None  # class name; None when it is not known
+    split: str | None = None  # "train", "val" or "test" where the source says so; None leaves it to the split
+    group: str | None = None  # images of one group (a patient, a burst) never cross splits
 
 
 class Source(ABC):
-    """Base of all sources. A subclass takes the root as its first argument and fills `self.samples`, sorted by key.
+    """Base of all sources. A subclass takes the root as its first argument and fills `self.samples`, sorted by key."""
 
-    Attributes:
-        samples: Every image of the source; only names and labels, nothing is decoded.
-        class_names: The classes in their order, or None for the sorted labels of the training images.
-    """
-
-    samples: list[Sample]
-    class_names: list[str] | None = None
+    samples: list[Sample]  # every image of the source; only names and labels, nothing is decoded
+    class_names: list[str] | None = None  # in their order; None for the sorted labels of the training images
 
     def path(self, sample: Sample) -> Path | None:
         """The file that holds this one image, or None when there is no such file."""

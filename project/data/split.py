@@ -26,10 +26,8 @@ def split_samples(
     """Split the samples. A split given by the source stays as it is; a missing one is split off the training images.
 
     First the test set (`test_size` of all), then validation (`val_size` of the rest). In every class each share is met
-    within one image, as far as groups allow. The order of images is a hash of (split_seed, key), so it depends neither
-    on the file system nor on the platform.
-
-    The arguments are those of ImageDataModule. A UserError for a fold out of range or a class with too few images.
+    within one image, as far as groups allow. The order of images is a hash of (split_seed, key). The arguments are
+    those of ImageDataModule. A UserError for a fold out of range or a class with too few images.
     """
     pool, test, val = (
         [i for i, sample in enumerate(samples) if sample.split in names]
@@ -89,8 +87,7 @@ def _hold_out(
             f"{key}s is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images "
             f"or groups in all; add images or lower {key}s"
         )
-    # Every unit goes to the fold that has the fewest images of its classes so far; the large ones first: the small
-    # ones then even out.
+    # Every unit goes to the fold with the fewest images of its classes so far; the large ones first, to come out even.
     parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
     for unit, images in sorted(zip(units, map(Counter, labels), strict=True), key=lambda u: len(u[0]), reverse=True):
         home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))

@@ -29,15 +29,11 @@ def open_image(content: bytes | np.ndarray) -> Image.Image:
 
 
 def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
-    """Decode to 8 bits with `channels` channels, upright; an exception of any kind when the content is damaged.
+    """Decode to 8 bits, grey (1 channel), RGB (3) or RGBA (4), upright; any exception when the content is damaged.
 
-    Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first
-    frame.
-
-    Args:
-        content: Bytes of a file, or a uint8 array (H, W) or (H, W, C) of 1, 3 or 4 channels.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        hint: The size wanted later. A JPEG of at least twice that size is then decoded at a half, quarter or eighth.
+    `content` is as of `Source.content`. Transparency is laid on white; 16-bit grey and floats keep their order of
+    brightness; an animation gives its first frame. `hint` is the size wanted later: a JPEG of at least twice that size
+    is then decoded at a half, quarter or eighth.
     """
     with open_image(content) as image:
         if hint:
@@ -66,9 +62,8 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
 def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
 
-    letterbox keeps the whole image and its proportions and fills up with grey bars; crop scales the shorter side and
-    cuts out the middle, so it loses the ends of a long image; squash scales both sides and loses the proportions. All
-    of them are bilinear and antialiased.
+    letterbox fills up with grey bars; crop scales the shorter side and cuts out the middle, so it loses the ends of a
+    long image; squash scales both sides and loses the proportions. All of them are bilinear and antialiased.
     """
     image, square = decode(content, channels, hint=image_size), (image_size, image_size)
     if resize == "squash":
