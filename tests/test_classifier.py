@@ -555,10 +555,7 @@ def torchs(scheduler: str, **arguments) -> list[str]:
         (ours("Lambda", function="own_rates.negative"), "it must return 0 or more, not -1.0"),
         (ours("Lambda", function="own_rates.halv"), "own_rates has no 'halv'; did you mean own_rates.halve?"),
         (ours("Lambda", function="halve"), "whole path"),
-        (
-            ours("PerGroup", schedules={"head": {"class_path": "project.optim.Cosine"}}),
-            "'head' applies to none of all",
-        ),
+        (ours("PerGroup", schedules={"head": {"class_path": "project.optim.Cosine"}}), "'head' applies to none of all"),
         (ours("Cosine", end=2), "end: must be at least 0 and at most 1, not 2"),
         ([*ours("Constant"), "--model.schedule_interval", "step"], "schedule_interval .* leave it out"),
         ([*ours("Cosine"), "--model.schedule_interval", "day"], "schedule_interval: expected .* not day"),
