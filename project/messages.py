@@ -13,15 +13,9 @@ from jsonargparse import _typehints
 
 from project.errors import UserError
 
-EXAMPLES = {  # key -> a class to name there
-    "schedule": "project.optim.Cosine",
-    "optimizer": "torch.optim.AdamW",
-    "freeze": "project.optim.Freeze",
-    "net": "project.nets.ResNet",
-    "source": "project.data.ImageFolder",
-    "augment": "project.data.HorizontalFlip",
-    "task": "project.tasks.MultiClass",
-}
+EXAMPLES = {"schedule": "optim.Cosine", "freeze": "optim.Freeze", "net": "nets.ResNet", "source": "data.ImageFolder"}
+EXAMPLES |= {"augment": "data.HorizontalFlip", "task": "tasks.MultiClass"}  # key -> a class of ours to name there
+EXAMPLES = {key: f"project.{path}" for key, path in EXAMPLES.items()} | {"optimizer": "torch.optim.AdamW"}
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}

@@ -75,9 +75,7 @@ class MultiClass(Task):
             raise UserError(f"model.task.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
         given = class_weights if isinstance(class_weights, list) else [1.0] * self.outputs
         if len(given) != self.outputs or min(given) <= 0:
-            raise UserError(
-                f"model.task.class_weights must be {self.outputs} numbers above 0, one a class, or balanced"
-            )
+            raise UserError(f"model.task.class_weights must be {self.outputs} numbers above 0, or balanced")
         self.label_smoothing, self.balanced = label_smoothing, class_weights == "balanced"
         self.register_buffer("class_weights", torch.tensor(given))
 
