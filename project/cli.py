@@ -82,11 +82,7 @@ class CLI(LightningCLI):
         return config
 
     def _parse_ckpt_path(self) -> None:
-        """Say what a trained model takes on, and refuse what it cannot any more.
-
-        Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line
-        instead.
-        """
+        """Say what a trained model takes on, and refuse what it cannot any more; `arrange` has settled the order."""
         if self.loaded.path is not None and not self.loaded.opened:
             now, then = flatten(self.plain()["model"]), flatten(self.loaded.config["model"])
             for line in check_changes(self.command.name, now, then):
@@ -215,11 +211,7 @@ def _parser_only() -> _ParserOnly:
 
 
 def build(kind: type, values: dict[str, Any]) -> Any:
-    """A class as the command line would build it from plain values; of the trainer, its arguments.
-
-    Raises:
-        UserError: when it cannot be built.
-    """
+    """A class as the command line would build it from plain values, or a UserError; of the trainer, its arguments."""
     parser = Parser(exit_on_error=False)
     parser.add_lightning_class_args(kind, "part")
     try:

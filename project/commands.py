@@ -31,15 +31,14 @@ SPLIT_ONLY = tuple(
 
 @dataclass(frozen=True)
 class Command:
-    """One command of the command line.
+    """One command.
 
     Args:
-        function: What it does. It returns the exit code; None is 0. Where it has an argument `ckpt_path`, it loads a
-            checkpoint; without a default, it needs one.
-        needs: What it is called with before its options: `objects`, trainer, model and data module as the
-            configuration has them; `config`, the parsed configuration of a fit as plain values, and the name of its
-            first file; or `nothing`, and then it starts without torch.
-        ignores: Options of a fit that would have no effect, with everything below them; giving one is an error.
+        function: What it does; returns the exit code, None for 0. With an argument `ckpt_path` it loads a checkpoint.
+        needs: What it is called with before its options: `objects`, the configured trainer, model and data module;
+            `config`, the settings of a fit as plain values and the name of its first file; `nothing`: it starts
+            without torch.
+        ignores: Options of a fit that would have no effect, with all below them; giving one is an error.
     """
 
     function: Callable[..., int | None]
@@ -72,10 +71,9 @@ class Opener:
 
     Args:
         endings: Of its name, such as .onnx.
-        commands: Names of the commands that can work with it.
-        read: Reads what stands in for a checkpoint: `hyper_parameters` with class_names, image_size, in_channels and
-            resize, and `config` with the parts `data` and `model`.
-        model: Path of the class of the LightningModule that predicts with it.
+        commands: That can work with it.
+        read: Gives what stands in for a checkpoint: `hyper_parameters` and `config`, with the parts data and model.
+        model: Path of the LightningModule that works with it.
     """
 
     endings: tuple[str, ...]

@@ -13,15 +13,9 @@ from jsonargparse import _typehints
 
 from project.errors import UserError
 
-EXAMPLES = {  # key -> a class to name there
-    "schedule": "project.optim.Cosine",
-    "optimizer": "torch.optim.AdamW",
-    "freeze": "project.optim.Freeze",
-    "net": "project.nets.ResNet",
-    "source": "project.data.ImageFolder",
-    "augment": "project.data.HorizontalFlip",
-    "task": "project.tasks.MultiClass",
-}
+EXAMPLES = {"schedule": "optim.Cosine", "freeze": "optim.Freeze", "net": "nets.ResNet", "source": "data.ImageFolder"}
+EXAMPLES |= {"augment": "data.HorizontalFlip", "task": "tasks.MultiClass"}  # key -> a class of ours to name there
+EXAMPLES = {key: f"project.{path}" for key, path in EXAMPLES.items()} | {"optimizer": "torch.optim.AdamW"}
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}
@@ -93,14 +87,12 @@ def one_line(message: str, keys: Iterable[str]) -> str:
     if found := re.search(r"dot import path string: (\S+)|No module named '([\w.]+)'|module '(project)' has no", body):
         return f"{key}{_no_class(_given(body) or found[1] or found[2] or found[3], name)}"
     if found := re.search(r"Not of type \w*?(Int|Float|Interval): (.*)", body):
-        restriction = re.search(r"(\S*) ?does not conform to restriction (.*)", found[2])
-        if restriction is None:
-            value = re.findall(r"[^\s':]+", found[2].removesuffix(" not an integer"))[-1]
-            return f"{key}expected a {'whole ' if found[1] == 'Int' else ''}number, not {value}"
-        bounds = restriction[2]
+        said, _, bounds = found[2].partition("does not conform to restriction ")
+        value = _given(body) or said.removesuffix(" not an integer").split()[-1].strip("':")
         for sign, words in (("v>=", "at least "), ("v<=", "at most "), ("v>", "above "), ("v<", "below ")):
             bounds = bounds.replace(sign, words)
-        return f"{key}must be {bounds}, not {restriction[1] or _given(body)}"
+        expected = f"must be {bounds}" if bounds else f"expected a {'whole ' if found[1] == 'Int' else ''}number"
+        return f"{key}{expected}, not {value}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]

@@ -79,9 +79,6 @@ class Recipe:
             net: The network.
             batch: Images of a step, over all devices and accumulated batches.
             lr: In place of `model.lr`.
-
-        Raises:
-            UserError: when it cannot be built, or a setting has no effect on it.
         """
         rate_factor, decay_factor = self.scaling(batch)
         rate = (self.lr if lr is None else lr) * rate_factor
@@ -100,12 +97,7 @@ class Recipe:
     def scheduler(
         self, optimizer: Optimizer, length: Callable[[], Length]
     ) -> tuple[PlannedRates | LRScheduler | ReduceLROnPlateau, Interval]:
-        """What sets the learning rates, and when Lightning is to step it.
-
-        Args:
-            optimizer: As built here.
-            length: Gives the length of the run, which may change when it is resumed.
-        """
+        """What sets the learning rates, and when it is stepped; `length` is asked again when a run is resumed."""
         if self.schedule is None or isinstance(self.schedule, Schedule):
             schedule = self.schedule or Constant()
             return PlannedRates(optimizer, schedule, length, self.schedule_interval, self.warmup), "step"

@@ -29,12 +29,7 @@ class Arguments:
 
     @classmethod
     def read(cls, words: list[str], switches: set[str] = frozenset()) -> "Arguments":
-        """Divide it into files and options.
-
-        Args:
-            words: The command line after the command.
-            switches: Options that mean true where no value follows.
-        """
+        """Divide the words after the command into files and options; a switch means true where no value follows."""
         files, options = [], []
         for flag, *values in units(words):
             name, joined, value = flag.partition("=")
@@ -81,11 +76,7 @@ def _look_up(path: Path, key: str) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: when it is missing or is not valid YAML.
-    """
+    """The content of a YAML file; a UserError when it is missing or is not valid YAML."""
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -99,11 +90,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, its tensors left on disk until they are used.
-
-    Raises:
-        UserError: when it is not one.
-    """
+    """A checkpoint of ours, its tensors left on disk until they are used; a UserError for anything else."""
     try:
         checkpoint = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # torch has a different one for each kind of damage
@@ -168,12 +155,7 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
 
 
 def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[Arguments, list[str], Loaded]:
-    """Order the arguments of a command: checkpoint < config files < command line.
-
-    Args:
-        command: The command.
-        words: The command line after it.
-        openers: Of files that can take a checkpoint's place.
+    """Order the words after a command: checkpoint < config files < command line.
 
     Returns:
         The arguments as given, the words for the parser, and the checkpoint.

@@ -21,7 +21,16 @@ PER_CLASS_LIMIT = 100  # classes whose accuracies are logged one by one; ImageNe
 
 
 class Task(nn.Module):
-    """The seam. Targets are what the batches hold under `label`; here and in MultiClass, int64 (N,)."""
+    """The seam. Targets are what the batches hold under `label`; in MultiClass, int64 (N,). A task has these besides:
+
+    - `chance_loss`, float: of a network that knows nothing, where a training should start.
+    - `loss(logits, targets)`: what training minimises, a scalar. Logits (N, outputs); targets, or their `shares`.
+    - `losses(logits, targets)`: the plain loss of each image, (N,), unweighted, unsmoothed; it ranks the mistakes.
+    - `shares(targets)`: as float (N, outputs), which mixup and cutmix can blend; `unmixed(targets)` for the metrics.
+    - `probabilities(logits)`: (N, outputs) -> (N, outputs). Traced into exported files.
+    - `train_metrics()`: a MetricCollection named train/...; few, since they are updated in every step.
+    - `metrics(prefix)`: one over all validation or test images, named by val/ or test/, given logits and targets.
+    """
 
     def __init__(self, class_names: list[str]) -> None:
         """
@@ -32,44 +41,11 @@ class Task(nn.Module):
         self.class_names = list(class_names)
         self.outputs = len(self.class_names)  # numbers that the network gives for an image
 
-    @property
-    def chance_loss(self) -> float:
-        """The loss of a network that knows nothing: where a training should start."""
-        raise NotImplementedError
-
     def prepare(self, data: "ImageDataModule") -> None:
         """Take what the loss needs from the training images; called before a training."""
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What training minimises, a scalar. Logits (N, outputs); targets as in the batch, or their `shares`."""
-        raise NotImplementedError
-
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The plain loss of each image, (N,), without weights or smoothing; by it mistakes are ranked."""
-        raise NotImplementedError
-
-    def shares(self, targets: Tensor) -> Tensor:
-        """Targets as float (N, outputs), which mixup and cutmix can blend."""
-        raise NotImplementedError
-
-    def unmixed(self, targets: Tensor) -> Tensor:
-        """Of targets that may have been blended, the ones that metrics take."""
-        raise NotImplementedError
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(N, outputs) -> (N, outputs). Traced into exported files."""
-        raise NotImplementedError
-
-    def train_metrics(self) -> MetricCollection:
-        """Of training batches, named train/...; few, for they are updated in every step."""
-        raise NotImplementedError
-
-    def metrics(self, prefix: str) -> MetricCollection:
-        """Over all validation or test images, named by `prefix`, val/ or test/; updated with logits and targets."""
-        raise NotImplementedError
-
     def scores(self, metrics: MetricCollection, prefix: str) -> dict[str, Tensor]:
-        """What is logged of them, name -> value."""
+        """What is logged of `metrics`, name -> value."""
         return metrics.compute()
 
     def score_names(self, prefix: str) -> set[str]:
@@ -99,9 +75,7 @@ class MultiClass(Task):
             raise UserError(f"model.task.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
         given = class_weights if isinstance(class_weights, list) else [1.0] * self.outputs
         if len(given) != self.outputs or min(given) <= 0:
-            raise UserError(
-                f"model.task.class_weights must be {self.outputs} numbers above 0, one a class, or balanced"
-            )
+            raise UserError(f"model.task.class_weights must be {self.outputs} numbers above 0, or balanced")
         self.label_smoothing, self.balanced = label_smoothing, class_weights == "balanced"
         self.register_buffer("class_weights", torch.tensor(given))
 

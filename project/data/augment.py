@@ -3,26 +3,24 @@
     augment = Augment([HorizontalFlip(), RandomCrop(padding=4), Brightness(0.2)], seed=0)
     images = augment(images, epoch, index)  # uint8 (N, C, H, W), N positions in the data set
 
-What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device, not
-on the other images of the batch. Every operation is therefore elementwise, a copy, or a sum in a fixed order; a batched
-convolution or mean may round differently in another batch.
-
-An augmentation may do only what leaves the label true: each class says which tasks it breaks. This file has those that
-move or hide pixels, `augment_warp` zoom and rotation, `augment_color` colour, blur and noise. A new one is a class like
-these, in any file, and a line of YAML.
+What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device.
+Every operation is therefore elementwise, a copy, or a sum in a fixed order: a batched mean may round otherwise in
+another batch. An augmentation may do only what leaves the label true: each class says which tasks it breaks. This file
+has those that move or hide pixels. A new one is a class like these, in any file, and a line of YAML.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor
 
 from project.data.draws import Draws
+from project.errors import UserError
 
 CHUNK = 2**20  # pixel values: on a CPU, 64 images of 224 pixels take a third of the time when done a few at a time
 SHAPES = 1024  # a table of roots and exponentials, as torch's own may differ in the last bit from batch to batch
@@ -45,64 +43,63 @@ class Augment:
 
     def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
         """Augments images, uint8 or float32 in [0, 1], (N, C, H, W), by their positions in the data set, int64 (N,).
-        The dtype stays, unless `augment_color` makes it float32. A ValueError says the name of its class.
+        The dtype stays, unless `augment_color` makes it float32. Raises a UserError that names the class.
         """
         size = max(1, CHUNK // images.shape[1:].numel() if images.device.type == "cpu" else len(images))
         parts = zip(images.split(size), index.to(images.device).split(size), strict=True)
-        changed = [self._apply(part, Draws(self.seed, epoch, rows)) for part, rows in parts]
-        return torch.cat(changed) if len(changed) > 1 else changed[0]
-
-    def _apply(self, images: Tensor, draws: Draws) -> Tensor:
-        for number, augmentation in enumerate(self.augmentations):
-            try:
-                images = augmentation(images, draws.stream(number))
-            except ValueError as error:
-                raise ValueError(f"{type(augmentation).__name__}: {error}") from error
-        return images
+        changed = []
+        for part, rows in parts:
+            draws = Draws(self.seed, epoch, rows)
+            for number, augmentation in enumerate(self.augmentations):
+                try:
+                    part = augmentation(part, draws.stream(number))
+                except ValueError as error:
+                    raise UserError(f"data.augment: {type(augmentation).__name__}: {error}") from error
+            changed.append(part)
+        return torch.cat(changed)
 
 
 def choose(mask: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     """`changed` where the mask (N,) is true, else `images`.
 
-    Copies whole images by their number: nine times faster than `where` for uint8 on a CPU, and unlike indexing by the
-    mask it does not make a GPU wait for the CPU.
+    Nine times faster than `where` for uint8 on a CPU; indexing by the mask would make a GPU wait for the CPU.
     """
     count = len(images)
     return torch.cat([images, changed]).index_select(0, torch.arange(count, device=mask.device) + count * mask)
 
 
 @dataclass
-class HorizontalFlip(Augmentation):
-    """Mirrors left and right.
-
-    Safe for most photographs. Breaks tasks in which left and right differ: text, digits, road signs, laterality in
-    medicine.
+class Flip(Augmentation):
+    """Base of the flips: mirrors one dimension.
 
     Args:
         p: Probability of the flip, in [0, 1].
     """
 
     p: float = 0.5
+    dim: ClassVar[int]
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return choose(draws.bernoulli(self.p), images.flip(-1), images)
+        return choose(draws.bernoulli(self.p), images.flip(self.dim), images)
 
 
-@dataclass
-class VerticalFlip(Augmentation):
+class HorizontalFlip(Flip):
+    """Mirrors left and right.
+
+    Safe for most photographs. Breaks tasks in which left and right differ: text, road signs, sides in medicine.
+    """
+
+    dim = -1
+
+
+class VerticalFlip(Flip):
     """Mirrors top and bottom.
 
     For views without an up: cells, tissue, satellite images, textures. Breaks everyday photographs, which have gravity,
     and text and digits (a 6 becomes nearly a 9).
-
-    Args:
-        p: Probability of the flip, in [0, 1].
     """
 
-    p: float = 0.5
-
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return choose(draws.bernoulli(self.p), images.flip(-2), images)
+    dim = -2
 
 
 @dataclass
@@ -126,9 +123,8 @@ class Rotate90(Augmentation):
 class FlipRotate(Augmentation):
     """One of the eight flips and rotations of a square, each as likely (the dihedral group D4). Needs square images.
 
-    Takes the place of both flips and Rotate90 together. For views without an up and without handedness: most tissue,
-    cells and satellite images. Breaks text, digits, everyday photographs, and molecules or knots that differ from their
-    mirror image.
+    Takes the place of both flips and Rotate90. For views without an up: most tissue, cells and satellite images. Breaks
+    text, digits, everyday photographs, and molecules that differ from their mirror image.
     """
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -153,23 +149,19 @@ class RandomCrop(Augmentation):
     mode: Literal["reflect", "constant"] = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        (height, width), room = images.shape[-2:], 2 * self.padding + 1
-        if self.mode == "constant":
-            padded = F.pad(images, (self.padding,) * 4)
-        else:
-            padded = reflect(reflect(images, self.padding, -2), self.padding, -1)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), a view
-        return windows[
-            torch.arange(len(images), device=images.device), :, draws.integers(room), draws.integers(room)
-        ]  # (N, C, H, W)
+        padding, room, constant = self.padding, 2 * self.padding + 1, self.mode == "constant"
+        padded = F.pad(images, (padding,) * 4) if constant else reflect(reflect(images, padding, -2), padding, -1)
+        windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # (N, C, room, room, H, W), a view
+        each = torch.arange(len(images), device=images.device)
+        return windows[each, :, draws.integers(room), draws.integers(room)]  # (N, C, H, W)
 
 
 @dataclass
 class RandomErasing(Augmentation):
     """Replaces a rectangle by a flat random grey, so that the network does not rely on one part of the object.
 
-    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle kept inside the image. Breaks tasks in which
-    the telling part is small: the rectangle may hide all of it.
+    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle inside the image. Breaks tasks in which the
+    telling part is small: the rectangle may hide all of it.
 
     Args:
         p: Probability of erasing, in [0, 1].
@@ -178,41 +170,26 @@ class RandomErasing(Augmentation):
     """
 
     p: float = 0.25
-    area: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
-
-    @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """Square roots of the shares, and of the ratios of height over width: (SHAPES,) each."""
-        (smallest, largest), (low, high) = self.area, self.ratio
-        if not (0 < smallest <= largest < 1 and 0 < low <= high):
-            raise ValueError(
-                f"area and ratio must be [low, high] above 0, area below 1, not {self.area} and {self.ratio}"
-            )
-        steps = torch.arange(SHAPES, dtype=torch.float64)
-        shares = smallest + (largest - smallest) * steps / (SHAPES - 1)
-        low, high = math.log(low), math.log(high)  # a tall shape as likely as the same lying down
-        ratios = (low + (high - low) * steps / (SHAPES - 1)).exp()
-        return shares.sqrt().float(), ratios.sqrt().float()
+    area: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.02, 0.33)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        rows, columns = images.shape[-2:]
+        def table(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.arange(SHAPES, dtype=torch.float64) / (SHAPES - 1)
 
-        def span(size: int, length: Tensor) -> Tensor:
-            """A stretch of this length (N,) at a random place of a side: bool (N, size)."""
-            start = (draws.uniform() * (size - length + 1)).floor()[:, None]
-            place = torch.arange(size, device=images.device)
-            return (place >= start) & (place < start + length[:, None])
-
-        erased = draws.bernoulli(self.p)
-        side, stretch = (table.to(images.device)[draws.integers(SHAPES)] for table in self._tables)  # (N,) each
-        scale = math.sqrt(rows * columns)
-        down = span(rows, (side * stretch * scale).round().clamp(1, rows))
-        across = span(columns, (side / stretch * scale).round().clamp(1, columns))
-        grey = draws.integers(256)
-        value = grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255
-        hidden = down[:, None, :, None] & across[:, None, None] & erased[:, None, None, None]  # (N, 1, H, W)
-        return torch.where(hidden, value[:, None, None, None], images)
+        hidden = draws.bernoulli(self.p)[:, None, None, None]
+        # Ratios by their logarithm: a tall shape is as likely as the same lying down.
+        tables = table(*self.area), table(*map(math.log, self.ratio)).exp()
+        side, stretch = (each.sqrt().float().to(images.device)[draws.integers(SHAPES)] for each in tables)  # (N,) each
+        scale = math.sqrt(images.shape[2] * images.shape[3])
+        for dim, length in ((2, side * stretch), (3, side / stretch)):
+            size = images.shape[dim]
+            length = (length * scale).round().clamp(1, size)[:, None]
+            start = (draws.uniform()[:, None] * (size - length + 1)).floor()
+            place = torch.arange(size, device=images.device) - start  # (N, size)
+            hidden = hidden & ((place >= 0) & (place < length))[:, None, None].transpose(dim, 3)  # at last (N, 1, H, W)
+        grey = draws.integers(256)[:, None, None, None]
+        return torch.where(hidden, grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255, images)
 
 
 def reflect(images: Tensor, padding: int, dim: int) -> Tensor:

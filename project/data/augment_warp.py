@@ -1,17 +1,16 @@
 """Augmentations that read between the pixels: zoom and rotation, bilinear, the dtype kept."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from project.data.augment import Augmentation, choose
 from project.data.draws import Draws
 
-PADDING = {"reflect": "reflection", "constant": "zeros"}
 ANGLES = 4096  # a table of sines, as torch's own may differ in the last bit from batch to batch
 
 
@@ -28,17 +27,15 @@ class RandomResize(Augmentation):
         mode: What comes into view below 1: "reflect" mirrors the image, "constant" is black.
     """
 
-    scale: tuple[float, float]
+    scale: tuple[PositiveFloat, PositiveFloat]
     mode: Literal["reflect", "constant"] = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        if self.scale[0] <= 0:
-            raise ValueError(f"scale must be [low, high] with 0 < low <= high, not {list(self.scale)}")
         size = 1 / draws.uniform(*self.scale)[:, None]  # (N, 1), side of the window in sides of the image
         room = (1 - size).abs()  # the window within the image, or the image within the window
-        y, x = _centres(images)
-        x = x * (2 / images.shape[-1]) * size + room * draws.uniform(-1, 1)[:, None]  # (N, W) in [-1, 1] of the image
-        y = y * (2 / images.shape[-2]) * size + room * draws.uniform(-1, 1)[:, None]  # (N, H)
+        x, y = (  # (N, W) and (N, H) in [-1, 1] of the image
+            centres * (2 / len(centres)) * size + room * draws.uniform(-1, 1)[:, None] for centres in _centres(images)
+        )
         return _sample(images, x[:, None, :], y[:, :, None], self.mode)
 
 
@@ -59,27 +56,19 @@ class Rotate(Augmentation):
     p: float = 1.0
     mode: Literal["reflect", "constant"] = "reflect"
 
-    @cached_property
-    def _table(self) -> Tensor:
-        """Cosine and sine of each angle, (ANGLES, 2)."""
-        steps = torch.arange(ANGLES, dtype=torch.float64)
-        angles = torch.deg2rad(self.degrees * (2 * steps / (ANGLES - 1) - 1))
-        return torch.stack([angles.cos(), angles.sin()], 1).float()
-
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        turned = draws.bernoulli(self.p)
-        cos, sin = self._table.to(images.device)[draws.integers(ANGLES)][:, :, None, None].unbind(1)  # each (N, 1, 1)
-        y, x = _centres(images)
-        y = y[:, None]
-        source_x = (cos * x - sin * y) * (2 / images.shape[-1])  # (N, H, W), counter-clockwise for a positive angle
-        source_y = (sin * x + cos * y) * (2 / images.shape[-2])
+        turned, step = draws.bernoulli(self.p), draws.integers(ANGLES)[:, None, None]
+        angles = torch.deg2rad(self.degrees * (2 * torch.arange(ANGLES, dtype=torch.float64) / (ANGLES - 1) - 1))
+        cos, sin = (table.float().to(images.device)[step] for table in (angles.cos(), angles.sin()))  # each (N, 1, 1)
+        x, y = _centres(images)
+        source_x = (cos * x - sin * y[:, None]) * (2 / len(x))  # (N, H, W), counter-clockwise for a positive angle
+        source_y = (sin * x + cos * y[:, None]) * (2 / len(y))
         return choose(turned, _sample(images, source_x, source_y, self.mode), images)
 
 
 def _centres(images: Tensor) -> list[Tensor]:
-    """Centres of the rows (H,) and of the columns (W,), in pixels from the centre of the image."""
-    sides = images.shape[-2:]
-    return [torch.arange(side, device=images.device, dtype=torch.float32) + (0.5 - side / 2) for side in sides]
+    """Centres of the columns (W,) and of the rows (H,), in pixels from the centre of the image."""
+    return [torch.arange(side, device=images.device) + (0.5 - side / 2) for side in (images.shape[3], images.shape[2])]
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
@@ -89,5 +78,6 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
     batched matrix product, free to round otherwise in another batch.
     """
     grid = torch.stack(torch.broadcast_tensors(x, y), -1)  # (N, H, W, 2)
-    sampled = F.grid_sample(images.float(), grid, padding_mode=PADDING[mode], align_corners=False)
+    padding = "zeros" if mode == "constant" else "reflection"
+    sampled = F.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False)
     return sampled.round_().to(torch.uint8) if images.dtype == torch.uint8 else sampled.clamp_(0, 1)

@@ -1,10 +1,9 @@
 """Random numbers that depend on the image, the epoch and the seed, and on nothing else.
 
-A draw is a hash of (seed, epoch, image index, stream, draw number). There is no generator whose state depends on what
-ran before, so an image gets the same draws in any batch, order, worker, rank or resumed run. The hash is computed in
-64-bit integers that wrap around, identical on every device; floats come out of it by exact operations and table
-look-ups alone, since log, cos and exp may differ in the last bit between devices, and even between positions in one
-tensor.
+A draw is a hash of (seed, epoch, image index, stream, draw number): an image gets the same draws in any batch, order,
+worker, rank or resumed run. The hash is computed in 64-bit integers that wrap around, identical on every device; floats
+come out of it by exact operations and table look-ups, since log, cos and exp may differ in the last bit between devices
+and even between positions in one tensor.
 """
 
 import copy
@@ -27,15 +26,12 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(z: Tensor) -> Tensor:
+def _output(state: Tensor, number: int | Tensor) -> Tensor:
+    """Output `number` (from 0) of the splitmix64 generators with these states."""
+    z = state + (torch.as_tensor(number) + 1) * GOLDEN  # wraps around
     z = (z ^ _shift(z, 30)) * MULTIPLIERS[0]
     z = (z ^ _shift(z, 27)) * MULTIPLIERS[1]
     return z ^ _shift(z, 31)
-
-
-def _output(state: Tensor, number: int | Tensor) -> Tensor:
-    """Output `number` (from 0) of the splitmix64 generators with these states."""
-    return _mix(state + (torch.as_tensor(number) + 1) * GOLDEN)  # wraps around
 
 
 @functools.cache
@@ -56,8 +52,7 @@ class Draws:
     def stream(self, number: int) -> "Draws":
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""
         child = copy.copy(self)
-        child._state = _output(self._state ^ STREAM, number)
-        child._count = 0
+        child._state, child._count = _output(self._state ^ STREAM, number), 0
         return child
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -65,10 +60,8 @@ class Draws:
         if not low <= high:
             raise ValueError(f"a range must be [low, high] with low <= high, not [{low}, {high}]")
         unit = _shift(self._next(), 40).float() * 2.0**-24  # exact: 24 bits fill the mantissa
-        below = torch.nextafter(
-            *torch.tensor([high, low], dtype=torch.float32)
-        ).item()  # low + (high - low) * unit may round up to high
-        return (unit * (high - low) + low).clamp_(max=below)
+        below = torch.nextafter(*torch.tensor([high, low], dtype=torch.float32)).item()
+        return (unit * (high - low) + low).clamp_(max=below)  # the sum may round up to high
 
     def integers(self, high: int) -> Tensor:
         """int64 (N,) in [0, high), for high from 1 to 2^31; the probabilities are equal to within 2^-32.

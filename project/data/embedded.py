@@ -28,9 +28,9 @@ class Digits(ArraySource):
             raise UserError("data.root has no effect on the embedded digits: remove it, or use the source ImageFolder")
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8); stored as 0..16
-        self.class_names = [str(number) for number in range(10)]
+        self.class_names = list("0123456789")
         self.samples = [Sample(f"digit-{i:04d}", str(label)) for i, label in enumerate(digits.target)]
-        self.arrays = {sample.key: image for sample, image in zip(self.samples, images, strict=True)}
+        self.arrays = dict(zip([sample.key for sample in self.samples], images, strict=True))
 
 
 class _Torchvision(ArraySource):
@@ -44,10 +44,9 @@ class _Torchvision(ArraySource):
         """
         import torchvision
 
-        name = type(self).__name__
+        name, self.samples, self.arrays = type(self).__name__, [], {}
         if root is None:
             raise UserError(f"data.root is missing: the folder where the files of {name} are, or are to be put")
-        self.samples, self.arrays = [], {}
         for split in ("test", "train"):
             try:
                 part = getattr(torchvision.datasets, name)(root, train=split == "train", download=download)

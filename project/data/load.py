@@ -1,7 +1,4 @@
-"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted.
-
-Damaged images are found before training; verdicts are remembered, so that the second run is quick.
-"""
+"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
 
 import hashlib
 import json
@@ -15,12 +12,12 @@ from statistics import median_high
 from typing import NamedTuple
 
 import torch
-from PIL import Image
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from project.data.memory import Images
 from project.data.sources import Sample, Source
-from project.data.transforms import ImageFormat, decode, load_image
+from project.data.transforms import ImageFormat, load_image, open_image
 from project.errors import UserError
 from project.files import written_whole
 
@@ -49,7 +46,7 @@ class Loaded:
 
     def identities(self) -> Tensor:
         """The identities of all images, int64, sorted, each once."""
-        return torch.tensor(sorted(set(self.digests.values())), dtype=torch.int64)
+        return torch.tensor(sorted(set(self.digests.values())))
 
 
 def load(
@@ -61,35 +58,27 @@ def load(
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
-    """Survey images, and decode them into memory where wanted.
+    """Survey the images at these positions in `source.samples`. A UserError when not one of them can be read.
 
     Args:
-        source: Where the images come from.
-        rows: Positions in `source.samples`.
         labels: Class of each; -1 where it is not known.
-        image_format: What the images are brought to.
         in_memory: Keep them decoded; None when they fit.
-        seed: Of the random crops.
-        area: Of random resized crops; they need the files, so nothing is kept in memory.
-
-    Raises a UserError when not one of the images can be read.
+        area: Of random resized crops, drawn by `seed`; they need the files, so nothing is kept in memory.
     """
-    samples = [source.samples[i] for i in rows]
-    if in_memory is None:
-        in_memory = fits_in_memory(len(rows), image_format)
-    pixels = None
-    if in_memory and area is None:
-        size, channels, _ = image_format
-        pixels = torch.empty(len(rows), channels, size, size, dtype=torch.uint8)
-    verdicts = survey(source, samples, image_format, pixels)
-    bad = [(samples[i].key, verdict.fault) for i, verdict in enumerate(verdicts) if verdict.fault]
+    pixels, size = None, image_format.image_size
+    if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
+        pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+    verdicts = survey(source, [source.samples[row] for row in rows], image_format, pixels)
+    bad = [
+        (source.samples[row].key, verdict.fault) for row, verdict in zip(rows, verdicts, strict=True) if verdict.fault
+    ]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
         raise UserError(f"no image is left: {describe_bad(bad)}")
     if pixels is not None and bad:
         pixels = pixels[good]
     digests = {rows[i]: verdicts[i].digest for i in good}
-    labels = torch.tensor([labels[i] for i in good])
+    labels = torch.tensor(labels)[good]
     return Loaded(Images(source, list(digests), labels, image_format, pixels, seed, area), digests, bad)
 
 
@@ -101,9 +90,9 @@ def survey(
     Works in several threads, since Pillow decodes without holding Python's lock. A verdict from an earlier run is
     believed while path, size and time agree; a good file is then decoded again only for its pixels.
     """
-    paths = [source.path(sample) for sample in samples]
+    paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
     # Verdicts are filed in the user's cache folder, under the folder that the images share.
-    folder = os.path.commonpath([os.path.abspath(path.parent) for path in paths if path] or ["/"])
+    folder = os.path.commonpath([os.path.abspath(os.path.dirname(path)) for path in paths])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
     file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
     known = {}
@@ -111,30 +100,29 @@ def survey(
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
-        path, state, content, fault = paths[position], "", b"", ""  # no path: the source holds pixels
+        path, state, content, fault = paths[position], "", b"", ""
         try:
             if path:
-                status, verdict = path.stat(), known.get(str(path))
-                now = f"{status.st_size} {status.st_mtime_ns}"
-                if verdict and verdict.state == now and (verdict.fault or pixels is None):
+                status, verdict = os.stat(path), known.get(path)
+                state = f"{status.st_size} {status.st_mtime_ns}"
+                if verdict and verdict.state == state and (verdict.fault or pixels is None):
                     return verdict
             content = source.content(samples[position])
-            state = now if path else ""
-            if pixels is None:
-                decode(content, image_format.channels, image_format.image_size)
-            else:
-                pixels[position] = load_image(content, *image_format)
+            image = load_image(content, *image_format)
+            if pixels is not None:
+                pixels[position] = image
         except MemoryError:
             raise
+        except UnidentifiedImageError:
+            fault = "not an image"
         except Exception as error:  # every one of Pillow's decoders has exceptions of its own
-            words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-            fault = "not an image" if isinstance(error, Image.UnidentifiedImageError) else words[:120]
-        digest = hashlib.blake2b(bytes(content), digest_size=8).digest()
-        return Verdict(state, int.from_bytes(digest, "big", signed=True), fault)
+            fault = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
+        digest = int.from_bytes(hashlib.blake2b(bytes(content), digest_size=8).digest(), "big", signed=True)
+        return Verdict(state if len(content) else "", digest, fault)  # what could not be read is tried again
 
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(judge, range(len(samples))))
-    verdicts = known | {str(path): verdict for path, verdict in zip(paths, found, strict=True) if path}
+    verdicts = known | {path: verdict for path, verdict in zip(paths, found, strict=True) if path}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,16 +146,10 @@ def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:
-    """A size for the images: the median shorter side of up to 500 of them, in steps of 32 above 64, at most 224.
-
-    224 is what the classic ImageNet networks were made for; a larger size is a decision about memory and time (advice
-    A8).
-    """
+    """Pixels of a side: the median shorter side of 500 images, in steps of 32 above 64, at most 224 (advice A8)."""
     sides = []
     for sample in samples[:: max(1, -(-len(samples) // 500))]:
-        path = source.path(sample)
-        # Errors of any kind: the survey, which comes next, names the file.
-        with suppress(Exception), Image.open(path) if path else Image.fromarray(source.content(sample)) as image:
-            sides.append(min(image.size))  # from the header
+        with suppress(Exception), open_image(source.content(sample)) as image:  # the survey, which is next, names it
+            sides.append(min(image.size))
     median = median_high(sides or [224])
     return median if median <= 64 else min(224, round(median / 32) * 32)

@@ -16,8 +16,8 @@ from project.data.memory import INDEX_LIMIT, Batch, Request
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
-    In training every rank gets equally many images, as DDP needs (the first few of the order come again where they do
-    not come out even); in evaluation each image comes exactly once, on one rank.
+    In training every rank gets equally many images, as DDP needs: the first few of the order may come again. In
+    evaluation each image comes exactly once, on one rank.
     """
 
     index: Sequence[int]  # the images, by their position among all samples
@@ -39,39 +39,30 @@ class EpochBatches:
         return full + (rest > bool(self.train and full))
 
     def __iter__(self) -> Iterator[list[Request]]:
-        order, size, first, self.start = self._order(), self.batch_size, self.start, 0
-        for place in range(first * size, len(self) * size, size):
-            yield [(self.epoch, key) for key in order[place : place + size]]
-
-    def _places(self) -> range:
-        """Places in the order of an epoch that are this rank's."""
-        count = len(self.index)
-        if self.train:
-            count += -count % self.world_size
-        return range(self.rank, count, self.world_size)
-
-    def _order(self) -> list[int]:
-        """The keys of an epoch, of this rank."""
         order = torch.as_tensor(self.index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.weights is not None:
             order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
         elif self.train and self.shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
-        seen, keys = Counter(), []
+        seen, requests = Counter(), []
         # Around, more than once where ranks outnumber images.
-        for key in itertools.islice(itertools.cycle(order.tolist()), len(self.index) + self.world_size):
-            keys.append(key + seen[key] * INDEX_LIMIT)  # a second, third... time in an epoch is augmented differently
+        for key in itertools.islice(itertools.cycle(order.tolist()), len(order) + self.world_size):
+            requests.append((self.epoch, key + seen[key] * INDEX_LIMIT))  # augmented differently when it comes again
             seen[key] += 1
-        return [keys[place] for place in self._places()]
+        first, self.start, places = self.start, 0, self._places()
+        for batch in range(first, len(self)):
+            yield [requests[i] for i in places[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+    def _places(self) -> range:
+        """Places in the order of an epoch that are this rank's."""
+        count = len(self.index)
+        return range(self.rank, count + (-count % self.world_size if self.train else 0), self.world_size)
 
 
 @dataclass(eq=False)
 class ResumableLoader:
-    """Wraps a DataLoader, to start in the middle of an epoch; Lightning keeps its state in the checkpoint.
-
-    It is not a DataLoader itself, because Lightning takes those apart to put in samplers of its own.
-    """
+    """Starts a DataLoader in the middle of an epoch. Not one itself: Lightning would put in samplers of its own."""
 
     loader: DataLoader
     trained: Callable[[], int] = int  # batches of this epoch trained on; fewer than were given when one failed

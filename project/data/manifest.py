@@ -1,8 +1,8 @@
 """A table of images: for labels that live in a CSV file, and for groups that must not cross splits."""
 
 import csv
+import io
 import posixpath
-from pathlib import Path
 
 from project.data.sources import SPLIT_FOLDERS, FileSource, Sample, existing
 from project.errors import UserError
@@ -21,32 +21,27 @@ class Manifest(FileSource):
         table = existing(root, f"a CSV file with the columns {COLUMNS}")
         self.paths, self.samples = {}, []
         try:
-            with table.open(newline="", encoding="utf-8-sig") as file:
-                rows = csv.DictReader(file, restkey="more", restval="")
-                columns = set(rows.fieldnames or ())
-                if not {"path", "label"} <= columns <= {"path", "label", "split", "group"}:
-                    raise UserError(f"{table}: the first line must name the columns {COLUMNS}, not {rows.fieldnames}")
-                for row in rows:
-                    self._add(table, rows.line_num, row)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            file = io.StringIO(table.read_bytes().decode("utf-8-sig"), newline="")
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"data.root: {table} is not a CSV file in UTF-8 ({error})") from error
+        rows = csv.DictReader(file, restkey="more", restval="")
+        columns = set(rows.fieldnames or ())
+        if not {"path", "label"} <= columns <= {"path", "label", "split", "group"}:
+            raise UserError(f"{table}: the first line must name the columns {COLUMNS}, not {rows.fieldnames}")
+        for row in rows:
+            where = f"{table}, line {rows.line_num}"
+            if "more" in row:
+                raise UserError(f"{where}: more cells than columns; put a name with a comma in quotes")
+            name, label, split, group = (row.get(column, "").strip() for column in ("path", "label", "split", "group"))
+            if not name or not label:
+                raise UserError(f"{where}: path and label must both be given")
+            if split and split not in SPLIT_FOLDERS:
+                raise UserError(f"{where}: split must be train, val, test or empty, not {split!r}")
+            key = posixpath.normpath(name)  # ./a.png is a.png
+            if key in self.paths:
+                raise UserError(f"{where}: {key} is listed twice")
+            self.paths[key] = table.parent / key  # the survey of the images says which are missing
+            self.samples.append(Sample(key, label, SPLIT_FOLDERS.get(split), group or None))
         if not self.samples:
             raise UserError(f"{table}: no image is listed below the first line")
         self.samples.sort()
-
-    def _add(self, table: Path, line: int, row: dict[str, str]) -> None:
-        where = f"{table}, line {line}"
-        if "more" in row:
-            raise UserError(f"{where}: more cells than columns; put a name with a comma in quotes")
-        name, label, split, group = (row.get(column, "").strip() for column in ("path", "label", "split", "group"))
-        if not name or not label:
-            raise UserError(f"{where}: path and label must both be given")
-        if split and split not in SPLIT_FOLDERS:
-            raise UserError(f"{where}: split must be train, val, test or empty, not {split!r}")
-        key = posixpath.normpath(name)  # ./a.png is a.png
-        if key in self.paths:
-            raise UserError(f"{where}: {key} is listed twice")
-        path = self.paths[key] = table.parent / key
-        if not path.is_file():
-            raise UserError(f"{where}: there is no file {path}")
-        self.samples.append(Sample(key, label, SPLIT_FOLDERS.get(split), group or None))

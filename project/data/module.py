@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
@@ -67,12 +66,12 @@ class ImageDataModule(L.LightningDataModule):
             fold: The fold that validates, from 0.
             augment: Random changes to the training images, in order, on the device; they must fit the task (A10).
             random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps,
-                made on the CPU from the image in full size; null for none.
+                made on the CPU from the file, which is read anew each epoch; null for none.
             sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
                 replacement (A9); sequential keeps the order of the files, for debugging, not for training.
             on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error) or is left out (skip).
-            cache: memory keeps the decoded images in memory; none reads them anew each epoch; auto does what fits.
+            cache: memory keeps the decoded images; none reads the files anew each epoch; auto chooses by what fits.
             num_workers: Processes that read images, which changes the speed alone; 0 reads in the main process. Null
                 chooses: 0 when in memory, else one per core, at most 8.
             class_names: The classes in their order; null takes those found in the data.
@@ -81,20 +80,18 @@ class ImageDataModule(L.LightningDataModule):
             test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
-        low, high = random_resized_crop or (1, 1)
-        if not 0 < low <= high <= 1 or (random_resized_crop and cache == "memory"):
-            raise UserError(
-                "data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, and needs the full images, "
-                f"data.cache auto or none; not {[low, high]} and {cache}"
-            )
+        if random_resized_crop and not 0 < random_resized_crop[0] <= random_resized_crop[1] <= 1:
+            raise UserError(f"data.random_resized_crop must be 0 < smallest <= largest <= 1, not {random_resized_crop}")
         self.root, self._make_source = root, source
-        self._image_size, self.channels, self.resize = image_size, channels, resize
+        if image_size:  # given: the property below is not computed; likewise the class names
+            self.image_size = int(image_size)  # a plain number, for the checkpoint
+        if class_names:
+            self.class_names = class_names
+        self.channels, self.resize, self.random_resized_crop = channels, resize, random_resized_crop
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
-        self.random_resized_crop = random_resized_crop
-        self._in_memory = None if cache == "auto" else cache == "memory"
+        self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
         self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
-        self._class_names = class_names
         given = os.environ.get("PL_GLOBAL_SEED") if seed is None else seed  # set by seed_everything
         self.seeded, self.seed = given is not None, int(given or 0)
         self.augment = Augment(augment or [], self.seed)
@@ -116,36 +113,25 @@ class ImageDataModule(L.LightningDataModule):
     @cached_property
     def class_names(self) -> list[str]:
         """The classes, in the order of the network's outputs."""
-        if self._class_names:
-            return self._class_names
-        train = set(self._labels("train") or self._labels("test"))  # test_size 1: everything is to be tested
-        if missing := sorted(set(self._labels("val")) - train):
-            raise UserError(
-                f"class {missing[0]!r} is in the validation images but not in the training images; add some to train"
-            )
-        names = self.source.class_names or sorted(train)
+        train = self._labels("train") or self._labels("test")  # test_size 1: everything is to be tested
+        names = self.source.class_names or sorted(set(train))
         if len(names) < 2:
-            raise UserError(
-                f"there is only one class, {names[0]!r}; a classifier needs two or more, each in a folder of its own"
-            )
+            raise UserError(f"there is only one class, {names[0]!r}; two or more are needed, each in its own folder")
         return names
 
     @cached_property
     def image_size(self) -> int:
-        """Pixels of a side, measured when not given."""
-        if self._image_size:
-            return int(self._image_size)  # a plain number, for the checkpoint
+        """Pixels of a side."""
         return common_size(self.source, [self.source.samples[i] for i in self.splits["train"]])
 
     @property
     def class_counts(self) -> list[int]:
         """Training images of each class."""
-        counts = Counter(self._labels("train"))
-        return [counts[name] for name in self.class_names]
+        return list(map(Counter(self._labels("train")).__getitem__, self.class_names))
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(key, why) of the images that cannot be read and were left out."""
+        """(key, why) of the images that cannot be read and are left out."""
         return [entry for part in self.loaded.values() for entry in part.bad]
 
     @property
@@ -153,39 +139,30 @@ class ImageDataModule(L.LightningDataModule):
         """Names the split; see `project.data.split.fingerprint`."""
         return fingerprint(self.source.samples, self.splits)
 
+    def _labels(self, name: str) -> list[str | None]:
+        """As the source says them, of the images of a split."""
+        return [self.source.samples[i].label for i in self.splits[name]]
+
     # Lightning's hooks
 
     def setup(self, stage: str) -> None:
         """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2)."""
-        image_format = ImageFormat(self.image_size, self.channels, self.resize)
+        size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
+        image_format = ImageFormat(size, self.channels, self.resize)
         if stage == "predict":
             self.source = ImageFiles(self.root)
-            rows = range(len(self.source.samples))
-            self.loaded = {"predict": load(self.source, rows, [-1] * len(rows), image_format, self._in_memory)}
-            return
+            self.splits = {"predict": range(len(self.source.samples))}
         if stage == "fit":
-            self._try_augmentations()
-        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
-            if name in self.loaded or (stage == "fit" and name == "val" and not self.splits["val"]):
-                continue
-            targets, area = self._targets(name), self.random_resized_crop if name == "train" else None
-            self.loaded[name] = load(
-                self.source, self.splits[name], targets, image_format, self._in_memory, self.seed, area
-            )
-        if self.bad and self.on_bad_image == "error":
+            names = ["train", "val"] if self.splits["val"] else ["train"]
+            # Colour does not go with grey images, for example: say so before training.
+            self.augment(torch.zeros(2, self.channels, size, size, dtype=torch.uint8), 0, torch.arange(2))
+        for name in names:
+            if name not in self.loaded:
+                rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
+                targets = [-1] * len(rows) if name == "predict" else self._targets(name)
+                self.loaded[name] = load(self.source, rows, targets, image_format, self._in_memory, self.seed, area)
+        if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
-
-    def _try_augmentations(self) -> None:
-        """Some augmentations do not go with some images, such as colour with grey: say so before training."""
-        images = torch.zeros(2, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
-        try:
-            self.augment(images, 0, torch.arange(2))
-        except ValueError as error:
-            raise UserError(f"data.augment: {error}") from error
-
-    def _labels(self, name: str) -> list[str | None]:
-        """As the source says them, of the images of a split."""
-        return [self.source.samples[i].label for i in self.splits[name]]
 
     def _targets(self, name: str) -> list[int]:
         """What the network is to predict for each image of a split: the number of its class."""
@@ -193,56 +170,33 @@ class ImageDataModule(L.LightningDataModule):
         if not labels:
             raise UserError(f"there are no {name} images: see data.test_size and data.val_size, or give a {name} set")
         if unknown := sorted(set(labels).difference(number)):
-            raise UserError(
-                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows "
-                f"{', '.join(self.class_names[:10])}"
-            )
+            known = ", ".join(self.class_names[:10])
+            raise UserError(f"the {name} images have a class {unknown[0]!r} that is unknown: the model knows {known}")
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:
-        part = self.loaded["train"]
-        weights = 1 / torch.bincount(part.images.labels)
-        return self._loader("train", part.index, weights[part.images.labels] if self.sampler == "balanced" else None)
+        return self._loader("train")
 
-    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        return self._loader("val", self._unseen("val")) if "val" in self.loaded else []
+    def val_dataloader(self) -> ResumableLoader | list:
+        return self._loader("val") if "val" in self.loaded else []
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader("test", self._unseen("test"))
+        return self._loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
-        return self._loader("predict", self.loaded["predict"].index)
+        return self._loader("predict")
 
-    def _unseen(self, name: str) -> list[int]:
-        """The images of a split. A test refuses or leaves out those that the checkpoint was trained on or chosen by."""
-        part = self.loaded[name]
-        known = [row for row, digest in part.digests.items() if digest in self._seen.get(name, ())]
-        if not known:
-            return part.index
-        words = (
-            f"{len(known)} of the {len(part.index)} {name} images were used to train this model, for example "
-            f"{self.source.samples[known[0]].key}"
-        )
-        if name == "val":
-            say(f"{words}: the score flatters it.")
-            return part.index
-        if self.on_seen_image == "error" or len(known) == len(part.index):
-            raise UserError(
-                f"{words}: a score on them would flatter it; give images it has not seen (--data.root), or leave these "
-                "out with --data.on_seen_image skip"
-            )
-        say(f"{words}; they are left out.")
-        return sorted(set(part.index).difference(known))
-
-    def _loader(self, name: str, index: list[int], weights: Tensor | None = None) -> ResumableLoader:
-        trainer, images = self.trainer, self.loaded[name].images
-        rank, ranks, shuffle = trainer.global_rank, trainer.world_size, self.sampler != "sequential"
-        batches = EpochBatches(index, self.batch_size, name == "train", self.seed, weights, rank, ranks, shuffle)
-        workers = self.num_workers
+    def _loader(self, name: str) -> ResumableLoader:
+        trainer, images, workers = self.trainer, self.loaded[name].images, self.num_workers
+        train, weights, shuffle = name == "train", None, self.sampler != "sequential"
+        if train and self.sampler == "balanced":
+            weights = (1 / torch.bincount(images.labels))[images.labels]
+        ranks = trainer.global_rank, trainer.world_size
+        batches = EpochBatches(self._unseen(name), self.batch_size, train, self.seed, weights, *ranks, shuffle)
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
         loader = DataLoader(
-            dataset=images,
+            images,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=dict,  # the data set gives whole batches
@@ -250,6 +204,22 @@ class ImageDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
         )
         return ResumableLoader(loader, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed)
+
+    def _unseen(self, name: str) -> list[int]:
+        """The images of a split. A test refuses or leaves out those that the checkpoint was trained on or chosen by."""
+        part = self.loaded[name]
+        known = [row for row, digest in part.digests.items() if digest in self._seen.get(name, ())]
+        if not known:
+            return part.index
+        example = f"for example {self.source.samples[known[0]].key}"
+        words = f"{len(known)} of the {len(part.index)} {name} images were used to train this model, {example}"
+        if name == "val":
+            say(f"{words}: the score flatters it.")
+            return part.index
+        if self.on_seen_image == "error" or len(known) == len(part.index):
+            raise UserError(f"{words}; give others (--data.root), or leave these out: --data.on_seen_image skip")
+        say(f"{words}; they are left out.")
+        return sorted(set(part.index).difference(known))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""
@@ -259,9 +229,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: which images trained it and which chose it, by the identity of their content."""
-        uses = {"trained": "train", "validated": "val"}
-        state = {use: self.loaded[name].identities() for use, name in uses.items() if name in self.loaded}
-        return {**state, "fingerprint": self.fingerprint}
+        parts = {"trained": self.loaded.get("train"), "validated": self.loaded.get("val")}
+        return {use: part.identities() for use, part in parts.items() if part} | {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         command = self.trainer.state.fn
@@ -269,10 +238,7 @@ class ImageDataModule(L.LightningDataModule):
             return
         self.same_split = state["fingerprint"] == self.fingerprint
         if command != "fit":
-            trained, validated = ({*state[use].tolist()} if use in state else set() for use in ("trained", "validated"))
+            trained, validated = (set(state.get(use, torch.empty(0)).tolist()) for use in ("trained", "validated"))
             self._seen = {"val": trained, "test": trained | validated}
         elif not self.same_split:
-            say(
-                f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
-                f"{self.fingerprint}): former validation images may now train, so the score can flatter the model."
-            )
+            say("The images or their split have changed since the checkpoint: validation images may now be trained on.")

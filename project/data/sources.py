@@ -15,36 +15,23 @@ from project.errors import UserError
 _ENDINGS = "jpg jpeg jpe jfif png bmp gif tif tiff webp ppm pgm pbm pnm tga jp2 avif ico"
 EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-HIDDEN = (".", "__MACOSX")  # beginnings of names
 
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """One image of a source.
+    """One image of a source."""
 
-    Attributes:
-        key: Its name, the same on every machine: the path relative to the root, with forward slashes.
-        label: Class name; None when it is not known.
-        split: "train", "val" or "test" where the source says so; None leaves it to the split.
-        group: Images of one group (a patient, a burst) never cross splits.
-    """
-
-    key: str
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
+    key: str  # its name, the same on every machine: the path relative to the root, with forward slashes
+    label: str | None = None  # class name; None when it is not known
+    split: str | None = None  # "train", "val" or "test" where the source says so; None leaves it to the split
+    group: str | None = None  # images of one group (a patient, a burst) never cross splits
 
 
 class Source(ABC):
-    """Base of all sources. A subclass takes the root as its first argument and fills `self.samples`, sorted by key.
+    """Base of all sources. A subclass takes the root as its first argument and fills `self.samples`, sorted by key."""
 
-    Attributes:
-        samples: Every image of the source; only names and labels, nothing is decoded.
-        class_names: The classes in their order, or None for the sorted labels of the training images.
-    """
-
-    samples: list[Sample]
-    class_names: list[str] | None = None
+    samples: list[Sample]  # every image of the source; only names and labels, nothing is decoded
+    class_names: list[str] | None = None  # in their order; None for the sorted labels of the training images
 
     def path(self, sample: Sample) -> Path | None:
         """The file that holds this one image, or None when there is no such file."""
@@ -52,7 +39,7 @@ class Source(ABC):
 
     @abstractmethod
     def content(self, sample: Sample) -> bytes | np.ndarray:
-        """Raw content: the bytes of an image file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4)."""
+        """Raw content: the bytes of an image file, or a uint8 array (H, W) or (H, W, C) of 1, 3 or 4 channels."""
 
 
 class FileSource(Source):
@@ -70,24 +57,23 @@ class FileSource(Source):
 class ImageFolder(FileSource):
     """A folder with one sub-folder per class: root/<class>/*, or root/{train,val,test}/<class>/* for a given split.
 
-    Folders may be nested below the class. `val` may also be called valid or validation. A folder called "train" beside
-    other classes is taken as a class.
+    Folders may be nested below the class; val may be called valid or validation; "train" beside other classes is one.
     """
 
     def __init__(self, root: str | None) -> None:
         folder = existing(root, "a folder with one sub-folder per class")
         self.paths, self.samples = dict(find_images(folder)), []
         names = {key.split("/")[0] for key in self.paths if "/" in key}
-        split_given = "train" in names and names <= set(SPLIT_FOLDERS)
+        split_given = "train" in names and names <= SPLIT_FOLDERS.keys()
         for key in sorted(self.paths):
-            folders = key.split("/")[:-1]
+            *folders, _ = key.split("/")
             split = SPLIT_FOLDERS[folders.pop(0)] if split_given and folders else None
             if folders:
                 self.samples.append(Sample(key, folders[0], split))
         if not self.samples:
+            where = "in a class folder, root/<class>/ or root/train/<class>/"
             raise UserError(
-                f"data.root: no labelled image found in {folder}: of its {len(self.paths)} images none is in a class "
-                "folder, root/<class>/ or root/train/<class>/"
+                f"data.root: no labelled image in {folder}: of its {len(self.paths)} images none is {where}"
             )
 
 
@@ -99,16 +85,14 @@ class ImageFiles(FileSource):
         self.paths = dict(find_images(folder)) if folder.is_dir() else {_key(folder.name): folder}
         self.samples = [Sample(key) for key in sorted(self.paths)]
         if not self.samples:
-            raise UserError(f"data.root: no image found in {folder}; the known endings are {' '.join(EXTENSIONS)}")
+            raise UserError(f"data.root: no image in {folder}; the known endings are {' '.join(EXTENSIONS)}")
 
 
 def existing(root: str | None, what: str) -> Path:
     """The root as a path; a UserError when no root is given or nothing is there."""
     path = Path(root or "").expanduser()
     if not (root and path.exists()):
-        raise UserError(
-            f"data.root{f': {path}' if root else ''} is missing; it must be {what}, such as --data.root ~/flowers"
-        )
+        raise UserError(f"data.root: {path if root else 'it'} is missing; it must be {what}: --data.root ~/flowers")
     return path
 
 
@@ -116,13 +100,12 @@ def find_images(root: Path) -> Iterator[tuple[str, Path]]:
     """Key and path of every image file below `root`, hidden ones left out, links followed once."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back into the tree
+        if (real := os.path.realpath(folder)) in seen:  # a link that leads back into the tree
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
-        for name in sorted(files):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in files:
             if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
                 path = Path(folder, name)
                 yield _key(path.relative_to(root).as_posix()), path
@@ -133,5 +116,5 @@ def _key(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"data.root: the file name {os.fsencode(name)!r} is not UTF-8; rename the file") from error
+        raise UserError(f"data.root: the file name {os.fsencode(name)!r} is not UTF-8; rename it") from error
     return unicodedata.normalize("NFC", name)

@@ -2,8 +2,9 @@
 
 import csv
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from project.data.sources import Sample
@@ -25,90 +26,70 @@ def split_samples(
     """Split the samples. A split given by the source stays as it is; a missing one is split off the training images.
 
     First the test set (`test_size` of all), then validation (`val_size` of the rest). In every class each share is met
-    within one image, as far as groups allow. The order of images is a hash of (split_seed, key), so it depends neither
-    on the file system nor on the platform.
-
-    The arguments are those of ImageDataModule.
-
-    Raises a UserError for a fold out of range, or a class with too few images to be split.
+    within one image, as far as groups allow. The order of images is a hash of (split_seed, key). The arguments are
+    those of ImageDataModule. A UserError for a fold out of range or a class with too few images.
     """
-    for key, count, number in (("fold", folds, fold), ("test_fold", test_folds, test_fold)):
-        if count in (0, 1) or not 0 <= number < (count or 1):
-            raise UserError(
-                f"data.{key}s must be 2 or more, and data.{key} from 0 to below it, not {count} and {number}"
-            )
-    given = {
-        name: [i for i, sample in enumerate(samples) if sample.split == name] for name in ("train", "val", "test", None)
-    }
-    pool, test, val = sorted(given["train"] + given[None]), given["test"], given["val"]
-    if test_folds is not None:
-        test = _fold_of(samples, pool, split_seed, test_folds, test_fold, "test_folds")
-    elif not test:
-        test = pool if test_size == 1 else _held_out(samples, pool, split_seed, test_size, "test_size")
+    pool, test, val = (
+        [i for i, sample in enumerate(samples) if sample.split in names]
+        for names in (("train", None), ("test",), ("val",))
+    )
+    if test_folds is not None or not test:
+        test = _hold_out(samples, pool, split_seed, "test", test_size, test_folds, test_fold)
     pool = sorted(set(pool).difference(test))
     if folds is not None:
-        pool = sorted(pool + val)
-        val = _fold_of(samples, pool, split_seed, folds, fold, "folds")
-    elif not val:
-        val = _held_out(samples, pool, split_seed, val_size, "val_size")
+        pool, val = sorted(pool + val), []
+    val = val or _hold_out(samples, pool, split_seed, "val", val_size, folds, fold)
     splits = {"train": sorted(set(pool).difference(val)), "val": val, "test": test}
     homes = Counter(group for rows in splits.values() for group in {samples[i].group for i in rows} if group)
     for group, count in homes.items():
         if count > 1:  # only where the source gives a split to some of its images
-            raise UserError(
-                f"group {group!r} is in {count} of train, val and test: give all of its images the same split"
-            )
+            raise UserError(f"group {group!r} is in {count} of train, val and test: give its images the same split")
     return splits
 
 
-def _units(samples: Sequence[Sample], pool: list[int], seed: int) -> list[list[int]]:
-    """What may not be divided: the groups, and every image without one; in seeded order."""
-    units = defaultdict(list)
-    for i in pool:
-        units[f"group/{samples[i].group}" if samples[i].group else f"image/{samples[i].key}"].append(i)
-    # blake2b, because Python's own hash differs from process to process
-    order = sorted(units, key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest())
-    return [units[name] for name in order]
+def _hold_out(
+    samples: Sequence[Sample], pool: list[int], seed: int, name: str, size: float, folds: int | None, fold: int
+) -> list[int]:
+    """The positions in the pool of one fold, or of a share: of each class the nearest whole number to `size`."""
+    key = "data.test_fold" if name == "test" else "data.fold"
+    if folds in (0, 1) or not 0 <= fold < (folds or 1):
+        raise UserError(f"{key}s must be 2 or more and above {key} (0 or more), not {folds} and {fold}")
+    if folds is None and size in (0, 1):
+        return pool if size else []
 
+    def order(i: int) -> bytes:
+        unit = f"group/{samples[i].group}" if samples[i].group else f"image/{samples[i].key}"
+        # blake2b, because Python's own hash differs from process to process
+        return hashlib.blake2b(f"{seed}/{unit}".encode(), digest_size=16).digest()
 
-def _count(samples: Sequence[Sample], rows: list[int]) -> Counter[str | None]:
-    """Images of each class."""
-    return Counter(samples[i].label for i in rows)
-
-
-def _held_out(samples: Sequence[Sample], pool: list[int], seed: int, size: float, key: str) -> list[int]:
-    """The positions held out: per class the nearest whole number of images to `size`, at least one on either side."""
-    if size == 0:
-        return []
-    counts, taken, chosen = _count(samples, pool), Counter(), []
-    target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
-    for unit in _units(samples, pool, seed):
-        images = _count(samples, unit)
-        # A single image is taken while its class lacks one; a group when its classes come nearer to their targets.
-        if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
-            chosen += unit
-            taken += images
-    for label, count in counts.items():
-        if not 0 < taken[label] < count:
-            raise UserError(
-                f"class {label!r} has too few images, or groups of them, to split: {count}; add images, give the split "
-                f"yourself (root/train, root/val, root/test), or set data.{key} to 0"
-            )
-    return sorted(chosen)
-
-
-def _fold_of(samples: Sequence[Sample], pool: list[int], seed: int, folds: int, fold: int, key: str) -> list[int]:
-    """The positions of one fold. Every unit goes to the fold that has the fewest images of its classes so far."""
-    units, counts = _units(samples, pool, seed), _count(samples, pool)
+    # What may not be divided: the groups, and every image without one; in seeded order.
+    units = [list(unit) for _, unit in groupby(sorted(pool, key=order), order)]
+    labels = [[samples[i].label for i in unit] for unit in units]
+    counts = Counter(label for each in labels for label in each)
+    if folds is None:
+        taken, chosen = Counter(), []
+        target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
+        for unit, images in zip(units, map(Counter, labels), strict=True):
+            # A single image is taken while its class lacks one; a group when its classes come nearer to their targets.
+            if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
+                chosen += unit
+                taken += images
+        for label, count in counts.items():
+            if not 0 < taken[label] < count:
+                raise UserError(
+                    f"class {label!r} has too few images, or groups of them, to split: {count}; add images, give the "
+                    f"split yourself (root/train, root/val, root/test), or set data.{name}_size to 0"
+                )
+        return sorted(chosen)
     label = min(counts, key=counts.__getitem__, default="")
     if min(len(units), counts[label]) < folds:
         raise UserError(
-            f"data.{key} is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images "
-            f"or groups in all; add images or lower data.{key}"
+            f"{key}s is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images "
+            f"or groups in all; add images or lower {key}s"
         )
+    # Every unit goes to the fold with the fewest images of its classes so far; the large ones first, to come out even.
     parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
-    for unit in sorted(units, key=len, reverse=True):  # the large groups first: the small ones then even out
-        images = _count(samples, unit)
+    for unit, images in sorted(zip(units, map(Counter, labels), strict=True), key=lambda u: len(u[0]), reverse=True):
         home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
         have[home] += images
         parts[home] += unit

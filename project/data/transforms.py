@@ -21,30 +21,35 @@ class ImageFormat(NamedTuple):
     resize: Resize
 
 
-def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
-    """Decode to 8 bits with `channels` channels, upright; an exception of any kind when the content is damaged.
-
-    Transparency is laid on white; 16-bit grey and floats keep their order of brightness; an animation gives its first
-    frame.
-
-    Args:
-        content: Bytes of a file, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        hint: The size wanted later. A JPEG of at least twice that size is then decoded at a half, quarter or eighth.
-    """
+def open_image(content: bytes | np.ndarray) -> Image.Image:
+    """The image with its size, its pixels not yet decoded."""
     if isinstance(content, np.ndarray):
-        return _to_mode(Image.fromarray(content), channels)
-    with Image.open(io.BytesIO(content)) as image:
+        return Image.fromarray(content[..., 0] if content.shape[2:] == (1,) else content)
+    return Image.open(io.BytesIO(content))
+
+
+def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
+    """Decode to 8 bits, grey (1 channel), RGB (3) or RGBA (4), upright; any exception when the content is damaged.
+
+    `content` is as of `Source.content`. Transparency is laid on white; 16-bit grey and floats keep their order of
+    brightness; an animation gives its first frame. `hint` is the size wanted later: a JPEG of at least twice that size
+    is then decoded at a half, quarter or eighth.
+    """
+    with open_image(content) as image:
         if hint:
             image.draft(None, (2 * hint, 2 * hint))
         image.load()
-        return _to_mode(ImageOps.exif_transpose(image), channels)
-
-
-def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert any of Pillow's modes; its own conversion clips 16-bit images and shows what hides under transparency."""
+        image = ImageOps.exif_transpose(image)
+    # Pillow's own conversion clips 16-bit images and shows what hides under transparency.
     if image.mode[0] in "IF":
-        image = _eight_bits(image)
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("the image has values that are not numbers")
+        # Up to 65535 in 16-bit grey, else the smallest of the usual ranges that holds the values, or their maximum.
+        ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
+        top = values.max(initial=0)
+        scale = next((limit for limit in ranges if top <= limit), top)
+        image = Image.fromarray(np.clip(values * (255 / scale), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if channels != 4:
@@ -54,23 +59,11 @@ def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey by 255 / 65535, others by their range: up to 1 (floats), 255, 65535, or else their maximum."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("the image has values that are not numbers")
-    ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-    top = values.max(initial=0)
-    scale = next((limit for limit in ranges if top <= limit), top)
-    return Image.fromarray(np.clip(values * (255 / scale), 0, 255).astype(np.uint8))
-
-
 def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
 
-    letterbox keeps the whole image and its proportions and fills up with grey bars; crop scales the shorter side and
-    cuts out the middle, so it loses the ends of a long image; squash scales both sides and loses the proportions. All
-    of them are bilinear and antialiased.
+    letterbox fills up with grey bars; crop scales the shorter side and cuts out the middle, so it loses the ends of a
+    long image; squash scales both sides and loses the proportions. All of them are bilinear and antialiased.
     """
     image, square = decode(content, channels, hint=image_size), (image_size, image_size)
     if resize == "squash":
@@ -78,8 +71,7 @@ def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resi
     if resize == "crop":
         return pil_to_tensor(ImageOps.fit(image, square, Image.Resampling.BILINEAR))
     scale = image_size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[: len(image.getbands())])
-    place = ((image_size - width) // 2, (image_size - height) // 2)
-    canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), place)
+    sides = [max(1, round(side * scale)) for side in image.size]
+    canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[:channels])
+    canvas.paste(image.resize(sides, Image.Resampling.BILINEAR), tuple((image_size - side) // 2 for side in sides))
     return pil_to_tensor(canvas)

@@ -86,7 +86,9 @@ def load_weights(net: nn.Module, weights: str, class_names: list[str] | None = N
     body = [name for name, tensor in own.items() if tensor.ndim > 1 and not name.startswith("head.")]
     if not fitting.keys() & body:  # norms, counters and heads of one width fit unrelated networks
         theirs, ours = (", ".join(list(names)[:3]) or "no tensors" for names in (state, body))
-        raise UserError(f"model.weights: nothing in {weights} fits the network: it holds {theirs}, the network {ours}")
+        raise UserError(
+            f"model.weights: nothing in {weights} fits {type(net).__name__}, which has {ours}; it holds {theirs}"
+        )
     for name in loaded:
         if not fitting[name].isfinite().all():
             raise UserError(f"model.weights: {weights} holds NaN or infinite values in {name}; it cannot be used")

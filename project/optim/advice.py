@@ -33,15 +33,9 @@ def advise(
     low, high = USUAL_RATES.get(optimizer, (0.0, float("inf")))
     power = 1 << batch.bit_length()  # the next power of two
     remarks = [
-        (batch < 16, f"a batch size of {batch} is small: below 16 gradients are noisy; raise data.batch_size"),
-        (
-            batch > 16 and batch & (batch - 1),
-            f"a batch size of {batch} is not a power of two; try {power // 2} or {power}",
-        ),
-        (
-            not low <= rate <= high,
-            f"a learning rate of {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}",
-        ),
+        (batch < 16, f"batch size {batch} is small: below 16 gradients are noisy; raise data.batch_size"),
+        (batch > 16 and batch & (batch - 1), f"batch size {batch} is not a power of two; try {power // 2} or {power}"),
+        (not low <= rate <= high, f"learning rate {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}"),
         (not decays, "the learning rate does not decay during the run; model.schedule=project.optim.Cosine lowers it"),
         (not shuffled, "the images are not shuffled: each epoch has the same order; data.sampler=shuffle is usual"),
         (not seeded, "no seed is set, so this run cannot be repeated; seed_everything=0 sets one"),

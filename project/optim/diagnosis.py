@@ -50,8 +50,7 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
     Args:
         losses: Mean training loss (cross-entropy) of each epoch, in order; may contain NaN or infinity.
         num_classes: ln(num_classes) is the loss of guessing.
-        rates: Mean learning rate of each epoch. Progress is measured against their sum, so that a flat end that only
-            their decay explains does not look good.
+        rates: Mean learning rate of each epoch. Progress is measured against their sum: their decay flattens any curve.
     """
     finite = np.isfinite(losses)
     if not finite.all():

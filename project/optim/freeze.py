@@ -17,8 +17,7 @@ class Freeze:
         """
         Args:
             until: Epochs for which they stay frozen, 1 or more; null for the whole run (feature extraction).
-            every: Unfreeze stage by stage, from the head down: the first after `until` epochs, one more after every
-                `every` epochs; null unfreezes all at once.
+            every: Epochs from one stage to the next, from the head down, the first after `until`; null: all at once.
             layers: Regular expression for the names of the layers to freeze; null takes all but the head.
         """
         if every is not None and until is None:

@@ -26,8 +26,7 @@ def param_groups(
     Args:
         net: The network.
         lr: The base learning rate.
-        lr_mult: Regular expression -> factor on the learning rate of the parameters in whose name it is found; the
-            first match counts, 1 where there is none.
+        lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
         layer_decay: Factor on the learning rate from each layer to the one below it, above 0 and at most 1; the head
             has the full learning rate (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
         no_weight_decay: Put norms, biases, and what the network lists in `no_weight_decay()` into groups without decay.

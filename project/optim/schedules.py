@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from project.errors import UserError
@@ -84,8 +91,7 @@ class MultiStep(Schedule):
 
 @dataclass
 class Cosine(Schedule):
-    """Half a cosine over the run, or several with warm restarts (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5;
-    CosineAnnealingLR, and with cycles CosineAnnealingWarmRestarts).
+    """Half a cosine over the run, or several (arXiv:1608.03983, eq. 5; CosineAnnealingLR, CosineAnnealingWarmRestarts).
 
     Args:
         end: The lowest factor, 0 to 1.
@@ -154,7 +160,7 @@ class Plateau(Schedule):
         mode: Literal["min", "max"] | None = None,
         factor: OpenUnitInterval = 0.1,
         patience: NonNegativeInt = 10,
-        threshold: ClosedUnitInterval = 1e-4,
+        threshold: NonNegativeFloat = 1e-4,
         cooldown: NonNegativeInt = 0,
         min_factor: ClosedUnitInterval = 0.0,
     ) -> None:
@@ -164,7 +170,7 @@ class Plateau(Schedule):
             mode: Whether lower (min) or higher (max) is better; null: lower for a loss, else higher.
             factor: Factor of each drop, between 0 and 1.
             patience: Epochs without improvement before a drop.
-            threshold: Relative change that counts as an improvement, 0 to 1.
+            threshold: Relative change that counts as an improvement, 0 or more.
             cooldown: Epochs after a drop that do not count.
             min_factor: The learning rate never falls below this share of model.lr.
         """
@@ -179,8 +185,9 @@ class Plateau(Schedule):
         return self._rate.param_groups[0]["lr"]
 
     def state_dict(self) -> dict[str, Any]:
-        counts = [self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter]
-        return {"factor": self.factor(0, 1), "metric": [self.monitor, self._rule.mode], "counts": counts}
+        # Plain numbers: torch.load(weights_only=True) refuses jsonargparse's types, which the arguments may have.
+        counts = [self._rule.best, self._rule.num_bad_epochs, int(self._rule.cooldown_counter)]
+        return {"factor": float(self.factor(0, 1)), "metric": [self.monitor, self._rule.mode], "counts": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rate.param_groups[0]["lr"] = state["factor"]

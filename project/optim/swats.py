@@ -51,8 +51,7 @@ class SWATS(Optimizer):
             betas: Decay of Adam's averages, 0 to below 1; the first is SGD's momentum, the second averages the rate.
             eps: Added to Adam's denominator.
             weight_decay: L2 penalty, added to the gradient (as Adam and SGD do, unlike AdamW).
-            switch_tol: A group switches to SGD when its projected rate is closer than this to the rate's average (the
-                paper's epsilon); 0 never switches.
+            switch_tol: How close to its average the rate must be for the switch (the paper's epsilon); 0: no switch.
 
         Raises:
             ValueError: an argument is out of range.

@@ -74,11 +74,7 @@ def test_scale_one_is_the_image_itself():
 
 @pytest.mark.parametrize(
     ("operation", "message"),
-    [
-        (RandomResize((0, 1)), r"RandomResize: scale must be \[low, high\] with 0 < low <= high, not \[0, 1\]"),
-        (RandomResize((2, 1)), r"RandomResize: a range must be \[low, high\]"),
-        (Rotate(10, p=2), "Rotate: p must be"),
-    ],
+    [(RandomResize((2, 1)), r"RandomResize: a range must be \[low, high\]"), (Rotate(10, p=2), "Rotate: p must be")],
 )
 def test_bad_arguments_say_what_is_wrong(operation, message):
     with pytest.raises(ValueError, match=message):

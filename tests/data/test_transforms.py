@@ -143,7 +143,7 @@ def test_eight_bits_stored_wider_come_back_exactly(mode):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (5, 7, 4), (5, 1)])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4), (5, 1)])
 def test_arrays_are_taken_as_they_are(shape, channels):
     array = noise(*shape).astype(np.uint8)
     grey = array.ndim == 2 or shape[2] == 1

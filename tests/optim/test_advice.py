@@ -26,9 +26,9 @@ def test_none_for_pytorchs_defaults(optimizer, batch) -> None:
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        (1, "batch size of 1 is small: below 16"),
-        (15, "batch size of 15 is small"),
-        (17, "batch size of 17 is not a power of two; try 16 or 32$"),
+        (1, "batch size 1 is small: below 16"),
+        (15, "batch size 15 is small"),
+        (17, "batch size 17 is not a power of two; try 16 or 32$"),
         (31, "try 16 or 32$"),
         (33, "try 32 or 64$"),
         (100, "try 64 or 128$"),
@@ -46,7 +46,7 @@ def test_rate(optimizer) -> None:
         assert remarks(optimizer=optimizer, rate=rate) == []
     for rate in (math.nextafter(low, 0), math.nextafter(high, 9), low / 10, 10 * high):
         (found,) = remarks(optimizer=optimizer, rate=rate)
-        assert f"rate of {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}" in found
+        assert f"rate {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}" in found
 
 
 def test_an_optimizer_of_ones_own_may_have_any_rate() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 from torch import nn
 from torch.optim import SGD, Optimizer, lr_scheduler
 
@@ -174,6 +175,16 @@ def test_cycles_that_do_not_divide_the_run() -> None:
         assert schedule.factor(step, 10) == pytest.approx(
             0.1 + 0.45 * (1 + math.cos(math.pi * (step % period) / period))
         )
+
+
+def test_the_state_of_a_plateau_is_plain_numbers() -> None:
+    """The command line gives numbers of jsonargparse's own types, which a checkpoint must not contain."""
+    schedule = Plateau(patience=NonNegativeInt(0), cooldown=NonNegativeInt(2), min_factor=ClosedUnitInterval(0.5))
+    for value in (1.0, 2.0):
+        schedule.observe(value)
+    state = schedule.state_dict()
+    assert state["factor"] == 0.5 and state["counts"] == [1.0, 0, 2]
+    assert {type(value) for value in [state["factor"], *state["counts"]]} == {int, float}
 
 
 TOTALS = st.integers(1, 500)

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,7 @@ def resume(cli, *options: str, epochs: int = 4) -> list[str]:
 
 SCHEDULE = "model.schedule.init_args"
 CLASS = "model.schedule.class_path: project.optim.Step until here,"
+slow = partial(pytest.param, marks=pytest.mark.slow)
 MULTI = ["--model.schedule=project.optim.MultiStep", "--model.schedule.milestones=[3]"]
 
 
@@ -103,7 +105,7 @@ MULTI = ["--model.schedule=project.optim.MultiStep", "--model.schedule.milestone
     ("options", "lines", "expected"),
     [
         ([], [], [0.005, 0.0025]),
-        (["--config", "fit.yaml"], [], [0.005, 0.0025]),  # the configuration it was made with
+        slow(["--config", "fit.yaml"], [], [0.005, 0.0025]),  # the configuration it was made with
         (["--model.lr=0.1"], ["model.lr: 0.02 until here, 0.1 from now on"], [0.025, 0.0125]),
         (
             ["--model.schedule.gamma=0.1"],
@@ -113,11 +115,12 @@ MULTI = ["--model.schedule=project.optim.MultiStep", "--model.schedule.milestone
         (MULTI, [f"{CLASS} project.optim.MultiStep from now on", f"{SCHEDULE}.gamma: 0.5 until here, 0.1 from now on",
                  f"{SCHEDULE}.milestones: null until here, [3] from now on",
                  f"{SCHEDULE}.step_size: 1 until here, null from now on"], [0.02, 0.002]),
-        (["--model.schedule=null"], [f"{CLASS} null from now on", f"{SCHEDULE}.gamma: 0.5 until here, null from now on",
-                                     f"{SCHEDULE}.step_size: 1 until here, null from now on"], [0.02, 0.02]),
-        (["--model.schedule_interval=step"], ["model.schedule_interval: null until here, step from now on"],
+        slow(["--model.schedule=null"],
+             [f"{CLASS} null from now on", f"{SCHEDULE}.gamma: 0.5 until here, null from now on",
+              f"{SCHEDULE}.step_size: 1 until here, null from now on"], [0.02, 0.02]),
+        slow(["--model.schedule_interval=step"], ["model.schedule_interval: null until here, step from now on"],
          [0.02 * 0.5**8, 0.02 * 0.5**11]),
-        (["--model.warmup=3.5"], ["model.warmup: 0.0 until here, 3.5 from now on"],
+        slow(["--model.warmup=3.5"], ["model.warmup: 0.0 until here, 3.5 from now on"],
          [0.005 * (0.01 + 0.99 * 8 / 10.5), 0.0025]),
         (
             ["--model.lr=0.1", "--model.reference_batch=3", "--model.lr_scaling=sqrt"],
@@ -134,6 +137,7 @@ def test_a_changed_rate_takes_effect(cli, base, options, lines, expected) -> Non
     assert group()["weight_decay"] == pytest.approx(0.2 if "--model.lr_scaling=sqrt" in options else 0.1)
 
 
+@pytest.mark.slow
 def test_changed_milestones_take_effect_and_are_kept(cli, base) -> None:
     base("step")
     resume(cli, *MULTI, epochs=3)
@@ -238,13 +242,13 @@ def test_the_rest_is_an_error_of_one_line(cli, base, option, key) -> None:
     ("name", "option", "words"),
     [
         ("torch", "--model.lr=0.1", "with a scheduler of torch"),
-        ("torch", "--model.schedule.gamma=0.3", "with a scheduler of torch"),
-        (
+        slow("torch", "--model.schedule.gamma=0.3", "with a scheduler of torch"),
+        slow(
             "step",
             "--model.schedule=torch.optim.lr_scheduler.ExponentialLR --model.schedule.gamma=1",
             "with a scheduler of torch",
         ),
-        ("swats", "--model.lr=0.1", "with SWATS"),
+        slow("swats", "--model.lr=0.1", "with SWATS"),
     ],
 )
 def test_learning_rates_that_depend_on_those_before(cli, base, name, option, words) -> None:
@@ -254,7 +258,7 @@ def test_learning_rates_that_depend_on_those_before(cli, base, name, option, wor
     assert resume(cli, epochs=3) == []  # it can still be resumed as it was
 
 
-@pytest.mark.parametrize("option", ["--model.lr=0.1", "--model.optimizer.momentum=0.1", "--model.schedule.gamma=0.1"])
+@pytest.mark.parametrize("option", ["--model.lr=0.1", "--model.schedule.gamma=0.1"])
 def test_other_commands_take_no_change_of_the_training(cli, base, option) -> None:
     base("step")
     for command in ("validate", "test", "predict"):
@@ -264,6 +268,14 @@ def test_other_commands_take_no_change_of_the_training(cli, base, option) -> Non
             "cannot be changed for a trained model" in result.err
             and option[2:].split("=")[0].split(".")[-1] in result.err
         )
+
+
+@pytest.mark.parametrize("key", ["lr", "reference_batch", "lr_scaling"])
+def test_swats_keeps_its_learning_rate(key) -> None:
+    settings = {"optimizer.class_path": "project.optim.SWATS", key: 1}
+    with pytest.raises(UserError, match=f"model.{key} cannot be changed for a trained model with SWATS"):
+        check_changes("fit", settings | {key: 2}, settings)
+    assert len(check_changes("fit", settings | {"warmup": 2}, settings)) == 1
 
 
 SETTINGS = {

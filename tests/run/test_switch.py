@@ -122,6 +122,7 @@ def test_switches_are_said_logged_in_force_and_survive_a_stop(cli, workdir, monk
     assert all(len(scalars()[f"swats/{name}/switch_step"]) == 1 for name in switches)
 
 
+@pytest.mark.slow
 def test_groups_that_never_switched_are_named(cli, workdir) -> None:
     result = cli(*FIT, "--model.optimizer=project.optim.SWATS", "--trainer.max_epochs=1")
     assert result.code == 0 and told(result.out) == {}

@@ -17,13 +17,13 @@ from optuna.trial import FrozenTrial
 
 from project.cli import parse
 from project.errors import UserError
+from project.extras.child import run_to_the_end
 from project.extras.search.budget import Budget
 from project.extras.search.space import Space
 from project.extras.search.storage import open_storage, storage_errors
 from project.extras.search.summary import conclude
 from project.extras.search.worker import Worker
 from project.files import written_whole
-from project.run.child import run_to_the_end
 from project.run.paths import flatten, latest_run, read
 
 FIXED = (  # keys that must be the same in every trial, or scores could not be compared, or that are set here

@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from project.errors import UserError
+from project.extras.child import signals
 from project.extras.search.budget import Budget
-from project.run.child import signals
 
 SAME = 3  # trials in a row that fail with one and the same error: the settings are at fault, not the values
 PATIENCE = 20.0  # seconds for a trial to stop in good order; SLURM itself gives 30

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from project.errors import UserError
+from project.extras.child import run_to_the_end
 from project.files import written_whole
-from project.run.child import run_to_the_end
 
 # Words of torch, Python, C++, the linker, and of a data worker that the kernel has killed.
 OUT_OF_MEMORY = ("out of memory", "allocate", "memoryerror", "bad_alloc", "signal: killed", "failed to map segment")
