@@ -13,8 +13,8 @@ from project.errors import UserError
 from project.extras.child import run_to_the_end
 from project.files import written_whole
 
-# Words of torch, Python and C++, and of a data worker that the kernel has killed.
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "memoryerror", "bad_alloc", "signal: killed")
+# Words of torch, Python, C++, the linker, and of a data worker that the kernel has killed.
+OUT_OF_MEMORY = ("out of memory", "allocate", "memoryerror", "bad_alloc", "signal: killed", "failed to map segment")
 
 
 class OutOfMemoryError(UserError):
