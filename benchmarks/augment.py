@@ -55,11 +55,7 @@ def steps(side: int) -> dict[str, Step]:
             [K.RandomGaussianBlur((5, 5), (0.1, 2.0), p=1.0)],
             [v2.GaussianBlur(5, (0.1, 2.0))],
         ),
-        "noise": (
-            GaussianNoise(0.05, p=1.0),
-            [K.RandomGaussianNoise(std=0.05, p=1.0)],
-            [v2.GaussianNoise(sigma=0.05)],
-        ),
+        "noise": (GaussianNoise(0.05, p=1.0), [K.RandomGaussianNoise(std=0.05, p=1.0)], [v2.GaussianNoise(sigma=0.05)]),
     }
 
 

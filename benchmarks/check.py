@@ -1,10 +1,11 @@
-"""What `check` finds and what it leaves alone: augmentations of the digits; rates that are right, and 10 and 100 times too high.
+"""What `check` finds: augmentations that change labels, and learning rates that are 10 and 100 times too high.
 
     python -m benchmarks.check FOLDER
 
-FOLDER holds train/<class>/* (`benchmarks.subset` makes it). The first table has the share of images that an augmentation of the
-digits makes into another class, and the reverse, over four splits; `check` looks from 4 %, and stops from 10 %. The second has
-what `check` says of networks and optimizers at a usual rate and at 10 and 100 times that rate, on two batches each.
+FOLDER holds train/<class>/* (`benchmarks.subset` makes it). The first table has the share of images that an
+augmentation of the digits turns into another class, and vice versa, over four splits; `check` warns from 4 %, and makes
+it an error from 10 %. The second has what `check` says of networks and optimizers at a usual learning rate and at 10
+and 100 times that rate, on two batches each.
 
 A CPU is enough; about ten minutes on two cores.
 """
@@ -14,16 +15,19 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from project import data
 from project.data import Digits, ImageDataModule
+from project.extras.check.augmentations import ROUNDS, small, swapped
 from project.extras.check.findings import Findings
-from project.extras.check.labels import ROUNDS, small, swapped
-from project.extras.check.rate import check_rate
+from project.extras.check.network import check_overfit
 from project.nets import ConvNet, ResNet, ResNet9, TorchvisionModel
+from project.recipe import OptimizerCallable, Recipe
+from project.tasks import MultiClass
 
 AUGMENTATIONS = {
     "VerticalFlip": data.VerticalFlip(),
@@ -41,19 +45,13 @@ AUGMENTATIONS = {
     "Contrast, 0.4": data.Contrast(0.4),
     "GaussianNoise, 0.1": data.GaussianNoise(0.1),
 }
-Make = Callable[[nn.Module, float], torch.optim.Optimizer]
+Images = tuple[Tensor, Tensor, Tensor]  # uint8 (N, C, H, W), labels (N,), keys (N,)
+# network, images, learning rate of AdamW, of SGD with momentum 0.9
+Case = tuple[Callable[[], nn.Module], Images, float, float]
 
 
-def adamw(lr: float) -> Make:
-    return lambda net, factor: torch.optim.AdamW(net.parameters(), lr * factor)
-
-
-def sgd(lr: float) -> Make:
-    return lambda net, factor: torch.optim.SGD(net.parameters(), lr * factor, momentum=0.9)
-
-
-def images_of(module: ImageDataModule) -> tuple[Tensor, Tensor, Tensor]:
-    """Training images, uint8, their labels and keys."""
+def images_of(module: ImageDataModule) -> Images:
+    """Its training images."""
     module.setup("fit")
     part = module.loaded["train"]
     batch = part.images.__getitems__([(0, row) for row in part.index])
@@ -69,40 +67,37 @@ def augmentations() -> None:
                 ImageDataModule(source=Digits, image_size=8, channels=1, split_seed=seed, seed=seed)
             )
             rounds = [small(data.Augment([augmentation], seed)(images, i, index)) for i in range(ROUNDS)]
-            shares.append(float(swapped(small(images), torch.stack(rounds), labels, 10).max()))
+            shares.append(float(swapped(small(images), rounds, labels, 10).max()))
         print(f"| {name} | {', '.join(f'{share:.1%}' for share in shares)} |", flush=True)
 
 
-def rates(folder: Path) -> None:
-    digits = images_of(ImageDataModule(source=Digits, image_size=8, channels=1))
-    photos = images_of(ImageDataModule(root=str(folder), image_size=32))
-    cases = {
-        "ConvNet 32-64, digits": (lambda: ConvNet(1, 10, 8, channels=[32, 64]), digits, 0.003, 0.1),
-        "ConvNet 16-32, digits": (lambda: ConvNet(1, 10, 8, channels=[16, 32]), digits, 0.003, 0.1),
-        "ResNet9, CIFAR-10": (lambda: ResNet9(3, 10, 32), photos, 0.01, 0.1),
-        "ConvNet 32-64-128, CIFAR-10": (lambda: ConvNet(3, 10, 32, channels=[32, 64, 128]), photos, 0.003, 0.05),
-        "ResNet 1-1-1 of width 32, CIFAR-10": (
-            lambda: ResNet(3, 10, 32, depths=[1, 1, 1], width=32),
-            photos,
-            0.003,
-            0.1,
-        ),
-        "vgg11 without norms, CIFAR-10": (lambda: TorchvisionModel(3, 10, 32, name="vgg11"), photos, 0.0003, 0.01),
-    }
-    print("\n| network and images | optimizer and rate | the rate | 10 times | 100 times |\n|---|---|---|---|---|")
-    for name, (build, (images, labels, _), slow, fast) in cases.items():
-        for title, make, lr in (("AdamW", adamw, slow), ("SGD, momentum 0.9", sgd, fast)):
+def level(net: nn.Module, images: Images, optimizer: OptimizerCallable, lr: float, seed: int) -> str:
+    """What `check` says of one batch of 64 images."""
+    rows = torch.randperm(len(images[0]), generator=torch.Generator().manual_seed(seed))[:64]
+    model = SimpleNamespace(
+        recipe=Recipe(lr, optimizer, None, 1.0, False, None, None, 0.0, 0.01, None, "none"),
+        task=MultiClass([str(i) for i in range(10)]),
+        batch=64,
+        clip_gradients=lambda optimizer: None,
+    )
+    found = Findings(Path())
+    with redirect_stdout(StringIO()):
+        check_overfit(model, net, (images[0][rows].float() / 255 - 0.45) / 0.25, images[1][rows], 100, found)
+    return found.levels[0]
+
+
+def rates(cases: dict[str, Case]) -> None:
+    print("\n| network and images | optimizer and learning rate | that rate | 10 times | 100 times |")
+    print("|---|---|---|---|---|")
+    for name, (build, images, slow, fast) in cases.items():
+        momentum: OptimizerCallable = lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9)  # noqa: E731
+        for title, optimizer, lr in (("AdamW", torch.optim.AdamW, slow), ("SGD, momentum 0.9", momentum, fast)):
             cells = []
             for factor in (1, 10, 100):
                 levels = []
                 for seed in range(2):
                     torch.manual_seed(seed)
-                    net, rows = build().train(), torch.randperm(len(images))[:64]
-                    batch = (images[rows].float() / 255 - 0.45) / 0.25
-                    found = Findings()
-                    with redirect_stdout(StringIO()):
-                        check_rate(net, make(lr * factor), lr * factor, 1.0, batch, labels[rows], None, 100, found)
-                    levels.append(found.lines[0][0])
+                    levels.append(level(build().train(), images, optimizer, lr * factor, seed))
                 cells.append(" ".join(levels))
             print(f"| {name} | {title}, {lr:g} | {' | '.join(cells)} |", flush=True)
 
@@ -114,7 +109,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     augmentations()
-    rates(folder)
+    digits = images_of(ImageDataModule(source=Digits, image_size=8, channels=1))
+    photos = images_of(ImageDataModule(root=str(folder), image_size=32))
+    rates(
+        {
+            "ConvNet 32-64, digits": (lambda: ConvNet(1, 10, 8, channels=[32, 64]), digits, 0.003, 0.1),
+            "ConvNet 16-32, digits": (lambda: ConvNet(1, 10, 8, channels=[16, 32]), digits, 0.003, 0.1),
+            "ResNet9, CIFAR-10": (lambda: ResNet9(3, 10, 32), photos, 0.01, 0.1),
+            "ConvNet 32-64-128, CIFAR-10": (lambda: ConvNet(3, 10, 32, channels=[32, 64, 128]), photos, 0.003, 0.05),
+            "ResNet 1-1-1 of width 32, CIFAR-10": (
+                lambda: ResNet(3, 10, 32, depths=[1, 1, 1], width=32),
+                photos,
+                0.003,
+                0.1,
+            ),
+            "vgg11 without norms, CIFAR-10": (lambda: TorchvisionModel(3, 10, 32, name="vgg11"), photos, 0.0003, 0.01),
+        }
+    )
 
 
 if __name__ == "__main__":

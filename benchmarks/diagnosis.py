@@ -1,12 +1,13 @@
-"""Diagnosis of the learning rate: what project.optim.diagnosis says of a run's loss curve, beside what its sister runs show.
+"""Diagnosis of the learning rate: what project.optim.diagnosis says of a run's loss curve, beside what its sister runs
+show.
 
     python -m benchmarks.diagnosis CIFAR_FOLDER [--images 2000] [--epochs 10] [--seed 0] [--curves FILE]
 
-CIFAR_FOLDER holds train/<class>/*. Six families of eight runs: a family is one network, optimizer and schedule, and its runs
-differ in nothing but the rate, over five decades. The truth of a run comes from comparing it with its family (`truth`), the
-diagnosis from its own curve alone. These runs did not shape the rules; those that did learned scikit-learn's digits, clean, noisy,
-and with wrong labels. --curves keeps the curves in a JSON file, and reads them from there if it exists. Hardware: any CPU, one
-thread is used. Time: 12 minutes on a core of an AMD EPYC.
+CIFAR_FOLDER holds train/<class>/*. Six families of eight runs: a family is one network, optimizer and schedule, and
+its runs differ in nothing but the rate, over five decades. The truth of a run comes from comparing it with its family
+(`truth`), the diagnosis from its own curve alone. These runs did not shape the rules; those that did learned
+scikit-learn's digits, clean, noisy, and with wrong labels. --curves keeps the curves in a JSON file, and reads them
+from there if it exists. Hardware: any CPU, one thread is used. Time: 12 minutes on a core of an AMD EPYC.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def train(
             total, used = total + loss.item() / steps, used + now / steps
         losses.append(total)
         rates.append(used)
-        if not math.isfinite(total):  # it stays so: no need to go on
+        if not math.isfinite(total):  # and will stay so
             break
     return losses, rates
 
@@ -121,8 +122,8 @@ def truth(finals: list[float], num_classes: int) -> list[str]:
     """The shape of each run of a family from the mean loss of each one's last epoch, in the order of rising rates.
 
     The lowest is the best. A run is good if it keeps nine tenths of the best one's fall below the loss of guessing,
-    ln(num_classes). One that does not is too low at a lower rate than the best, and at a higher one too high, or diverging if
-    it is not finite or ends no better than guessing (0.98 of that loss).
+    ln(num_classes). One that does not is too low at a lower rate than the best, and at a higher one too high, or
+    diverging if it is not finite or ends no better than guessing (0.98 of that loss).
     """
     guess = math.log(num_classes)
     finals = [loss if math.isfinite(loss) else math.inf for loss in finals]

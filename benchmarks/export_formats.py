@@ -1,10 +1,11 @@
-"""One network of each family, folded and written as .onnx and .pt2, and what the files compute beside the network itself.
+"""One network of each family, folded and written as .onnx and .pt2, and what the files compute beside the network.
 
     python -m benchmarks.export_formats [--only REGEX]
 
-Needs `pip install -e ".[export,timm]"`, no data, about 15 minutes on two cores. Weights are random, so are the statistics of the
-batch norms; networks take 64 pixels where they can. Prints a table: batch norms folded, then for each kind of file its size
-and the largest difference of the logits of three images, run as one image and two, over the largest logit; or why there is no file.
+Needs `pip install -e ".[export,timm]"`, no data, about 15 minutes on two cores. Weights are random, so are the
+statistics of the batch norms; networks take 64 pixels where they can. Prints a table: batch norms folded, then for each
+format the file's size and the largest difference of the logits of three images, run as one image and two, relative to
+the largest logit; or why there is no file.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmarks.fusion import randomize
 from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.extras.export.files import write
-from project.extras.export.proof import compare, outputs_in_file
+from project.extras.export.proof import open_layers, relative_difference
 from project.nets import ConvNet, ResNet, ResNet9, TimmModel, TorchvisionModel
 from project.nets.deployable import Deployable
 
@@ -88,7 +89,7 @@ def row(title: str, net: object) -> str:
     with torch.no_grad():
         reference = model(images).numpy()
     fused = model.fused()
-    deployable = Deployable(fused.net, model.mean, model.std, 1.0).eval()
+    deployable = Deployable(fused.net, model.mean, model.std, probabilities=model.task.probabilities).eval()
     folded = sum(fold.into is not None for fold in fused.folds)
     cells = [outcome(deployable, images, reference, suffix) for suffix in (".onnx", ".pt2")]
     return f"| {title} | {size} | {folded} of {len(fused.folds)} | {' | '.join(cells)} |"
@@ -102,9 +103,9 @@ def outcome(module: Deployable, images: torch.Tensor, reference: np.ndarray, suf
             write(module, images[:2], path, {})
         except UserError as error:
             return str(error)
-        run = outputs_in_file(path, only="net")
+        run = open_layers(path, only="net")
         logits = np.concatenate([run(part.numpy())["net"] for part in (images[:1], images[1:])])
-        return f"{path.stat().st_size / 1e6:.1f} MB, {compare(logits, reference).relative:.1e}"
+        return f"{path.stat().st_size / 1e6:.1f} MB, {relative_difference(logits, reference):.1e}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""fastai's ResNet-18 on an image folder, as its documentation trains one; `benchmarks.peers` runs it in a venv with fastai.
+"""fastai's ResNet-18 on an image folder, as its documentation trains one; `benchmarks.peers` runs it in a venv with
+fastai.
 
     python benchmarks/fastai_run.py FOLDER [--epochs 3] [--seed 0] [--out result.json]
 

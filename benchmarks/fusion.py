@@ -2,11 +2,12 @@
 
     python -m benchmarks.fusion [--only REGEX]
 
-The networks of this project, torchvision's for classification, and some of timm's where it is installed. Weights are random,
-from a fixed seed, and so are the batch norms: their statistics are measured on random images, for activations that neither vanish
-nor explode, then jittered. Each network runs on two images as it is and with its batch norms folded. The errors are
-max|a - b| / max|b| of the logits, where b is the network as it is in float64; a is the folded one in float32, the one as it is in
-float32 (what rounding does alone), and the folded one in float64 (what folding does alone). Seconds are those of the folding.
+The networks of this project, torchvision's for classification, and some of timm's where it is installed. Weights are
+random, from a fixed seed, and so are the batch norms: their statistics are measured on random images, for activations
+that neither vanish nor explode, then jittered. Each network runs on two images as it is and with its batch norms
+folded. The errors are max|a - b| / max|b| of the logits, where b is the network as it is in float64; a is the folded
+one in float32, the one as it is in float32 (what rounding does alone), and the folded one in float64 (what folding
+does alone). Seconds are those of the folding.
 
 Hardware: any CPU, one thread; networks of more than 300 MB are left out and listed. Time: 5 minutes.
 """
@@ -79,7 +80,7 @@ def size(name: str) -> int:
 
 
 def randomize(net: nn.Module, images: Tensor) -> None:
-    """Statistics near those of these images; every factor, offset and bias random. Fresh ones, 0 or 1, would hide faults."""
+    """Statistics near those of these images; every factor and bias random. Fresh ones, 0 or 1, would hide faults."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     with torch.no_grad():
         for norm in norms:
@@ -90,9 +91,9 @@ def randomize(net: nn.Module, images: Tensor) -> None:
         net.train()(images)
         for norm in norms:
             norm.momentum = 0.1
-            spread = norm.running_var.sqrt()
-            norm.running_mean.add_(0.3 * spread * torch.randn_like(spread))
-            norm.running_var.mul_(torch.empty_like(spread).uniform_(0.7, 1.5)).add_(1e-3)
+            std = norm.running_var.sqrt()
+            norm.running_mean.add_(0.3 * std * torch.randn_like(std))
+            norm.running_var.mul_(torch.empty_like(std).uniform_(0.7, 1.5)).add_(1e-3)
     net.eval()
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/hashes.py [CHECKOUT]
 
-CHECKOUT (default: the current folder) is a checkout of any commit; its own `python -m project fit` is run, with its own configs.
-The images and the weights to start from are made here and are the same every time: no download. Any CPU, about two minutes.
-Two commits that print the same hash train alike: same split, same order, same augmentation, same arithmetic. Compare on one
-machine only: another processor may round differently.
+CHECKOUT (default: the current folder) is a checkout of any commit; its own `python -m project fit` is run, with its
+own configs. The images and the weights to start from are made here and are the same every time: no download. Any CPU,
+about two minutes. Two commits that print the same hash train alike: same split, same order, same augmentation, same
+arithmetic. Compare on one machine only: another processor may round differently.
 """
 
 import argparse

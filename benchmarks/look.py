@@ -2,9 +2,9 @@
 
     python -m benchmarks.look FOLDER [--pairs 2] [--epochs 10] [options of fit]
 
-FOLDER holds train/<class>/* and so on (`benchmarks.subset` makes it). Fits with and without the pictures take turns, A B A B ...,
-each a process of its own; its user and system time are compared, because they depend less on what else the machine does than the
-clock. At the end the weights of each pair are compared: they must be equal to the last bit.
+FOLDER holds train/<class>/* and so on (`benchmarks.subset` makes it). Fits with and without the pictures alternate,
+each in its own process; their user and system time is compared, because it depends less on what else the machine does
+than the clock. At the end the weights of each pair are compared: they must be equal to the last bit.
 
 On two CPU cores, with the 10k/2k subset and the defaults, a pair takes about a quarter of an hour.
 """
@@ -26,15 +26,8 @@ def fit(folder: Path, epochs: int, out: Path, options: list[str]) -> tuple[float
     """CPU seconds of one fit, and its last weights."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "project", "fit", "--config", "configs/folder.yaml", "--data.root", str(folder)]
-    command += [
-        "--data.image_size",
-        "32",
-        "--trainer.max_epochs",
-        str(epochs),
-        "--trainer.default_root_dir",
-        str(out),
-        *options,
-    ]
+    command += ["--data.image_size", "32", "--trainer.max_epochs", str(epochs)]
+    command += ["--trainer.default_root_dir", str(out), *options]
     subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     weights = torch.load(next(out.rglob("last.ckpt")), weights_only=True)["state_dict"]
@@ -56,10 +49,8 @@ def main() -> None:
             looked, same = fit(folder, args.epochs, Path(name) / "look", ["--config", "configs/look.yaml", *options])
         ratios.append(looked / plain)
         equal = all(torch.equal(value, same[key]) for key, value in weights.items())
-        print(
-            f"pair {pair}: {plain:.1f} s without, {looked:.1f} s with: {looked / plain - 1:+.2%}; weights equal: {equal}",
-            flush=True,
-        )
+        cost = f"{plain:.1f} s without, {looked:.1f} s with: {looked / plain - 1:+.2%}"
+        print(f"pair {pair}: {cost}; weights equal: {equal}", flush=True)
     print(f"median {median(ratios) - 1:+.2%} CPU time ({min(ratios) - 1:+.2%} to {max(ratios) - 1:+.2%})")
 
 

@@ -1,14 +1,17 @@
 """The project against fastai on the same images: training time, whole-process time and test accuracy.
 
-    python benchmarks/peers.py SUBSET [--rounds 1] [--epochs 3] [--venv FOLDER] [--config configs/folder.yaml] [options of fit]
+    python benchmarks/peers.py SUBSET [--rounds 1] [--epochs 3] [--venv FOLDER] [--config configs/folder.yaml] [options
+    of fit]
 
 SUBSET holds train/<class>/* and test/<class>/* (`benchmarks.subset` makes it). Each round runs fastai
-(`benchmarks/fastai_run.py`, in a virtual environment of its own, made at the first run: about 6 GB) and then the project,
-`fit` on all training images and `test` once. The round's number, from 0, is the seed of both.
+(`benchmarks/fastai_run.py`, in a virtual environment of its own, made at the first run: about 6 GB) and then the
+project, `fit` on all training images and `test` once. The round's number, from 0, is the seed of both.
 
-- Training time: of fastai the wall time of `fit_one_cycle`, which reads the image files as it goes; of the project the sum
+- Training time: of fastai the wall time of `fit_one_cycle`, which reads the image files as it goes; of the project the
+sum
   of its training epochs, before which it has decoded all images into memory. Neither validates in between.
-- Whole process: wall time from start to exit with imports, loading and the test; of the project, `fit` and `test` added.
+- Whole process: wall time from start to exit with imports, loading and the test; of the project, `fit` and `test`
+added.
 
 A CPU or one GPU that does nothing else. On two CPU cores, with the 10k/2k subset, a round takes about four minutes. The
 table gives the medians over the rounds.

@@ -34,7 +34,7 @@ PRECISION = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16}  # Light
 # What the loop repeats, or what makes no difference to it. A setting beyond these is reported, if it is on.
 REPEATED = {
     "model": "net class_names mean std init lr optimizer schedule warmup_start reference_batch lr_scaling "
-    "label_smoothing channels_last",
+    "task channels_last",
     "data": "root source image_size channels resize batch_size augment val_size test_size split_seed fold sampler "
     "on_bad_image on_seen_image cache num_workers class_names seed",
 }
@@ -97,7 +97,8 @@ def train(config: dict[str, dict[str, Any]], pixels: Tensor, labels: Tensor, epo
     memory_format = torch.channels_last if model.get("channels_last", True) else torch.contiguous_format
     net = build(model["net"], pixels.shape[1], int(labels.max()) + 1, pixels.shape[-1])
     net = net.to(device, memory_format=memory_format).train()
-    lr, smoothing = float(model.get("lr", 1e-3)), model.get("label_smoothing", 0.0)
+    lr = float(model.get("lr", 1e-3))
+    smoothing = model.get("task", {}).get("init_args", {}).get("label_smoothing", 0.0)
     optimizer = build(model.get("optimizer") or "torch.optim.AdamW", net.parameters(), lr)
     batch_size = data.get("batch_size", 64)
     augment = Augment([build(spec) for spec in data.get("augment") or []], seed=0)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.search --seeds 5 --out runs/benchmark_search
 
-For each seed (of the split, the training and the sampler): a grid of 48 points without pruning; `search` with TPE and ASHA, of
-which the trials count that end within a third of the grid's epochs; `search --sampler random --pruner none` with as many epochs as
-those, rounded up to whole trials.
-Prints a markdown table: best validation accuracies, epochs, and the paired differences with 95 % intervals (Student's t).
-Every result is a line of results.jsonl, so that the same command goes on after a kill.
+For each seed (of the split, the training and the sampler): a grid of 48 points without pruning; `search` with TPE and
+ASHA, of which the trials count that end within a third of the grid's epochs; `search --sampler random --pruner none`
+with as many epochs as those, rounded up to whole trials.
+Prints a markdown table of the best validation accuracies, and the paired differences with 95 % intervals (Student's t).
+Every result is a line of results.jsonl, so that the same command continues after a kill.
 Hardware: any CPU. Time: about 15 minutes a seed on two cores. With --smoke: the smallest of everything, two minutes.
 """
 
@@ -24,23 +24,23 @@ from typing import Any
 import yaml
 from scipy.stats import t
 
-from project.main import main as project
+from project.__main__ import main as project
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 15
 GRID = {
     "model.lr": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1],
     "model.optimizer.init_args.weight_decay": [0.001, 0.1],
-    "model.label_smoothing": [0.0, 0.1],
+    "model.task.init_args.label_smoothing": [0.0, 0.1],
     "data.batch_size": [16, 64],
 }
 SPACE = {  # the same ranges, all between included
     "model.lr": {"log_float": [0.0003, 0.1]},
     "model.optimizer.init_args.weight_decay": {"log_float": [0.001, 0.1]},
-    "model.label_smoothing": {"float": [0.0, 0.1]},
+    "model.task.init_args.label_smoothing": {"float": [0.0, 0.1]},
     "data.batch_size": {"choice": [16, 32, 64]},
 }
-# 1,797 images: half to test, which nothing here opens, and of the other 899 the validation's share leaves 200 to train on.
+# 1,797 images: half to test, which nothing here opens; of the other 899 the validation's share leaves 200 to train on.
 DATA = ["--config", str(ROOT / "configs/digits.yaml"), "--data.test_size", "0.5", "--data.val_size", str(699 / 899)]
 NET = ["--model.net.init_args.channels", "[32,64]", "--model.net.init_args.convs_per_block", "1"]
 

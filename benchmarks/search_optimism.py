@@ -2,10 +2,11 @@
 
     python -m benchmarks.search_optimism --seeds 5 --out runs/benchmark_optimism
 
-For each seed 156 images are drawn, evenly by class; `search --outer_folds 5` then trains on 100 of them, chooses by 25, and tests
-on 31. Prints inner, outer and gap of each seed, and the mean gap with its 95 % interval over seeds.
-Every seed is a line of results.jsonl, and a search goes on where it was, so the same command goes on after a kill.
-Hardware: any CPU. Time: 5 folds x 20 trials a seed, about 15 minutes on two cores. With --smoke: 2 folds x 2 trials, a minute.
+For each seed 156 images are drawn, evenly by class; `search --outer_folds 5` then trains on 100 of them, chooses by 25,
+and tests on 31. Prints inner, outer and gap of each seed, and the mean gap with its 95 % interval over seeds.
+Every seed is a line of results.jsonl, and a search continues where it was, so the same command continues after a kill.
+Hardware: any CPU. Time: 5 folds x 20 trials a seed, about 15 minutes on two cores.
+With --smoke: 2 folds x 2 trials, a minute.
 """
 
 import argparse
@@ -82,7 +83,7 @@ def main() -> None:
         subprocess.run([*command, "--outer_folds", str(folds)], cwd=ROOT, check=True)
         append(results, {"seed": seed, **json.loads((out / "search" / f"seed_{seed}" / "nested.json").read_text())})
     rows = known(results)
-    print("\n| seed | inner | outer | gap | spread of the gap over folds |\n|---|---|---|---|---|")
+    print("\n| seed | inner | outer | gap | standard deviation of the gap over folds |\n|---|---|---|---|---|")
     for row in rows:
         inner, outer, gap = (row[name]["mean"] for name in ("inner", "outer", "gap"))
         print(f"| {row['seed']} | {inner:.2%} | {outer:.2%} | {100 * gap:+.2f} | {100 * row['gap']['sd']:.2f} |")

@@ -2,14 +2,15 @@
 
     python -m benchmarks.speed FOLDER [--pairs 5] [--epochs 3] [--config configs/folder.yaml] [options of fit]
 
-FOLDER holds train/<class>/* (`benchmarks.subset` makes it). `fit` and `benchmarks.raw_loop` take turns, A B A B ..., each
-in a process of its own, so that a slow moment of the machine meets both. The loop reads the config.yaml that `fit` left
-in its run, so both have every setting alike, the options given here included (--trainer.precision bf16-mixed). Measured
-are the images per second of the training epochs, the first one of each process left out as a warm-up; validation,
-checkpoints and the loading of images do not count. The table gives the medians over the pairs, with the range.
+FOLDER holds train/<class>/* (`benchmarks.subset` makes it). `fit` and `benchmarks.raw_loop` take turns, A B A B ...,
+each in a process of its own, so that a slow moment of the machine meets both. The loop reads the config.yaml that
+`fit` left in its run, so both have every setting alike, the options given here included (--trainer.precision
+bf16-mixed). Measured are the images per second of the training epochs, the first one of each process left out as a
+warm-up; validation, checkpoints and the loading of images do not count. The table gives the medians over the pairs,
+with the range.
 
-A CPU or one GPU that does nothing else. On two CPU cores, with the 10k/2k subset and the defaults, a pair takes three to
-four minutes.
+A CPU or one GPU that does nothing else. On two CPU cores, with the 10k/2k subset and the defaults, a pair takes three
+to four minutes.
 """
 
 import argparse

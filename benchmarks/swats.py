@@ -2,9 +2,10 @@
 
     python -m benchmarks.swats SUBSET [--seeds 3] [--epochs 3] [--switch_tol 1e-3]
 
-SUBSET is a folder with train/ and test/, such as benchmarks/subset.py makes. ResNet9 of configs/folder.yaml at 32 pixels, cosine,
-everything trained on all training images; the last checkpoint is tested once. The rates are the usual ones, Adam 0.001 and SGD 0.1
-with momentum 0.9, fixed beforehand, as is the tolerance. Prints a table. About two minutes a run on two CPU cores.
+SUBSET is a folder with train/ and test/, such as benchmarks/subset.py makes. ResNet9 of configs/folder.yaml at 32
+pixels, cosine, everything trained on all training images; the last checkpoint is tested once. The rates are the usual
+ones, Adam 0.001 and SGD 0.1 with momentum 0.9, fixed beforehand, as is the tolerance. Prints a table. About two
+minutes a run on two CPU cores.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from project.main import main
+from project.__main__ import main
 
 CONFIG = Path(__file__).parent.parent / "configs" / "folder.yaml"
 
@@ -57,9 +58,8 @@ def compare(folder: Path, seeds: int, epochs: int, switch_tol: float) -> None:
     print("|---|" + "---:|" * (seeds + 1))
     for name, values in table.items():
         spread = statistics.stdev(values) if seeds > 1 else 0.0
-        print(
-            f"| {name} | {' | '.join(f'{v:.2%}' for v in values)} | {100 * statistics.mean(values):.2f} ± {100 * spread:.2f} |"
-        )
+        each = " | ".join(f"{value:.2%}" for value in values)
+        print(f"| {name} | {each} | {100 * statistics.mean(values):.2f} ± {100 * spread:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Transfer with few images (advice A14, A21, A23): pretrain on five classes of CIFAR-10, learn the other five from 50 images each.
+"""Transfer with few images (advice A14, A21, A23): from five classes of CIFAR-10 to the other five, 50 images each.
 
     python -m benchmarks.transfer CIFAR_FOLDER [--seeds 5]
 
-CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, with the same images in each seed: from scratch, feature
-extraction (backbone frozen), fine-tuning with one rate, fine-tuning with layer-wise rates. The rate of each way, and for the last
-the decay from layer to layer, is chosen beforehand on other training images (of the same five classes, beyond those that any seed
-uses); the 5,000 test images of the five classes are scored once in each run. Prints accuracies with 95 % intervals of the mean
-(Student's t) and the paired differences. About 35 minutes on two CPU cores.
+CIFAR_FOLDER holds train/<class>/* and test/<class>/*. Four ways, with the same images in each seed: from scratch,
+feature extraction (backbone frozen), fine-tuning with one learning rate, fine-tuning with layer-wise ones. The
+learning rate of each way, and for the last the decay from layer to layer, is chosen beforehand on other training
+images (of the same five classes, beyond those that any seed uses); the 5,000 test images of the five classes are
+scored once in each run. Prints accuracies with 95 % intervals of the mean (Student's t) and the paired differences.
+About 35 minutes on two CPU cores.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from project.main import main
+from scipy.stats import t
+
+from project.__main__ import main
 
 CONFIG = Path(__file__).parent.parent / "configs" / "folder.yaml"
 PER_CLASS = 50
@@ -28,17 +31,6 @@ EPOCHS = 40  # of the few images: 160 steps
 PRETRAIN_EPOCHS = 8
 RATES = (0.001, 0.003, 0.01)
 DECAYS = (0.5, 0.7)
-T975 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # of n - 1 degrees of freedom
 
 
 def link(files: list[Path], folder: Path) -> None:
@@ -83,14 +75,14 @@ def ways(weights: str) -> dict[str, list[list[str]]]:
     return {
         "from scratch": rates,
         "feature extraction": [[*start, *frozen, *rate] for rate in rates],
-        "fine-tuning, one rate": [[*start, *rate] for rate in rates],
-        "fine-tuning, layer-wise rates": [[*start, *rate, *decay] for rate, decay in itertools.product(rates, decays)],
+        "fine-tuning, one learning rate": [[*start, *rate] for rate in rates],
+        "fine-tuning, layer-wise": [[*start, *rate, *decay] for rate, decay in itertools.product(rates, decays)],
     }
 
 
 def interval(values: list[float]) -> str:
     """Mean and 95 % interval, in percent."""
-    half = T975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{100 * statistics.mean(values):.2f} ± {100 * half:.2f}"
 
 
@@ -129,10 +121,9 @@ def compare(source: Path, seeds: int, work: Path) -> None:
     for name, values in results.items():
         gains = [value - base for value, base in zip(values, results["from scratch"], strict=True)]
         print(f"| {name} | {interval(values)} | {'' if name == 'from scratch' else interval(gains)} |")
-    layerwise, single = results["fine-tuning, layer-wise rates"], results["fine-tuning, one rate"]
-    print(
-        f"\nlayer-wise rates over one rate, points: {interval([a - b for a, b in zip(layerwise, single, strict=True)])}"
-    )
+    layerwise, single = results["fine-tuning, layer-wise"], results["fine-tuning, one learning rate"]
+    gains = [a - b for a, b in zip(layerwise, single, strict=True)]
+    print(f"\nlayer-wise over one learning rate, points: {interval(gains)}")
 
 
 if __name__ == "__main__":

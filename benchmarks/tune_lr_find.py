@@ -1,14 +1,16 @@
-"""The rate that lr_find finds against the best of a grid of rates: the accuracy that is lost by not searching.
+"""The learning rate that lr_find finds against the best of a grid: the accuracy that is lost by not searching.
 
-    python -m benchmarks.tune_lr_find FOLDER TEST [--config configs/folder.yaml] [--epochs 4] [--seeds 3] [--results lr_find.jsonl]
+    python -m benchmarks.tune_lr_find FOLDER TEST [--config configs/folder.yaml] [--epochs 4] [--seeds 3] [--results
+    lr_find.jsonl]
 
 FOLDER holds the training images (train/<class>/*, as benchmarks/subset.py makes it), of which 20 % validate; TEST holds
-<class>/* to test on, such as CIFAR-10's test folder with all its 10,000 images. In each seed the found rate and the rates of the
-grid are trained alike; the best of the grid is chosen by validation accuracy, never by test accuracy. Prints a markdown table, the
-paired differences with their 95 % interval (Student's t), and the same for each of lr_find's other rules at the nearest rate of the
-grid. Every fit is a process of its own, and its result a line of the results file: the same command goes on after a kill. Options
-after -- go to lr_find and fit.
-Hardware: any. Time: that of seeds x (rates + 1) fits; with the defaults on the 10k/2k subset some hours on two CPU cores.
+<class>/* to test on, such as CIFAR-10's test folder with all its 10,000 images. In each seed the found rate and the
+rates of the grid are trained alike; the best of the grid is chosen by validation accuracy, never by test accuracy.
+Prints a markdown table, the paired differences with their 95 % interval (Student's t), and the same for each of
+lr_find's other rules at the nearest rate of the grid. Every fit is a process of its own, and its result a line of the
+results file: the same command goes on after a kill. Options after -- go to lr_find and fit.
+Hardware: any. Time: that of seeds x (rates + 1) fits; with the defaults on the 10k/2k subset some hours on two CPU
+    cores.
 """
 
 import argparse
@@ -38,7 +40,6 @@ T975 = {
     10: 2.262,
 }  # of n - 1 degrees of freedom
 ACCURACY = re.compile(r"^accuracy +\S+% +(\S+)%$", re.MULTILINE)  # validation, then test
-RULES = re.compile(r"^suggestion (\S+) +(\S+)", re.MULTILINE)
 
 
 def run(*arguments: str) -> str:
@@ -51,10 +52,10 @@ def run(*arguments: str) -> str:
 
 
 def find(common: list[str], folder: Path) -> dict[str, Any]:
-    """The rate that is found, and what each rule suggests."""
+    """The learning rate that is found."""
     out = folder / "lr.yaml"
-    rules = {name: float(rate) for name, rate in RULES.findall(run("lr_find", *common, "--out", str(out)))}
-    return {"rate": yaml.safe_load(out.read_text())["model"]["lr"], "rules": rules}
+    run("lr_find", *common, "--out", str(out))
+    return {"rate": yaml.safe_load(out.read_text())["model"]["lr"]}
 
 
 def fit(common: list[str], folder: Path, rate: float, epochs: int, test: Path) -> dict[str, float]:
@@ -83,7 +84,7 @@ def report(rows: list[dict[str, Any]], seeds: int) -> None:
     """Print the table and the differences."""
     print("| seed | found | validation | test | best of the grid | validation | test | lost, points |")
     print("|---:" * 8 + "|")
-    lost, by_rule = [], {}
+    lost = []
     for seed in range(seeds):
         mine = [row for row in rows if row["seed"] == seed]
         found = next(row for row in mine if row["kind"] == "found")
@@ -92,13 +93,7 @@ def report(rows: list[dict[str, Any]], seeds: int) -> None:
         lost.append(best["test"] - found["test"])
         shown = [f"{r['rate']:.3g} | {r['val']:.2%} | {r['test']:.2%}" for r in (found, best)]
         print(f"| {seed} | {' | '.join(shown)} | {100 * lost[-1]:.2f} |")
-        rules = next(row for row in mine if row["kind"] == "find")["rules"]
-        for name, rate in rules.items():
-            near = min(grid, key=lambda row: abs(math.log(row["rate"] / rate)))
-            by_rule.setdefault(name, []).append(best["test"] - near["test"])
     print(f"\nlost by taking the found rate, points: {interval(lost)}")
-    for name, values in by_rule.items():
-        print(f"lost at the grid's rate nearest to {name}, points: {interval(values)}")
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-GREY = 114  # of the bars that letterbox puts around an image
+GREY = 114  # of the bars that letterbox adds around an image
 
 
 def load(path: str, size: int, mode: str, resize: str) -> np.ndarray:
-    """Decode, turn upright, convert and resize: uint8 (1, channels, size, size). Ordinary 8-bit JPEG, PNG, WebP and the like."""
+    """Decode, turn upright, convert and resize an 8-bit JPEG, PNG, WebP...: uint8 (1, channels, size, size)."""
     with Image.open(path) as image:
         image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded smaller, as in training
         image.load()

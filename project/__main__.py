@@ -23,8 +23,8 @@ def main(words: list[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: the command's own; 2 after a mistake that the user can fix (PROJECT_TRACEBACK=1 shows where it was noticed);
-        130 after Ctrl-C.
+        The exit code: the command's own; 2 after a mistake that the user can fix (PROJECT_TRACEBACK=1 shows where it
+        was noticed); 130 after Ctrl-C.
     """
     try:
         known, openers = commands.find()
@@ -57,39 +57,25 @@ def main(words: list[str]) -> int:
 def usage(known: dict[str, Command]) -> str:
     """What there is, a line each."""
     width = max(map(len, known))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in known.items()]
     head = "usage: python -m project COMMAND [options]; each command has its own --help"
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in known.items()]
     return "\n".join([head, "", *lines, "", "start with: python -m project fit --config configs/digits.yaml"])
 
 
 def run_alone(command: Command, words: list[str]) -> int:
     """A command that needs no configuration, and starts without torch."""
-    parser = Parser(prog=f"python -m project {command.name}", description=command.summary)
+    parser = Parser(prog=f"python -m project {command.name}")
     parser.add_function_arguments(command.function, as_positional=True)
-    lists = {name for name, option in command.options.items() if get_origin(option.annotation) is list}
+    lists = [f"--{name}" for name, option in command.options.items() if get_origin(option.annotation) is list]
+    arranged = []
+    for flag, *values in commands.units(words):  # --run A B is --run=["A", "B"] for the parser
+        arranged += [f"{flag}={json.dumps(values)}"] if flag in lists and values else [flag, *values]
     try:
-        values = parser.parse_args(_with_lists(words, lists)).as_dict()
+        values = parser.parse_args(arranged).as_dict()
     except SystemExit as error:  # --help
         return int(error.code or 0)
     _listen()
     return command.function(**values) or 0
-
-
-def _with_lists(words: list[str], names: set[str]) -> list[str]:
-    """`--run A B` as the parser takes it: --run=["A", "B"]."""
-    result, lists = [], {}
-    taking = None
-    for word in words:
-        flag, joined, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and flag in names:
-            taking = lists.setdefault(flag, [])
-            taking += [value] if joined else []
-        elif taking is None or word.startswith("-"):
-            taking = None
-            result.append(word)
-        else:
-            taking.append(word)
-    return result + [f"--{name}={json.dumps(values)}" for name, values in lists.items()]
 
 
 def _leave(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The image classifier (card C3): network, task, optimizer, steps, and the fused network for use. Read it from top to bottom."""
+"""The image classifier (card C3), top to bottom: network, task, optimizer, steps, and the fused network for use."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from project.nets.blocks import InitScheme, initialize
 from project.nets.deployable import Deployable
 from project.nets.fuse import fuse
 from project.nets.normalise import Normalise
-from project.nets.weights import LoadReport, fetch_weights, load_weights
+from project.nets.weights import fetch_weights, load_weights
 from project.optim import Interval, Length, PlannedRates, Schedule
 from project.optim.freeze import Freeze, Freezing
 from project.recipe import OptimizerCallable, Recipe, Scaling, SchedulerCallable
@@ -59,37 +59,35 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         """
         Args:
-            net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.TorchvisionModel...
-            class_names: One name for each class, in order. The data module gives them.
-            in_channels: Channels of the images. The data module gives them.
-            image_size: Pixels of a side. The data module gives it.
-            resize: How images were brought to that size; kept for whoever uses the model. The data module gives it.
+            net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.ResNet...
+            class_names: One name for each class, in order. The data module gives this and the next three.
+            in_channels: Channels of the images.
+            image_size: Pixels of a side.
+            resize: How images are brought to that size; kept for whoever uses the model.
             task: Class of what is predicted, with its arguments: loss, metrics and probabilities; see project.tasks.
-            mean: Mean of each channel over the training images, in [0, 1], for the normalisation; null takes that of the weights,
-                else ImageNet's.
+            mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
-            init: First weights (advice A7): default (PyTorch's own), xavier_normal, xavier_uniform, kaiming_normal,
-                kaiming_uniform.
-            weights: Weights to start from, as far as they fit (advice A21, A22): the name of published ones for networks of
-                torchvision and timm, such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of ours.
-            freeze: Layers that do not train, for the whole run or until an epoch (advice A21).
+            init: First weights (advice A7); default is PyTorch's own.
+            weights: Weights to start from, as far as they fit (advice A21, A22): published ones of torchvision or timm,
+                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
+            freeze: Layers that do not train, always or until an epoch (advice A21).
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
-            optimizer: Class of the optimizer with its arguments, the learning rate excepted; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, such as
+            optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
+            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
                 {"^head": 10}; the first that matches counts (advice A14, A20).
-            layer_decay: Factor on the learning rate from each layer to the one below it, above 0 and at most 1 (advice A23).
+            layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1 (advice A23).
             no_weight_decay: No weight decay on norms and biases.
-            schedule: How the learning rate changes: one of project.optim, or of torch.optim.lr_scheduler (advice A16).
-            schedule_interval: What the schedule counts: epochs or optimizer steps; null: epochs, but steps for Cosine and OneCycle.
-            warmup: Epochs in which the learning rate rises linearly, before any schedule of project.optim; fractions count.
+            schedule: How the learning rate changes (advice A16): of project.optim or torch.optim.lr_scheduler.
+            schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
+            warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one (advice A12).
-            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022, arXiv:2205.10287; for
-                Adam and its kin) multiplies the learning rate by (batch x devices x accumulation) / reference_batch, or its root.
-            mixup: Blend pairs of images and their labels (Zhang et al. 2017, arXiv:1710.09412): alpha of the Beta distribution of
-                the shares, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
-            cutmix: Paste a part of one image into another, labels by area (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual;
-                0 for none.
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
+                arXiv:2205.10287; for Adam) multiplies the learning rate by (batch x devices x accumulation) /
+                reference_batch, or by its root.
+            mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
+                distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
+            cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
         """
         super().__init__()
@@ -98,10 +96,7 @@ class ImageClassifier(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self.class_names, self.num_classes = list(class_names), len(class_names)
         self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
-        self.weights: str | None = weights
-        self.load_report: LoadReport | None = None
-        self.channels_last = channels_last
-
+        self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
         self.net = net(in_channels, self.task.outputs, image_size)
         initialize(self.net, init)
@@ -123,22 +118,15 @@ class ImageClassifier(L.LightningModule):
         self._new_metrics: dict[str, float] = {}  # of this epoch's validation
 
         self.train_loss, self.train_metrics = MeanMetric(), self.task.train_metrics()
-        for metric in (self.train_loss, self.train_metrics):
-            metric.persistent(True)  # an epoch that is resumed has the loss of all its batches
+        self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
+        self.train_metrics.persistent(True)
         self.val_loss, self.val_metrics = MeanMetric(), self.task.metrics("val/")
         self.test_loss, self.test_metrics = MeanMetric(), self.task.metrics("test/")
 
     # From images to probabilities
 
-    @property
-    def mean(self) -> Tensor:
-        """Of each channel over the training images, in [0, 1], (1, C, 1, 1)."""
-        return self.normalise.mean
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of each channel, (1, C, 1, 1)."""
-        return self.normalise.std
+    mean = property(lambda self: self.normalise.mean, doc="Of each channel in [0, 1], (1, C, 1, 1).")
+    std = property(lambda self: self.normalise.std, doc="Likewise.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs)."""
@@ -153,8 +141,8 @@ class ImageClassifier(L.LightningModule):
         """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
 
         Returns:
-            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). Its `folds` say what became
-            of each batch norm, its `net` is the network alone.
+            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). Its `folds` say
+            what became of each batch norm, its `net` is the network alone.
         """
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -184,12 +172,10 @@ class ImageClassifier(L.LightningModule):
         optimizer = self.recipe.optimizer(self.net, self.batch)
         scheduler, interval = self.recipe.scheduler(optimizer, self.length)
         self.planned = scheduler if isinstance(scheduler, PlannedRates) else None
-        watched = self.planned.plateaus if self.planned else [scheduler]
-        for monitor in [each.monitor for each in watched if hasattr(each, "monitor")]:
-            self.check_metric("model.schedule", monitor)
-        plan = {"scheduler": scheduler, "interval": interval}
-        if self.planned is None and hasattr(scheduler, "monitor"):
-            plan["monitor"] = scheduler.monitor
+        watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
+        for each in watched:
+            self.check_metric("model.schedule", each.monitor)
+        plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", None)}
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def train(self, mode: bool = True) -> "ImageClassifier":
@@ -213,31 +199,27 @@ class ImageClassifier(L.LightningModule):
 
     @property
     def _starts(self) -> bool:
-        """Whether a training starts from the beginning, which takes `weights`; every other command has a checkpoint."""
+        """Whether a training starts anew, and takes `weights`; every other command has a checkpoint."""
         return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None or self._trainer.state.fn != "fit":  # training changes the weights it was fitted for
             self.temperature = checkpoint.get("temperature", 1.0)
-        elif "current_model_state" in checkpoint and not any(
-            isinstance(callback, WeightAveraging) for callback in self._trainer.callbacks
-        ):
+            return
+        averaged = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
+        if not averaged and "current_model_state" in checkpoint:
             print(
-                "The checkpoint has averaged weights, but no EMA is configured: resuming from the weights themselves."
+                "The checkpoint has averaged weights, and no EMA is configured: resuming from the weights themselves."
             )
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # Steps. Metrics are updated in each and logged once an epoch: self.log would cost more than a small network's step.
 
-    def on_train_start(self) -> None:
-        self._freeze()
-
     def on_train_epoch_start(self) -> None:
-        self._freeze()
-
-    def _freeze(self) -> None:
         self.freezing.apply(self.current_epoch)
         self.train(self.training)
+
+    on_train_start = on_train_epoch_start  # a run that is resumed within an epoch does not start it
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss; for callbacks the labels, as the batch has them, or (N, outputs) where images are mixed."""
@@ -302,19 +284,13 @@ class ImageClassifier(L.LightningModule):
     def validates(self) -> bool:
         """Whether this run looks at validation images at all."""
         trainer = self.trainer
-        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else float("inf")
-        often = (trainer.check_val_every_n_epoch or 1) <= last
-        return bool(trainer.limit_val_batches) and often and bool(trainer.datamodule.splits["val"])
+        never = 0 < (trainer.max_epochs or 0) < (trainer.check_val_every_n_epoch or 1)
+        return not never and bool(trainer.limit_val_batches) and bool(trainer.datamodule.splits["val"])
 
     def check_metric(self, key: str, name: str) -> None:
-        """Refuse to wait for a metric that no epoch logs.
-
-        Raises:
-            UserError: naming the key and the metrics there are.
-        """
-        names = {"train/loss", *self.train_metrics}
-        if self.validates:
-            names |= {"val/loss"} | self.task.score_names("val/")
-        if name not in names:
-            known = sorted(each for each in names if "/acc_class/" not in each)
-            raise UserError(f"{key}: no metric {name!r} is logged; there are {', '.join(known)}")
+        """Raise a UserError where a setting waits for a metric that no epoch logs."""
+        validated = {"val/loss", *self.task.score_names("val/")} if self.validates else set()
+        known = {"train/loss", *self.train_metrics, *validated}
+        if name not in known:
+            some = ", ".join(sorted(each for each in known if "/acc_class/" not in each))
+            raise UserError(f"{key}: no metric {name!r} is logged; there are {some}")

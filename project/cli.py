@@ -2,9 +2,7 @@
 
 import functools
 import importlib
-import logging
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from project.classifier import ImageClassifier
 from project.commands import GIVEN, Command
 from project.data import ImageDataModule
 from project.errors import UserError
-from project.messages import OneLineErrors, one_line, say
+from project.messages import OneLineErrors, one_line, quiet, say
 from project.run.audit import FreezeAudit
 from project.run.checkpoints import BestAndLast
 from project.run.interrupt import SafeInterrupt
@@ -51,19 +49,14 @@ class CLI(LightningCLI):
     """One command: parse, build what it needs, call its function."""
 
     def __init__(self, command: Command, arguments: Arguments, words: list[str], loaded: Loaded) -> None:
-        self.command, self.loaded, self.code = command, loaded, 0
+        self.command, self.loaded = command, loaded
         self.run_name = next((path.stem for part, path in arguments.files if part == "config"), "fit")
-        kind = arguments.value("classifier") or _stored_kind(loaded)
         super().__init__(
-            model_class=_model_class(kind),
+            model_class=_model_class(arguments.value("classifier") or loaded.config.get("classifier")),
             datamodule_class=ImageDataModule,
             trainer_class=Trainer,
             parser_class=Parser,
-            parser_kwargs={
-                "allow_abbrev": False,
-                "prog": f"python -m project {command.name}",
-                "description": command.summary,
-            },
+            parser_kwargs={"allow_abbrev": False, "prog": f"python -m project {command.name}"},
             save_config_callback=None,  # the run's record has it
             seed_everything_default=0,
             trainer_defaults=DEFAULTS,
@@ -77,11 +70,8 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{data}", f"model.{model}", apply_on="instantiate")
         parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run"}, instantiate=False)
         parser.add_class_arguments(RunRecord, "record", skip={"run", "tensorboard", "saved"}, instantiate=False)
-        parser.add_argument(
-            "--classifier",
-            type=str | None,
-            help="A subclass of project.classifier.ImageClassifier in its place, by its path.",
-        )
+        words = "A subclass of project.classifier.ImageClassifier in its place, by its path."
+        parser.add_argument("--classifier", type=str | None, help=words)
         self.own = parser.add_function_arguments(self.command.function, skip={GIVEN[self.command.needs]})
 
     def plain(self) -> dict[str, Any]:
@@ -92,15 +82,11 @@ class CLI(LightningCLI):
         return config
 
     def _parse_ckpt_path(self) -> None:
-        """Say what a trained model takes on, and refuse what it cannot any more.
-
-        Lightning would let the checkpoint overrule both in silence; `arrange` has put it below config and command line instead.
-        """
-        if self.loaded.path is None or self.loaded.opener:
-            return
-        then = yaml.safe_load(self.loaded.content["config"])["model"]
-        for line in check_changes(self.command.name, flatten(self.plain()["model"]), flatten(then)):
-            say(line)
+        """Say what a trained model takes on, and refuse what it cannot any more; `arrange` has settled the order."""
+        if self.loaded.path is not None and not self.loaded.opened:
+            now, then = flatten(self.plain()["model"]), flatten(self.loaded.config["model"])
+            for line in check_changes(self.command.name, now, then):
+                say(line)
 
     def _set_seed(self) -> None:
         if self.command.needs == "config":
@@ -154,7 +140,7 @@ class CLI(LightningCLI):
         config = {key: value for key, value in self.plain().items() if key not in self.own}
         if config["data"]["root"] is not None:
             config["data"]["root"] = os.path.abspath(os.path.expanduser(config["data"]["root"]))
-        content = self.loaded.content or {}
+        content = self.loaded.content
         return Run(
             Path(config["trainer"]["default_root_dir"]),
             self.run_name,
@@ -171,7 +157,7 @@ class CLI(LightningCLI):
             own = {name: config.pop(name) for name in self.own}
             return self.command.function(config, self.run_name, **own) or 0
         own = {name: self.config_init[name] for name in self.own}
-        if self.loaded.opener:
+        if self.loaded.opened:
             own["ckpt_path"] = None  # its model has opened it
         return self.command.function(self.trainer, self.model, self.datamodule, **own) or 0
 
@@ -209,17 +195,13 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """The configuration of a fit as plain values; nothing is built. The first call takes a moment, others little.
-
-    Args:
-        words: The command line after `fit`.
+    """The configuration of a fit with these words after `fit`, as plain values; nothing is built.
 
     Raises:
         UserError: for what fit would refuse when it reads its settings.
     """
-    fit = commands.CORE[0]
     cli = _parser_only()
-    cli.config = cli.parser.parse_args(arrange(fit, words, [])[1])
+    cli.config = cli.parser.parse_args(arrange(cli.command, words, [])[1])
     return cli.plain()
 
 
@@ -229,11 +211,7 @@ def _parser_only() -> _ParserOnly:
 
 
 def build(kind: type, values: dict[str, Any]) -> Any:
-    """A class as the command line would build it from plain values; of the trainer, its arguments.
-
-    Raises:
-        UserError: when it cannot be built.
-    """
+    """A class as the command line would build it from plain values, or a UserError; of the trainer, its arguments."""
     parser = Parser(exit_on_error=False)
     parser.add_lightning_class_args(kind, "part")
     try:
@@ -243,7 +221,7 @@ def build(kind: type, values: dict[str, Any]) -> Any:
 
 
 def load_trained(path: Path) -> tuple[ImageClassifier, ImageDataModule]:
-    """A checkpoint's classifier with its weights, in eval mode on the fastest device, and its data module; no image is read.
+    """A checkpoint's classifier, in eval mode on the fastest device, and its data module; no image is read.
 
     Raises:
         UserError: when it is not a checkpoint of ours, or cannot be built any more.
@@ -258,56 +236,25 @@ def load_trained(path: Path) -> tuple[ImageClassifier, ImageDataModule]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), data
 
 
-def _stored_kind(loaded: Loaded) -> str | None:
-    """The path of the class that a checkpoint, or what takes its place, was made by."""
-    if loaded.opener:
-        return loaded.opener.model
-    return yaml.safe_load(loaded.content["config"]).get("classifier") if loaded.content else None
-
-
 def _model_class(path: str | None) -> type[LightningModule]:
     """The classifier, or the class that is named in its place."""
     if path is None:
         return ImageClassifier
     module, _, name = path.rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"classifier: {path} cannot be imported ({error}); write the whole path of a class") from error
-    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
-        raise UserError(f"classifier: {path} must be a subclass of project.classifier.ImageClassifier")
-    return kind
 
 
 def _check_trainer(config: Any) -> None:
-    if config["overfit_batches"]:
-        raise UserError(
-            "trainer.overfit_batches is not supported: use --trainer.limit_train_batches and --data.augment null"
-        )
-    if config["accumulate_grad_batches"] < 1:
-        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, not {config['accumulate_grad_batches']}")
-    clip = config["gradient_clip_val"]
-    if clip is not None and not clip > 0:
-        raise UserError(f"trainer.gradient_clip_val must be above 0, not {clip}; null does not clip")
-    if config["gradient_clip_algorithm"] and clip is None:
-        raise UserError(
-            "trainer.gradient_clip_algorithm has an effect with trainer.gradient_clip_val only; leave it out"
-        )
-
-
-def quiet() -> None:
-    """Silence what the user cannot act on; warnings of the user's own code still show."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
-        ".*LightningCLI's args parameter is intended.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*Total length of `list` across ranks is zero.*",
-        ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*The `srun` command is available on your system but is not used.*",
-        ".*Encountered `nan` values in tensor.*",  # the learning curve says so
-        ".*``compute`` method of metric .* was called before the ``update`` method.*",  # resumed between epoch and checkpoint
+    """Refuse what Lightning would take and misunderstand."""
+    clip, accumulated = config["gradient_clip_val"], config["accumulate_grad_batches"]
+    for wrong, words in (
+        (config["overfit_batches"], "overfit_batches has no effect: use --trainer.limit_train_batches"),
+        (accumulated < 1, f"accumulate_grad_batches must be 1 or more, not {accumulated}"),
+        (clip is not None and not clip > 0, f"gradient_clip_val must be above 0, not {clip}; null does not clip"),
+        (config["gradient_clip_algorithm"] and clip is None, "gradient_clip_algorithm needs gradient_clip_val"),
     ):
-        warnings.filterwarnings("ignore", message=message)
+        if wrong:
+            raise UserError(f"trainer.{words}")

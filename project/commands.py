@@ -1,17 +1,21 @@
 """What `python -m project` can do: the core's four commands, and those that the folders below project/extras state.
 
-A command is a function: its typed, documented arguments are the options, its docstring is the help. Nothing heavy is imported here.
+A command is a function: its typed, documented arguments are the options, its docstring is the help. Nothing heavy is
+imported here.
 """
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import lightning as L
+    from lightning import LightningDataModule as Data
+    from lightning import LightningModule as Model
+    from lightning import Trainer
 
 GIVEN = {"objects": 3, "config": 2, "nothing": 0}  # leading arguments that are not options
 
@@ -27,15 +31,14 @@ SPLIT_ONLY = tuple(
 
 @dataclass(frozen=True)
 class Command:
-    """One command of the command line.
+    """One command.
 
     Args:
-        function: What it does. It returns the exit code; None is 0. Where it has an argument `ckpt_path`, it loads a checkpoint;
-            without a default, it needs one.
-        needs: What it is called with before its options: `objects`, trainer, model and data module as the configuration has them;
-            `config`, the parsed configuration of a fit as plain values, and the name of its first file; or `nothing`, and then it
-            starts without torch.
-        ignores: Options of a fit that would have no effect, with everything below them; giving one is an error.
+        function: What it does; returns the exit code, None for 0. With an argument `ckpt_path` it loads a checkpoint.
+        needs: What it is called with before its options: `objects`, the configured trainer, model and data module;
+            `config`, the settings of a fit as plain values and the name of its first file; `nothing`: it starts
+            without torch.
+        ignores: Options of a fit that would have no effect, with all below them; giving one is an error.
     """
 
     function: Callable[..., int | None]
@@ -68,10 +71,9 @@ class Opener:
 
     Args:
         endings: Of its name, such as .onnx.
-        commands: Names of the commands that can work with it.
-        read: Reads what stands in for a checkpoint: `hyper_parameters` with class_names, image_size, in_channels and resize, and
-            `config` with the parts `data` and `model`.
-        model: Path of the class of the LightningModule that predicts with it.
+        commands: That can work with it.
+        read: Gives what stands in for a checkpoint: `hyper_parameters` and `config`, with the parts data and model.
+        model: Path of the LightningModule that works with it.
     """
 
     endings: tuple[str, ...]
@@ -80,9 +82,7 @@ class Opener:
     model: str
 
 
-def fit(
-    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str | None = None
-) -> None:
+def fit(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str | None = None) -> None:
     """Train, and validate after every epoch.
 
     Args:
@@ -91,9 +91,7 @@ def fit(
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
-def validate(
-    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str
-) -> None:
+def validate(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
     """Score a checkpoint on the validation images.
 
     Args:
@@ -102,7 +100,7 @@ def validate(
     trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
 
-def test(trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str) -> None:
+def test(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
     """Score a checkpoint on the test images, once everything has been chosen, and add the score to its run.
 
     Args:
@@ -112,9 +110,9 @@ def test(trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.Lightn
 
 
 def predict(
-    trainer: "L.Trainer",
-    model: "L.LightningModule",
-    datamodule: "L.LightningDataModule",
+    trainer: "Trainer",
+    model: "Model",
+    datamodule: "Data",
     ckpt_path: str,
     out: str = "predictions.csv",
     min_prob: float | None = None,
@@ -139,6 +137,17 @@ CORE = [
     Command(test, ignores=TRAINING_ONLY),
     Command(predict, ignores=(*TRAINING_ONLY, *SPLIT_ONLY, "data.on_seen_image", "data.on_bad_image")),
 ]
+
+
+def units(words: list[str]) -> list[list[str]]:
+    """A command line as options, each with the values that follow it."""
+    found: list[list[str]] = []
+    for word in words:
+        if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
+            found.append([word])
+        else:
+            found[-1].append(word)
+    return found
 
 
 def find() -> tuple[dict[str, Command], list[Opener]]:

@@ -20,17 +20,14 @@ def output_path(name: str, example: str) -> Path:
     """
     path = Path(name).expanduser()
     try:
-        if path.is_dir():
-            raise UserError(f"out: {path} is a folder; give a file, for example --out {example}")
         if path.exists() and not path.is_file():
-            raise UserError(f"out: {path} is no ordinary file; give one, for example --out {example}")
+            what = "a folder" if path.is_dir() else "not an ordinary file"
+            raise UserError(f"out: {path} is {what}; give a file, for example --out {example}")
         path = path.resolve()  # a link is to be followed, not replaced
     except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
-        raise UserError(f"out: {path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
-    if not path.parent.is_dir():
-        raise UserError(f"out: there is no folder {path.parent}; make it first")
+        raise UserError(f"out: {path} cannot be written ({error})") from error
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"out: {path.parent} cannot be written to; choose another folder")
+        raise UserError(f"out: there is no folder {path.parent} that can be written to; make it first")
     return path
 
 

@@ -1,8 +1,10 @@
-"""The command line's errors, in one line: the key, what is wrong, what was expected, and the nearest name of a misspelt one."""
+"""What is printed of an error: one line with the key, what was expected, and the nearest name of a misspelt one."""
 
 import importlib
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
@@ -11,20 +13,12 @@ from jsonargparse import _typehints
 
 from project.errors import UserError
 
-EXAMPLES = {  # key -> a class to name there
-    "schedule": "project.optim.Cosine",
-    "optimizer": "torch.optim.AdamW",
-    "freeze": "project.optim.Freeze",
-    "net": "project.nets.ResNet",
-    "source": "project.data.ImageFolder",
-    "augment": "project.data.HorizontalFlip",
-    "task": "project.tasks.MultiClass",
-}
+EXAMPLES = {"schedule": "optim.Cosine", "freeze": "optim.Freeze", "net": "nets.ResNet", "source": "data.ImageFolder"}
+EXAMPLES |= {"augment": "data.HorizontalFlip", "task": "tasks.MultiClass"}  # key -> a class of ours to name there
+EXAMPLES = {key: f"project.{path}" for key, path in EXAMPLES.items()} | {"optimizer": "torch.optim.AdamW"}
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
-TYPES = {
-    **{"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"},
-    **{"dict": "keys and values", "list": "a list", "Sequence": "a list"},
-}
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}
 OBJECTIONS = (  # of a type that was not meant
     *("Type collections.abc.Callable", "Import path does not correspond", "Expected a ", "Does not validate"),
     *("a class path (str)", "Not a valid subclass"),
@@ -44,6 +38,24 @@ def say(line: str, file: TextIO | None = None) -> None:
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     if lightning is None or lightning.rank_zero_only.rank == 0:
         print(line, file=file, flush=True)
+
+
+def quiet() -> None:
+    """Silence what the user cannot act on; warnings of the user's own code still show."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*The `srun` command is available on your system but is not used.*",
+        ".*Encountered `nan` values in tensor.*",  # the learning curve says so
+        ".*``compute`` method of metric .* was called before the ``update``.*",  # resumed after an epoch's last batch
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def one_line(message: str, keys: Iterable[str]) -> str:
@@ -74,6 +86,13 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         return f"{found[1].rstrip(',')} is missing{where}"
     if found := re.search(r"dot import path string: (\S+)|No module named '([\w.]+)'|module '(project)' has no", body):
         return f"{key}{_no_class(_given(body) or found[1] or found[2] or found[3], name)}"
+    if found := re.search(r"Not of type \w*?(Int|Float|Interval): (.*)", body):
+        said, _, bounds = found[2].partition("does not conform to restriction ")
+        value = _given(body) or said.removesuffix(" not an integer").split()[-1].strip("':")
+        for sign, words in (("v>=", "at least "), ("v<=", "at most "), ("v>", "above "), ("v<", "below ")):
+            bounds = bounds.replace(sign, words)
+        expected = f"must be {bounds}" if bounds else f"expected a {'whole ' if found[1] == 'Int' else ''}number"
+        return f"{key}{expected}, not {value}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]
@@ -149,12 +168,12 @@ def _names_of(module: str) -> list[str]:
 def _discard_init_args(parser_or_action: Any, before: Any, value: Any) -> None:
     """A new class_path starts without the init_args of the class before it.
 
-    jsonargparse would keep those that the new class knows by the same name, given or default: SGD chosen over a file's AdamW would
-    take over its weight decay without a word.
+    jsonargparse would keep those that the new class knows by the same name, given or default: SGD chosen over a file's
+    AdamW would take over its weight decay without a word.
     """
     if before and "init_args" in before and before["class_path"] != value["class_path"]:
         del before["init_args"]
 
 
-# There is no public place for it. tests/test_messages.py holds the effect for every pair of optimizers.
+# There is no public place for it. tests/test_cli_classes.py holds the effect for every pair of optimizers.
 _typehints.discard_init_args_on_class_path_change = _discard_init_args

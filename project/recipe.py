@@ -1,4 +1,4 @@
-"""How a network is trained: parameter groups, optimizer, learning rate and schedule (advice A11 to A14, A16 to A20; card C3)."""
+"""How a network is trained: parameter groups, optimizer, schedule (advice A11 to A14, A16 to A20; card C3)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from project.errors import UserError
 from project.optim import Constant, Interval, Length, PlannedRates, Plateau, Schedule, Warmup, param_groups
-from project.optim.of_torch import check_gradients, scheduler_of_torch
+from project.optim.of_torch import scheduler_of_torch
 
 OptimizerCallable = Callable[[Iterable, float], Optimizer]  # (parameter groups, lr) -> optimizer
 SchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -19,7 +19,7 @@ Scaling = Literal["linear", "sqrt", "none"]
 
 
 class Recipe:
-    """Builds the optimizer and the schedule that the configuration asks for. It holds no network and no state of a training."""
+    """Builds the optimizer and the schedule of the configuration. It holds no network and no state of a training."""
 
     def __init__(
         self,
@@ -43,13 +43,9 @@ class Recipe:
         if not 0 < lr < math.inf:
             raise UserError(f"model.lr must be above 0, not {lr}")
         if not 0 <= warmup < math.inf or not 0 <= warmup_start <= 1:
-            raise UserError(
-                f"model.warmup must be 0 or more, warmup_start a share from 0 to 1, not {warmup} and {warmup_start}"
-            )
+            raise UserError(f"model.warmup must be 0 or more, warmup_start 0 to 1, not {warmup} and {warmup_start}")
         if (lr_scaling == "none") != (reference_batch is None):
-            raise UserError(
-                "model.lr_scaling and model.reference_batch go together: the rule, and the batch that model.lr is for"
-            )
+            raise UserError("model.lr_scaling and model.reference_batch, the batch that lr is for, go together")
         if reference_batch is not None and reference_batch < 1:
             raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
         if schedule_interval is not None and (schedule is None or isinstance(schedule, Constant)):
@@ -57,13 +53,9 @@ class Recipe:
         if not warmup and warmup_start != 0.01:
             raise UserError("model.warmup_start has an effect on a model.warmup only; leave it out")
         if schedule_interval == "step" and isinstance(schedule, Plateau):
-            raise UserError(
-                "model.schedule_interval: Plateau counts epochs, after which its metric is known; leave it out"
-            )
+            raise UserError("model.schedule_interval: Plateau counts epochs, as its metric does; leave it out")
         if warmup and not (schedule is None or isinstance(schedule, Schedule)):
-            raise UserError(
-                "model.warmup goes with the schedules of project.optim; torch's have torch's LinearLR instead"
-            )
+            raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
         self.lr, self.make_optimizer = lr, optimizer or AdamW
         self.lr_mult, self.layer_decay, self.no_weight_decay = lr_mult, layer_decay, no_weight_decay
         self.schedule, self.schedule_interval = schedule, schedule_interval
@@ -87,9 +79,6 @@ class Recipe:
             net: The network.
             batch: Images of a step, over all devices and accumulated batches.
             lr: In place of `model.lr`.
-
-        Raises:
-            UserError: when it cannot be built, or a setting has no effect on it.
         """
         rate_factor, decay_factor = self.scaling(batch)
         rate = (self.lr if lr is None else lr) * rate_factor
@@ -98,7 +87,6 @@ class Recipe:
             optimizer = self.make_optimizer(groups, rate)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.optimizer: {error}") from error
-        check_gradients(optimizer, net)
         if self.no_weight_decay and not optimizer.defaults.get("weight_decay"):
             raise UserError("model.no_weight_decay has no effect: model.optimizer has no weight_decay")
         for group in optimizer.param_groups:
@@ -109,12 +97,7 @@ class Recipe:
     def scheduler(
         self, optimizer: Optimizer, length: Callable[[], Length]
     ) -> tuple[PlannedRates | LRScheduler | ReduceLROnPlateau, Interval]:
-        """What sets the learning rates, and when Lightning is to step it.
-
-        Args:
-            optimizer: As built here.
-            length: Gives the length of the run, which may change when it is resumed.
-        """
+        """What sets the learning rates, and when it is stepped; `length` is asked again when a run is resumed."""
         if self.schedule is None or isinstance(self.schedule, Schedule):
             schedule = self.schedule or Constant()
             return PlannedRates(optimizer, schedule, length, self.schedule_interval, self.warmup), "step"

@@ -1,18 +1,18 @@
-"""What is settled before the command line is parsed: which checkpoint, and in which order settings overrule each other."""
+"""What is settled before the command line is parsed: which checkpoint, and which setting overrules which."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from project.commands import Command, Opener
+from project.commands import Command, Opener, units
 from project.errors import UserError
 from project.run.paths import find_checkpoint
 
 PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
-LINKS = {  # model key -> data key. The data say these, the model follows; a trained model's own rule over any data
+LINKS = {  # model key -> data key: the model follows the data, but a trained model rules any data
     "class_names": "class_names",
     "image_size": "image_size",
     "in_channels": "channels",
@@ -22,27 +22,16 @@ LINKS = {  # model key -> data key. The data say these, the model follows; a tra
 
 @dataclass
 class Arguments:
-    """A command line, read before it is parsed: its config files in order, and its options, each a key with its words."""
+    """A command line, read before it is parsed: its config files in order, and its options with their words."""
 
     files: list[tuple[str, Path]]  # (config, data, model or trainer; path)
     options: list[list[str]]  # ["--model.lr", "0.1"] or ["--model.lr=0.1"]
 
     @classmethod
     def read(cls, words: list[str], switches: set[str] = frozenset()) -> "Arguments":
-        """Divide it into files and options.
-
-        Args:
-            words: The command line after the command.
-            switches: Options that mean true where no value follows.
-        """
-        units: list[list[str]] = []
-        for word in words:
-            if (word.startswith("-") and not _is_number(word)) or not units:
-                units.append([word])
-            else:
-                units[-1].append(word)
+        """Divide the words after the command into files and options; a switch means true where no value follows."""
         files, options = [], []
-        for flag, *values in units:
+        for flag, *values in units(words):
             name, joined, value = flag.partition("=")
             name = "--config" if name == "-c" else name
             if name[2:] in ("config", *PARTS) and (joined or values):
@@ -50,7 +39,7 @@ class Arguments:
             elif name[2:] in switches and not joined and not values:
                 options.append([f"{name}=true"])
             else:
-                # A class is chosen before its arguments are given, which would otherwise be those of the class before it.
+                # The choice of a class goes before its arguments, which would otherwise be those of the class before.
                 place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
                 options.insert(place, [flag, *values])
         return cls(files, options)
@@ -59,7 +48,7 @@ class Arguments:
         """For the parser: files first, so that options overrule them wherever they stand."""
         return [f"--{flag}={path}" for flag, path in self.files] + [word for unit in self.options for word in unit]
 
-    def keys(self) -> list[str]:
+    def given(self) -> list[str]:
         return [unit[0].partition("=")[0].removeprefix("--").rstrip("+") for unit in self.options]
 
     def value(self, key: str) -> Any:
@@ -68,27 +57,16 @@ class Arguments:
             flag, joined, value = unit[0].partition("=")
             if flag == f"--{key}":
                 return yaml.safe_load(value if joined else " ".join(unit[1:]))
-        return next((found for _, found in self._in_files(key)), None)
-
-    def file_with(self, key: str) -> Path | None:
-        """The config file that gives a key, if one does."""
-        return next((path for path, _ in self._in_files(key)), None)
-
-    def _in_files(self, key: str) -> list[tuple[Path, Any]]:
-        """Where a key is given, and its values; the last file, which counts, first."""
-        found = []
+        part, _, rest = key.partition(".")
         for flag, path in reversed(self.files):
-            part, _, rest = key.partition(".")
-            if flag not in ("config", part):
-                continue
-            value = _look_up(path, key if flag == "config" else rest)
-            if value is not None:
-                found.append((path, value))
-        return found
+            found = _look_up(path, key if flag == "config" else rest) if flag in ("config", part) else None
+            if found is not None:
+                return found
+        return None
 
 
 def _look_up(path: Path, key: str) -> Any:
-    """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/digits.yaml)."""
+    """The value of a key in a config file, or in the part of it that lies in a file of its own (data: data/x.yaml)."""
     value = read_config(path)
     for name in key.split("."):
         if isinstance(value, str) and (part := path.parent / value).is_file():
@@ -97,51 +75,28 @@ def _look_up(path: Path, key: str) -> Any:
     return value
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: when it is missing or is not valid YAML.
-    """
+    """The content of a YAML file; a UserError when it is missing or is not valid YAML."""
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config: {path} cannot be read ({getattr(error, 'strerror', None) or 'not a text file'})"
-        ) from error
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"--config: {path} cannot be read ({reason})") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = " ".join(str(getattr(error, "problem", error)).split())
-        raise UserError(
-            f"--config: {path} is not valid YAML at {f'line {mark.line + 1}' if mark else 'some place'}: {problem}"
-        ) from error
+        raise UserError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"--config: {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
     return config
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, its tensors left on disk until they are used.
-
-    Raises:
-        UserError: when it is not one.
-    """
+    """A checkpoint of ours, its tensors left on disk until they are used; a UserError for anything else."""
     try:
         checkpoint = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # torch has a different one for each kind of damage
         raise UserError(f"ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     if not isinstance(checkpoint, dict) or not {"config", "hyper_parameters"} <= set(checkpoint):
-        raise UserError(
-            f"ckpt_path: {path} was not written by python -m project fit, so it does not say what model it holds"
-        )
+        raise UserError(f"ckpt_path: {path} was not written by this project's fit: it does not say what model it holds")
     return checkpoint
 
 
@@ -161,22 +116,21 @@ def checkpoint_config(checkpoint: dict[str, Any], command: str) -> dict[str, Any
 
 @dataclass
 class Loaded:
-    """What a command loads: a checkpoint, or a file that takes its place; `path` is None where it loads nothing."""
+    """What a command loads, and the settings that it brings; `path` is None where it loads nothing."""
 
     path: Path | None = None
-    content: dict[str, Any] | None = None
-    opener: Opener | None = None
+    content: dict[str, Any] = field(default_factory=dict)  # of the checkpoint, or of what takes its place
+    config: dict[str, Any] = field(default_factory=dict)
+    opened: bool = False  # by an Opener: not a checkpoint
 
 
 def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -> Loaded:
-    """The checkpoint that a command is given.
+    """The checkpoint that a command is given, or a file in its place.
 
     Raises:
-        UserError: when it is needed and not given, or cannot be had, or a setting contradicts it.
+        UserError: when it is needed and not given, or cannot be opened, or a setting contradicts it.
     """
-    if "ckpt_path" not in command.options:
-        return Loaded()
-    name = arguments.value("ckpt_path")
+    name = arguments.value("ckpt_path") if "ckpt_path" in command.options else None
     if name is None:
         if not command.trained:
             return Loaded()
@@ -186,29 +140,22 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
     opener = next((each for each in openers if path.suffix in each.endings), None)
     if opener is None:
         content = load_checkpoint(path)
+        loaded = Loaded(path, content, checkpoint_config(content, command.name))
     elif command.name in opener.commands:
         content = opener.read(path)
+        loaded = Loaded(path, content, {"classifier": opener.model, **content["config"]}, opened=True)
     else:
-        able = " and ".join(opener.commands)
-        raise UserError(
-            f"ckpt_path: {path} is an exported model, which can only {able}; {command.name} needs a checkpoint"
-        )
+        words = f"which can only {' and '.join(opener.commands)}; {command.name} needs a checkpoint"
+        raise UserError(f"ckpt_path: {path} is an exported model, {words}")
     for model, data in LINKS.items():
         asked, own = arguments.value(f"data.{data}"), content["hyper_parameters"][model]
         if asked not in (None, own):
-            raise UserError(
-                f"data.{data} belongs to the model and cannot be changed: the checkpoint says {own}; leave it out"
-            )
-    return Loaded(path, content, opener)
+            raise UserError(f"data.{data} belongs to the model and cannot be changed: it is {own}; leave it out")
+    return loaded
 
 
 def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[Arguments, list[str], Loaded]:
-    """Order the arguments of a command: checkpoint < config files < command line.
-
-    Args:
-        command: The command.
-        words: The command line after it.
-        openers: Of files that can take a checkpoint's place.
+    """Order the words after a command: checkpoint < config files < command line.
 
     Returns:
         The arguments as given, the words for the parser, and the checkpoint.
@@ -218,19 +165,17 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
     """
     switches = {name for name, option in command.options.items() if option.annotation is bool}
     arguments = Arguments.read(words, switches)
-    for key in arguments.keys():
+    for key in arguments.given():
         if any(key == name or key.startswith(f"{name}.") for name in command.ignores):
             raise UserError(f"{key} has no effect on {command.name}: leave it out")
     for model, data in LINKS.items():
-        if path := arguments.file_with(f"model.{model}"):
-            raise UserError(f"model.{model} follows the data: set data.{data} instead (in {path})")
+        if arguments.value(f"model.{model}") is not None:
+            raise UserError(f"model.{model} follows the data: set data.{data} instead")
     if "-h" in words or "--help" in words:
         return arguments, ["--help"], Loaded()
     loaded = find_loaded(command, arguments, openers)
     if loaded.path is None:
         return arguments, arguments.words(), loaded
-    config = loaded.content["config"] if loaded.opener else checkpoint_config(loaded.content, command.name)
-    inline = yaml.safe_dump(
-        config, default_flow_style=True, width=1_000_000_000, sort_keys=False
-    )  # first pattern counts
+    # In one line, its order kept: of patterns, the first counts.
+    inline = yaml.safe_dump(loaded.config, default_flow_style=True, width=1_000_000_000, sort_keys=False)
     return arguments, ["--config", inline, *arguments.words(), f"--ckpt_path={loaded.path}"], loaded

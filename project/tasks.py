@@ -1,9 +1,10 @@
 """What is predicted: its loss, metrics, probabilities and names (`model.task`).
 
-A task of your own is a subclass of one of these in a file of its own, named in YAML by its path; everything else (steps, report,
-check, export) asks it.
+A task of your own is a subclass of one of these in a file of its own, named in YAML by its path; everything else
+(steps, report, check, export) asks it.
 """
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,7 +21,16 @@ PER_CLASS_LIMIT = 100  # classes whose accuracies are logged one by one; ImageNe
 
 
 class Task(nn.Module):
-    """The seam. Targets are what the data module's batches hold under `label`: here and in MultiClass, int64 (N,)."""
+    """The seam. Targets are what the batches hold under `label`; in MultiClass, int64 (N,). A task has these besides:
+
+    - `chance_loss`, float: of a network that knows nothing, where a training should start.
+    - `loss(logits, targets)`: what training minimises, a scalar. Logits (N, outputs); targets, or their `shares`.
+    - `losses(logits, targets)`: the plain loss of each image, (N,), unweighted, unsmoothed; it ranks the mistakes.
+    - `shares(targets)`: as float (N, outputs), which mixup and cutmix can blend; `unmixed(targets)` for the metrics.
+    - `probabilities(logits)`: (N, outputs) -> (N, outputs). Traced into exported files.
+    - `train_metrics()`: a MetricCollection named train/...; few, since they are updated in every step.
+    - `metrics(prefix)`: one over all validation or test images, named by val/ or test/, given logits and targets.
+    """
 
     def __init__(self, class_names: list[str]) -> None:
         """
@@ -29,50 +39,13 @@ class Task(nn.Module):
         """
         super().__init__()
         self.class_names = list(class_names)
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers the network gives for an image."""
-        return len(self.class_names)
-
-    @property
-    def chance_loss(self) -> float:
-        """The loss of a network that knows nothing: where a training should start."""
-        raise NotImplementedError
+        self.outputs = len(self.class_names)  # numbers that the network gives for an image
 
     def prepare(self, data: "ImageDataModule") -> None:
         """Take what the loss needs from the training images; called before a training."""
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What training minimises, a scalar. Logits (N, outputs); targets as the batch holds them, or `shares` of them."""
-        raise NotImplementedError
-
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The plain loss of each image, (N,), without weights or smoothing; by it mistakes are ranked."""
-        raise NotImplementedError
-
-    def shares(self, targets: Tensor) -> Tensor:
-        """Targets as float (N, outputs), which mixup and cutmix can blend."""
-        raise NotImplementedError
-
-    def unmixed(self, targets: Tensor) -> Tensor:
-        """Of targets that may have been blended, the ones that metrics take."""
-        raise NotImplementedError
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(N, outputs) -> (N, outputs). Traced into exported files."""
-        raise NotImplementedError
-
-    def train_metrics(self) -> MetricCollection:
-        """What is logged of training batches, as train/...; kept small, for it is updated in every step."""
-        raise NotImplementedError
-
-    def metrics(self, prefix: str) -> MetricCollection:
-        """What is computed over all validation or test images, by `prefix` val/ or test/; updated with logits and targets."""
-        raise NotImplementedError
-
     def scores(self, metrics: MetricCollection, prefix: str) -> dict[str, Tensor]:
-        """What is logged of them, name -> value."""
+        """What is logged of `metrics`, name -> value."""
         return metrics.compute()
 
     def score_names(self, prefix: str) -> set[str]:
@@ -92,37 +65,35 @@ class MultiClass(Task):
         """
         Args:
             class_names: One name for each class. The data module gives them.
-            label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to below 1.
-            class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's images.
+            label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to
+                below 1.
+            class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's
+                images.
         """
         super().__init__(class_names)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.task.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
         given = class_weights if isinstance(class_weights, list) else [1.0] * self.outputs
         if len(given) != self.outputs or min(given) <= 0:
-            raise UserError(
-                f"model.task.class_weights must be {self.outputs} numbers above 0, one for each class, or balanced"
-            )
+            raise UserError(f"model.task.class_weights must be {self.outputs} numbers above 0, or balanced")
         self.label_smoothing, self.balanced = label_smoothing, class_weights == "balanced"
         self.register_buffer("class_weights", torch.tensor(given))
 
     @property
     def chance_loss(self) -> float:
         """ln C (advice A15)."""
-        return float(torch.tensor(float(self.outputs)).log())
+        return math.log(self.outputs)
 
     def prepare(self, data: "ImageDataModule") -> None:
         if not self.balanced:
             return
         if data.sampler == "balanced":
-            raise UserError(
-                "model.task.class_weights: balanced and data.sampler: balanced correct the imbalance twice; choose one"
-            )
+            raise UserError("model.task.class_weights and data.sampler: balanced correct imbalance twice; choose one")
         counts = torch.tensor(data.class_counts, dtype=torch.float32).clamp(min=1)
         self.class_weights.copy_(counts.sum() / (self.outputs * counts))  # mean weight of an image: 1
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with labels (N,), or shares of each class (N, outputs); with class weights, the weighted mean."""
+        """Cross-entropy with labels (N,), or shares (N, outputs); with class weights, the weighted mean."""
         weight = self.class_weights.float()  # like the logits, whatever the precision of the run
         options = {"weight": weight, "label_smoothing": self.label_smoothing}
         if targets.ndim == 1:
@@ -154,7 +125,8 @@ class MultiClass(Task):
         }
         if self.outputs > 5:  # with five classes or fewer it would always be 1
             found["acc_top5"] = self._accuracy(top_k=5)
-        # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5 often do.
+        # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5
+        # often do.
         groups = [["f1_macro", "by_class"], *([name] for name in found if name in ("acc", "acc_top5"))]
         return MetricCollection(found, prefix=prefix, compute_groups=groups)
 

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -34,6 +34,11 @@ class Result(NamedTuple):
 
 
 Command = Callable[..., Result]
+
+
+def slow_but(values: Iterable, *fast: Any) -> list:
+    """Values for `parametrize`: those that are named stay in the default run, the others are slow."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture(autouse=True)

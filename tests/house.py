@@ -8,8 +8,13 @@ from conftest import ROOT
 
 EXTRAS = ("check", "export", "look", "report", "search", "tune")
 COMMANDS = {  # of which extra each command is; every other command belongs to the core
-    "check": "check", "export": "export", "verify": "export", "report": "report", "search": "search",
-    "lr_find": "tune", "batch_find": "tune",
+    "check": "check",
+    "export": "export",
+    "verify": "export",
+    "report": "report",
+    "search": "search",
+    "lr_find": "tune",
+    "batch_find": "tune",
 }
 
 
@@ -53,7 +58,7 @@ def imported(file: Path, root: Path = ROOT) -> set[str]:
 def extras_used(folder: Path, root: Path = ROOT) -> set[str]:
     """The extras that the files below a folder import."""
     names = {name for file in folder.rglob("*.py") for name in imported(file, root)}
-    return {name.split(".")[2] for name in names if name.startswith("project.extras.") and name.count(".") >= 2}
+    return {extra for extra in EXTRAS if any(f"{name}.".startswith(f"project.extras.{extra}.") for name in names)}
 
 
 def with_dependents(extra: str) -> set[str]:

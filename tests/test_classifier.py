@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import DIGITS, SMALL, make_folder
+from conftest import DIGITS, SMALL, make_folder, slow_but
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
@@ -357,7 +357,7 @@ def few(tmp_path) -> list[str]:
     ]  # 50 -> 10 test, 8 validation, 32 to train
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", slow_but(OPTIMIZERS, "nesterov"))
 def test_every_optimizer_from_yaml(cli, few, workdir, name) -> None:
     class_name, arguments = OPTIMIZERS[name]
     choice = {"class_path": f"torch.optim.{class_name}", "init_args": arguments}
@@ -442,7 +442,7 @@ def as_options(class_path: str, arguments: dict) -> list[str]:
     return ["--model.lr", "0.02", "--model.schedule", choice, "--trainer.max_epochs", str(EPOCHS)]
 
 
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("name", slow_but(TORCH, "exponential"))
 def test_torchs_schedulers_by_epoch(cli, few, name) -> None:
     scheduler, arguments = TORCH[name]
     result = cli(*few, *as_options(f"torch.optim.lr_scheduler.{scheduler}", arguments))
@@ -454,13 +454,14 @@ def test_torchs_schedulers_by_epoch(cli, few, name) -> None:
         )
 
 
+@pytest.mark.slow
 def test_torchs_scheduler_by_step(cli, few) -> None:
     options = as_options("torch.optim.lr_scheduler.ExponentialLR", {"gamma": 0.9})
     assert cli(*few, *options, "--model.schedule_interval", "step").code == 0
     assert logged_rates() == pytest.approx(rates_of("ExponentialLR", {"gamma": 0.9}, every=1), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", slow_but(OURS, "step", "one cycle"))
 def test_our_schedules(cli, few, workdir, own_rates, name) -> None:
     schedule, arguments, scheduler, torchs, every = OURS[name]
     choice = {"class_path": f"project.optim.{schedule}", "init_args": arguments}
@@ -473,6 +474,7 @@ def test_our_schedules(cli, few, workdir, own_rates, name) -> None:
     assert again.code == 0 and yaml.safe_load(again.out)["model"] == yaml.safe_load(kept.read_text())["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "arguments", "interval", "scheduler", "torchs", "every"),
     [
@@ -487,9 +489,11 @@ def test_our_schedules_in_the_other_unit(cli, few, schedule, arguments, interval
     assert logged_rates() == pytest.approx(rates_of(scheduler, torchs, every), rel=1e-5)
 
 
-@pytest.mark.parametrize("key", ["lightning.pytorch.cli.ReduceLROnPlateau", "project.optim.Plateau"])
+@pytest.mark.parametrize(
+    "key", slow_but(["lightning.pytorch.cli.ReduceLROnPlateau", "project.optim.Plateau"], "project.optim.Plateau")
+)
 def test_plateau_lowers_the_rate(cli, few, key) -> None:
-    arguments = {"factor": 0.1, "patience": 0, "threshold": 1000.0}  # no loss is ever an improvement
+    arguments = {"factor": 0.1, "patience": 0, "threshold": 1.0}  # no loss is ever an improvement
     assert cli(*few, *as_options(key, {"monitor": "val/loss", **arguments})).code == 0
     oracle = rates_of("ReduceLROnPlateau", arguments)
     assert logged_rates() == pytest.approx(oracle, rel=1e-5) and oracle[-1] < oracle[1]
@@ -515,8 +519,9 @@ def test_each_group_its_own_schedule(cli, few, workdir, own_rates) -> None:
         assert logged_rates("rest", run) == pytest.approx(rates_of("StepLR", {"step_size": 2}), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_resuming_within_the_warm_up(cli, few, own_rates) -> None:
-    arguments = {"patience": 0, "factor": 0.5, "threshold": 1000.0}
+    arguments = {"patience": 0, "factor": 0.5, "threshold": 1.0}
     options = [*as_options("project.optim.Plateau", arguments), "--model.warmup", "2.5", "--model.warmup_start", "0.1"]
     assert cli(*few, *options, "--trainer.callbacks+", "own_rates.StopInTheWarmUp").code == 130
     assert cli("fit", "--ckpt_path", "last").code == 0
@@ -536,7 +541,7 @@ def torchs(scheduler: str, **arguments) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (ours("Step", step_size=0), "step_size must be 1 or more, not 0"),
+        (ours("Step", step_size=0), "step_size: must be above 0, not 0"),
         (ours("Step", step=3), "the chosen class has no argument 'step'"),
         (ours("Step", step_size=1.5), "step_size: expected a whole number"),
         (ours("Cosin"), "did you mean project.optim.Cosine?"),
@@ -547,30 +552,26 @@ def torchs(scheduler: str, **arguments) -> list[str]:
         ),
         (ours("Plateau", mode="up"), "not up"),
         (ours("Lambda", function="own_rates.broken"), "the function failed for 0: no such epoch"),
-        (ours("Lambda", function="own_rates.negative"), "for 0 it returned -1.0"),
+        (ours("Lambda", function="own_rates.negative"), "it must return 0 or more, not -1.0"),
         (ours("Lambda", function="own_rates.halv"), "own_rates has no 'halv'; did you mean own_rates.halve?"),
         (ours("Lambda", function="halve"), "whole path"),
-        (
-            ours("PerGroup", schedules={"head": {"class_path": "project.optim.Cosine"}}),
-            "'head' decides|no schedule for group 'all'",
-        ),
-        (ours("Cosine", end=2), "end must be"),
+        (ours("PerGroup", schedules={"head": {"class_path": "project.optim.Cosine"}}), "'head' applies to none of all"),
+        (ours("Cosine", end=2), "end: must be at least 0 and at most 1, not 2"),
         ([*ours("Constant"), "--model.schedule_interval", "step"], "schedule_interval .* leave it out"),
         ([*ours("Cosine"), "--model.schedule_interval", "day"], "schedule_interval: expected .* not day"),
         (["--model.schedule_interval", "step"], "schedule_interval .* leave it out"),
         ([*torchs("ConstantLR"), "--model.warmup", "1"], "model.warmup goes with"),
         (
             [*torchs("OneCycleLR", max_lr=0.1, total_steps=9), "--model.schedule_interval", "step"],
-            "OneCycleLR sets rates of its own",
+            "OneCycleLR overrides model.lr",
         ),
-        (torchs("CyclicLR", base_lr=0.1, max_lr=0.2), "CyclicLR sets rates of its own"),
-        (torchs("StepLR", step_size=0), "model.schedule: "),
+        (torchs("CyclicLR", base_lr=0.1, max_lr=0.2), "CyclicLR overrides model.lr"),
         (["--model.warmup_start", "0.1"], "warmup_start .* leave it out"),
         ([*ours("Plateau"), "--model.schedule_interval", "step"], "Plateau counts epochs"),
         ([*ours("Plateau"), "--trainer.limit_val_batches", "0"], "no metric 'val/loss' is logged"),
-        (["--model.lr_mult", "{1: 2}"], "put it in quotes"),
-        (["--trainer.gradient_clip_algorithm", "value"], "gradient_clip_algorithm has an effect with"),
-        ([*ours("Cosine"), "--model.warmup", "4"], "model.warmup of 4 epochs leaves nothing of a run of 4"),
+        (["--model.lr_mult", "{1: 2}"], "in quotes"),
+        (["--trainer.gradient_clip_algorithm", "value"], "gradient_clip_algorithm needs gradient_clip_val"),
+        ([*ours("Cosine"), "--model.warmup", "4"], "model.warmup: 4 epochs do not fit into the run"),
         ([*ours("Cosine"), "--trainer.max_epochs=-1", "--trainer.max_time", "00:00:00:09"], "set trainer.max_epochs"),
     ],
 )
@@ -610,13 +611,7 @@ def test_a_checkpoint_from_the_command_line_loads_in_python(cli, trained, workdi
 
 def test_options_reach_the_model(cli, workdir) -> None:
     """Every plain option of the model, as given, in the checkpoint's hyperparameters."""
-    given = {
-        "init": "kaiming_normal",
-        "lr": 0.004,
-        "channels_last": False,
-        "mean": [0.3],
-        "std": [0.4],
-    }
+    given = {"init": "kaiming_normal", "lr": 0.004, "channels_last": False, "mean": [0.3], "std": [0.4]}
     (workdir / "m.yaml").write_text(yaml.safe_dump({"model": given}))
     assert cli("fit", *DIGITS, *SMALL[:4], "--config", "m.yaml", "--trainer.max_steps", "1").code == 0
     path = workdir / "runs" / "digits" / "version_0" / "checkpoints" / "last.ckpt"

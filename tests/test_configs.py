@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import DIGITS, ROOT, make_folder
+from conftest import DIGITS, ROOT, make_folder, slow_but
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SPACES = [path for path in CONFIGS if path.parent.name == "search"]  # of searches; tests/tune tries them
@@ -72,7 +72,13 @@ def weights_for(name: str, workdir: Path) -> list[str]:
     return ["--model.weights", str(workdir / "published.pth")]
 
 
-@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+FAST = [
+    ROOT / f"configs/{name}.yaml"
+    for name in ("digits", "folder", "finetune", "model/timm", "data/augment_all", "trainer/cpu")
+]
+
+
+@pytest.mark.parametrize("path", slow_but(TASKS, *FAST), ids=lambda path: path.stem)
 def test_task_runs(path, cli, workdir, monkeypatch) -> None:
     options = [*data_for(path.stem, workdir, monkeypatch), *weights_for(path.stem, workdir)]
     result = cli("fit", "--config", path, *ONE_BATCH, *options)
@@ -89,7 +95,9 @@ def test_published_weights_that_cannot_be_had(name, cli, workdir, monkeypatch) -
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if path not in TASKS + SPACES], ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "path",
+    slow_but([path for path in CONFIGS if path not in TASKS + SPACES], *FAST),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_part_runs(path, cli, workdir, monkeypatch) -> None:
     task, options = "folder", []
@@ -118,7 +126,7 @@ def test_header(path) -> None:
         command = "search" if path in SPACES else "fit"
         for word in (f"python -m project {command} --config configs/", "Purpose:", "Hardware:", "Time", "esult"):
             assert word in head, word
-    assert all(len(line) <= 132 for line in lines)
+    assert all(len(line) <= 120 for line in lines)
     assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import DIGITS, ROOT, SMALL
 from PIL import Image
 
@@ -38,6 +39,7 @@ def assert_close(one: dict[str, float], other: dict[str, float]) -> None:
     assert all(abs(one[name] - other[name]) < 1e-5 for name in one), (one, other)
 
 
+@pytest.mark.slow
 def test_fit_in_two_processes_writes_one_run(workdir) -> None:
     text = launch("fit", *DIGITS, *SMALL, *DDP, "--trainer.max_epochs", "2")
     assert text.count("Validation accuracy") == 1 and "device     2 x cpu" in text
@@ -57,6 +59,7 @@ def test_fit_in_two_processes_writes_one_run(workdir) -> None:
     assert_close({name: float(value) for name, value in one.items()}, two)
 
 
+@pytest.mark.slow
 def test_test_and_predict_count_each_image_once(trained, cli, workdir) -> None:
     from sklearn.datasets import load_digits
 

@@ -72,7 +72,7 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     places = {
         tmp_path: "is a folder; give a file, for example --out some.onnx",
-        tmp_path / "pipe": "is no ordinary file",
+        tmp_path / "pipe": "is not an ordinary file",
         tmp_path / "no" / "model.onnx": f"there is no folder {tmp_path / 'no'}",
         tmp_path / f"{'x' * 300}.onnx": "out: ",
     }
@@ -81,7 +81,7 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch) -> None:
             draft.write_text("x")
         assert words in str(caught.value) and str(caught.value).startswith("out: ") and "\n" not in str(caught.value)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(UserError, match="cannot be written to; choose another folder"):
+    with pytest.raises(UserError, match="that can be written to; make it first"):
         output_path(str(tmp_path / "model.onnx"), "model.onnx")
 
 

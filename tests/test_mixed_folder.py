@@ -1,4 +1,4 @@
-"""Two hundred images of every kind in one nested folder: predict writes a row for each good one and names each bad one."""
+"""Images of every kind in a nested folder: predict writes a row for each good one and names each bad one."""
 
 import csv
 import io
@@ -92,7 +92,7 @@ def test_fit_stops_before_training_with_the_list(cli, workdir, tiny_net) -> None
     command = ["fit", "--config", ROOT / "configs/folder.yaml", "--data.root", root, *tiny_net, "--data.test_size", "0"]
     command += ["--trainer.max_epochs", "1"]
     result = cli(*command)
-    assert result.code == 2 and "2 images cannot be read" in result.err and "on_bad_image skip" in result.err
+    assert result.code == 2 and "2 of the images cannot be read" in result.err and "on_bad_image skip" in result.err
     assert "red/broken.jpg" in result.err and "blue/cut.png" in result.err and not (workdir / "runs").exists()
     result = cli(*command, "--data.on_bad_image", "skip")
     assert result.code == 0 and "left out 2 images" in result.out

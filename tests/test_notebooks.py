@@ -6,6 +6,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs(path, trained, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -1,4 +1,4 @@
-"""What docs/guide.md promises: a part of your own is one class in one new file and one YAML; no existing file is touched."""
+"""A part of your own is one class in one new file and one YAML, and no existing file is touched (docs/guide.md)."""
 
 import os
 import shutil

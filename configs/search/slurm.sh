@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One search by eight GPUs of a cluster: every task of the array is a worker, and all spend one budget.
 #     mkdir -p runs && sbatch configs/search/slurm.sh --config configs/folder.yaml --space configs/search/wide.yaml --trials 200 --data.root /shared/flowers
-# The journal lies on the disk that all nodes share; with a database server instead: STORAGE=postgresql://user@host/optuna sbatch ...
+# The journal lies on the disk that all nodes share; with a database server instead: STORAGE=postgresql+pg8000://user@host/optuna sbatch ...
 # After a time limit, or with more --trials, submit the same line again: workers join the search that is there.
 #SBATCH --job-name=search
 #SBATCH --array=0-7

@@ -3,26 +3,27 @@
     augment = Augment([HorizontalFlip(), RandomCrop(padding=4), Brightness(0.2)], seed=0)
     images = augment(images, epoch, index)  # uint8 (N, C, H, W), N positions in the data set
 
-What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device: not
-on the images beside it. Every operation here is therefore elementwise, a copy, or a sum in a fixed order; a batched
-convolution or mean may round differently in another batch. A new augmentation needs a class like those below, in any
-file, and a line of YAML.
-
-Augmentation must fit the task: it may do only what leaves the label true. Each class says which tasks it breaks. This
-file has those that move pixels unchanged; `augment_warp` has zoom and rotation, `augment_color` colour, blur and noise.
+What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device.
+Every operation is therefore elementwise, a copy, or a sum in a fixed order: a batched mean may round otherwise in
+another batch. An augmentation may do only what leaves the label true: each class says which tasks it breaks. This file
+has those that move or hide pixels. A new one is a class like these, in any file, and a line of YAML.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat
 from torch import Tensor
 
 from project.data.draws import Draws
+from project.errors import UserError
 
-CHUNK = 2**20  # pixel values: on a CPU, 64 images of 224 pixels take a third of the time when worked on a few at a time
+CHUNK = 2**20  # pixel values: on a CPU, 64 images of 224 pixels take a third of the time when done a few at a time
+SHAPES = 1024  # a table of roots and exponentials, as torch's own may differ in the last bit from batch to batch
 
 
 class Augmentation(ABC):
@@ -30,183 +31,172 @@ class Augmentation(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """Returns the augmented images; `images` itself stays as it is."""
-
-    def require(self, condition: bool, message: str) -> None:
-        """Raises a ValueError in this class's name if the condition is false."""
-        if not condition:
-            raise ValueError(f"{type(self).__name__}: {message}")
-
-    def require_probability(self, p: float) -> None:
-        self.require(0 <= p <= 1, f"p must be in [0, 1], not {p}")
+        """Returns new images; a ValueError for arguments out of range, or images that it cannot change."""
 
 
+@dataclass
 class Augment:
-    """Applies a list of augmentations in order, each with a stream of its own: appending one leaves the others' draws.
+    """Applies augmentations in order. Each has a stream of draws of its own, so appending one changes no other."""
 
-    Args:
-        augmentations: what to apply, in this order; with none, the images come back unchanged.
-        seed: any integer.
-    """
-
-    def __init__(self, augmentations: list[Augmentation], seed: int) -> None:
-        self.augmentations = augmentations
-        self.seed = seed
+    augmentations: list[Augmentation]
+    seed: int
 
     def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
-        """Augments a batch.
-
-        Args:
-            images: uint8, or float32 in [0, 1], of shape (N, C, H, W).
-            epoch: number of the epoch, from 0.
-            index: position of each image in the data set, int64 of shape (N,).
-
-        Returns:
-            The dtype that came in, unless an operation of `augment_color` made it float32 in [0, 1].
+        """Augments images, uint8 or float32 in [0, 1], (N, C, H, W), by their positions in the data set, int64 (N,).
+        The dtype stays, unless `augment_color` makes it float32. Raises a UserError that names the class.
         """
-        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(
-                f"Augment: images must be (N, C, H, W) of uint8 or float32, not {tuple(images.shape)} of {images.dtype}"
-            )
-        if len(index) != len(images):
-            raise ValueError(f"Augment: {len(images)} images need as many indices, not {len(index)}")
-        index = index.to(images.device)
-        size = max(1, CHUNK // max(1, math.prod(images.shape[1:])))
-        if images.device.type != "cpu" or len(images) <= size:
-            return self._apply(images, Draws(self.seed, epoch, index))
-        parts = zip(images.split(size), index.split(size), strict=True)
-        return torch.cat([self._apply(part, Draws(self.seed, epoch, rows)) for part, rows in parts])
-
-    def _apply(self, images: Tensor, draws: Draws) -> Tensor:
-        for number, augmentation in enumerate(self.augmentations):
-            images = augmentation(images, draws.stream(number))
-        return images
+        size = max(1, CHUNK // images.shape[1:].numel() if images.device.type == "cpu" else len(images))
+        parts = zip(images.split(size), index.to(images.device).split(size), strict=True)
+        changed = []
+        for part, rows in parts:
+            draws = Draws(self.seed, epoch, rows)
+            for number, augmentation in enumerate(self.augmentations):
+                try:
+                    part = augmentation(part, draws.stream(number))
+                except ValueError as error:
+                    raise UserError(f"data.augment: {type(augmentation).__name__}: {error}") from error
+            changed.append(part)
+        return torch.cat(changed)
 
 
 def choose(mask: Tensor, changed: Tensor, images: Tensor) -> Tensor:
     """`changed` where the mask (N,) is true, else `images`.
 
-    Whole images copied by their number: nine times faster than `where` for uint8 on a CPU, and unlike indexing by the
-    mask it does not make a GPU wait for the CPU.
+    Nine times faster than `where` for uint8 on a CPU; indexing by the mask would make a GPU wait for the CPU.
     """
     count = len(images)
     return torch.cat([images, changed]).index_select(0, torch.arange(count, device=mask.device) + count * mask)
 
 
-class HorizontalFlip(Augmentation):
+@dataclass
+class Flip(Augmentation):
+    """Base of the flips: mirrors one dimension.
+
+    Args:
+        p: Probability of the flip, in [0, 1].
+    """
+
+    p: float = 0.5
+    dim: ClassVar[int]
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        return choose(draws.bernoulli(self.p), images.flip(self.dim), images)
+
+
+class HorizontalFlip(Flip):
     """Mirrors left and right.
 
-    Safe for most photographs. Breaks tasks in which left and right differ: text, digits, road signs, laterality in
-    medicine.
-
-    Args:
-        p: probability of the flip, in [0, 1].
+    Safe for most photographs. Breaks tasks in which left and right differ: text, road signs, sides in medicine.
     """
 
-    def __init__(self, p: float = 0.5) -> None:
-        self.require_probability(p)
-        self.p = p
-
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return choose(draws.bernoulli(self.p), images.flip(-1), images)
+    dim = -1
 
 
-class VerticalFlip(Augmentation):
+class VerticalFlip(Flip):
     """Mirrors top and bottom.
 
-    For views without an up: cells, tissue, satellite and aerial images, textures. Breaks everyday photographs, which
-    have gravity, and text and digits (a 6 becomes nearly a 9).
-
-    Args:
-        p: probability of the flip, in [0, 1].
+    For views without an up: cells, tissue, satellite images, textures. Breaks everyday photographs, which have gravity,
+    and text and digits (a 6 becomes nearly a 9).
     """
 
-    def __init__(self, p: float = 0.5) -> None:
-        self.require_probability(p)
-        self.p = p
-
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return choose(draws.bernoulli(self.p), images.flip(-2), images)
+    dim = -2
 
 
+@dataclass
 class Rotate90(Augmentation):
-    """Turns by 90, 180 or 270 degrees, each as likely. Needs square images.
+    """Rotates by 90, 180 or 270 degrees, each as likely. Needs square images.
 
-    For views without an up: cells, tissue, satellite images. Breaks text and digits (a 6 becomes a 9) and everyday
-    photographs.
+    For views without an up: cells, tissue, satellite images. Breaks text, digits and everyday photographs.
 
     Args:
-        p: probability of a turn, in [0, 1]; the default makes all four orientations equally likely.
+        p: Probability of a rotation, in [0, 1]; the default makes all four orientations equally likely.
     """
 
-    def __init__(self, p: float = 0.75) -> None:
-        self.require_probability(p)
-        self.p = p
+    p: float = 0.75
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        _require_square(self, images)
         turns = draws.bernoulli(self.p) * (1 + draws.integers(3))  # (N,) quarter turns, counter-clockwise
         images = choose(turns >= 2, images.flip(-2, -1), images)
         return choose(turns % 2 == 1, images.transpose(-2, -1).flip(-2), images)
 
 
 class FlipRotate(Augmentation):
-    """One of the eight flips and turns of a square, each as likely (the dihedral group D4). Needs square images.
+    """One of the eight flips and rotations of a square, each as likely (the dihedral group D4). Needs square images.
 
-    Takes the place of both flips and Rotate90 together. For views without an up and without handedness: most tissue,
-    cells and satellite images. Breaks text, digits and everyday photographs, and molecules or knots, whose mirror image
-    is another thing.
+    Takes the place of both flips and Rotate90. For views without an up: most tissue, cells and satellite images. Breaks
+    text, digits, everyday photographs, and molecules that differ from their mirror image.
     """
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        _require_square(self, images)
         element = draws.integers(8)
         images = choose(element & 1 > 0, images.flip(-1), images)
         images = choose(element & 2 > 0, images.flip(-2), images)
         return choose(element & 4 > 0, images.transpose(-2, -1), images)
 
 
+@dataclass
 class RandomCrop(Augmentation):
-    """Pads all sides and cuts out a window of the original size: a shift by up to `padding` pixels either way.
+    """Pads all sides and crops a random window of the original size: a shift by up to `padding` pixels either way.
 
     Breaks tasks in which the class is a position, and tight pictures whose telling part is at the border.
 
     Args:
-        padding: largest shift in pixels; 1/8 of the side is usual (4 of 32).
-        mode: what comes into view: "reflect" mirrors the image at its border pixels, "constant" is black.
+        padding: Largest shift in pixels; 1/8 of the side is usual (4 of 32).
+        mode: What the padding is: "reflect" mirrors the image at its border pixels, "constant" is black.
     """
 
-    def __init__(self, padding: int, mode: Literal["reflect", "constant"] = "reflect") -> None:
-        self.require(padding >= 0, f"padding must be 0 or more, not {padding}")
-        self.require(mode in ("reflect", "constant"), f'mode must be "reflect" or "constant", not {mode!r}')
-        self.padding = padding
-        self.mode = mode
+    padding: int
+    mode: Literal["reflect", "constant"] = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        height, width = images.shape[-2:]
-        if self.mode == "constant":
-            padded = F.pad(images, (self.padding,) * 4)
-        else:
-            fits = self.padding < min(height, width)
-            self.require(
-                fits, f"padding {self.padding} must be smaller than the images, {height} x {width}, to reflect"
-            )
-            padded = reflect(reflect(images, self.padding, -2), self.padding, -1)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p + 1, 2p + 1, H, W), a view
-        top, left = draws.integers(2 * self.padding + 1), draws.integers(2 * self.padding + 1)
-        return windows[torch.arange(len(images), device=images.device), :, top, left]  # (N, C, H, W)
+        padding, room, constant = self.padding, 2 * self.padding + 1, self.mode == "constant"
+        padded = F.pad(images, (padding,) * 4) if constant else reflect(reflect(images, padding, -2), padding, -1)
+        windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # (N, C, room, room, H, W), a view
+        each = torch.arange(len(images), device=images.device)
+        return windows[each, :, draws.integers(room), draws.integers(room)]  # (N, C, H, W)
+
+
+@dataclass
+class RandomErasing(Augmentation):
+    """Replaces a rectangle by a flat random grey, so that the network does not rely on one part of the object.
+
+    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle inside the image. Breaks tasks in which the
+    telling part is small: the rectangle may hide all of it.
+
+    Args:
+        p: Probability of erasing, in [0, 1].
+        area: Smallest and largest share of the image that is hidden.
+        ratio: Lowest and highest height over width of the rectangle.
+    """
+
+    p: float = 0.25
+    area: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.02, 0.33)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        def table(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.arange(SHAPES, dtype=torch.float64) / (SHAPES - 1)
+
+        hidden = draws.bernoulli(self.p)[:, None, None, None]
+        # Ratios by their logarithm: a tall shape is as likely as the same lying down.
+        tables = table(*self.area), table(*map(math.log, self.ratio)).exp()
+        side, stretch = (each.sqrt().float().to(images.device)[draws.integers(SHAPES)] for each in tables)  # (N,) each
+        scale = math.sqrt(images.shape[2] * images.shape[3])
+        for dim, length in ((2, side * stretch), (3, side / stretch)):
+            size = images.shape[dim]
+            length = (length * scale).round().clamp(1, size)[:, None]
+            start = (draws.uniform()[:, None] * (size - length + 1)).floor()
+            place = torch.arange(size, device=images.device) - start  # (N, size)
+            hidden = hidden & ((place >= 0) & (place < length))[:, None, None].transpose(dim, 3)  # at last (N, 1, H, W)
+        grey = draws.integers(256)[:, None, None, None]
+        return torch.where(hidden, grey.to(torch.uint8) if images.dtype == torch.uint8 else grey / 255, images)
 
 
 def reflect(images: Tensor, padding: int, dim: int) -> Tensor:
     """Mirrors both ends of a dimension about the border pixel: torch's "reflect" has no uint8 version."""
     size = images.shape[dim]
+    if not 0 <= padding < size:
+        raise ValueError(f"cannot mirror {padding} pixels beyond the border of images of {size} pixels")
     before = images.narrow(dim, 1, padding).flip(dim)
     after = images.narrow(dim, size - 1 - padding, padding).flip(dim)
     return torch.cat([before, images, after], dim)
-
-
-def _require_square(owner: Augmentation, images: Tensor) -> None:
-    height, width = images.shape[-2:]
-    owner.require(
-        height == width, f"needs square images, not {height} x {width}; resize or crop them to a square first"
-    )

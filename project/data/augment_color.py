@@ -1,9 +1,9 @@
 """Augmentations of colour, blur and noise: uint8 becomes float32 in [0, 1], and stays there."""
 
-import math
-from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from project.data.augment import Augmentation, choose, reflect
@@ -12,166 +12,125 @@ from project.data.draws import Draws
 SIGMAS = 256  # a table of blurs, as torch's exp may differ in the last bit from batch to batch
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]; float images pass through."""
-    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images
-
-
 class Photometric(Augmentation):
     """Base of the classes below: they `adjust` the colour and leave the alpha of four-channel images as it is."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        images = to_float(images)
-        if images.shape[1] != 4:
-            return self.adjust(images, draws).clamp_(0, 1)
-        return torch.cat([self.adjust(images[:, :3], draws).clamp_(0, 1), images[:, 3:]], 1)
+        if images.dtype == torch.uint8:
+            images = images.float().mul_(1 / 255)
+        colour = self.adjust(images[:, :3], draws).clamp_(0, 1)
+        return torch.cat([colour, images[:, 3:]], 1) if images.shape[1] == 4 else colour
 
-    @abstractmethod
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        """Takes float32 (N, C, H, W) in [0, 1] and returns a new tensor, in any range."""
+        """Takes float32 (N, 1 or 3, H, W) in [0, 1] and returns a new tensor, in any range."""
 
 
-class Brightness(Photometric):
-    """Multiplies all values by a random factor in [1 - amount, 1 + amount].
+@dataclass
+class Jitter(Photometric):
+    """Base of brightness, contrast and saturation: multiplies the distance from a reference by a random factor.
+
+    Args:
+        amount: Largest relative change, in [0, 1]: factors from 1 - amount to 1 + amount; 0.2 is mild, 0.4 strong.
+    """
+
+    amount: ClosedUnitInterval
+
+    def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
+        factor = draws.uniform(1 - self.amount, 1 + self.amount)[:, None, None, None]
+        return (colour * factor).add_(self.reference(colour) * (1 - factor))
+
+    def reference(self, colour: Tensor) -> Tensor | float:
+        """What a factor of 0 gives; of a shape that broadcasts to (N, C, H, W)."""
+        return 0.0  # black
+
+
+class Brightness(Jitter):
+    """Multiplies all values by a random factor.
 
     Breaks tasks in which the absolute brightness is the measurement: X-ray density, stained assays, thermal images.
-
-    Args:
-        amount: largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
     """
 
-    def __init__(self, amount: float) -> None:
-        self.require(0 <= amount <= 1, f"amount must be in [0, 1], not {amount}")
-        self.amount = amount
 
-    def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        return colour * _factor(self.amount, draws)
-
-
-class Contrast(Photometric):
-    """Multiplies the distance from the image's mean grey by a random factor in [1 - amount, 1 + amount].
+class Contrast(Jitter):
+    """Multiplies the distance from the image's mean grey by a random factor.
 
     Breaks tasks in which faint structure is the class (haze, low-contrast lesions): little contrast may hide it.
-
-    Args:
-        amount: largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
     """
 
-    def __init__(self, amount: float) -> None:
-        self.require(0 <= amount <= 1, f"amount must be in [0, 1], not {amount}")
-        self.amount = amount
+    def reference(self, colour: Tensor) -> Tensor:
+        """The mean, (N, 1, 1, 1), by halving: `mean` splits a single large image among threads, a batch not."""
+        grey = (colour if colour.shape[1] == 1 else _grey(colour)).flatten(1)
+        count = grey.shape[1]
+        while (size := grey.shape[1]) > 1:
+            half = (size + 1) // 2
+            folded = grey[:, :half].clone()
+            folded[:, : size - half] += grey[:, half:]
+            grey = folded
+        return grey[:, :, None, None] * (1 / count)
 
-    def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        channels = colour.shape[1]
-        self.require(channels in (1, 3), f"takes images of 1, 3 or 4 channels, not {channels}")
-        grey = colour if channels == 1 else _grey(colour)
-        mean = _ordered_sum(grey.flatten(1)) * (1 / math.prod(grey.shape[1:]))  # (N, 1)
-        return _blend(colour, mean[:, :, None, None], _factor(self.amount, draws))
 
-
-class Saturation(Photometric):
-    """Multiplies the distance from each pixel's own grey by a random factor in [1 - amount, 1 + amount]. Needs colour.
+class Saturation(Jitter):
+    """Multiplies the distance from each pixel's own grey by a random factor. Needs colour.
 
     Breaks tasks in which the colour is the class: ripeness, stains, signal lights, flower and bird species.
-
-    Args:
-        amount: largest relative change, in [0, 1]; 0.2 is mild, 0.4 strong.
     """
 
-    def __init__(self, amount: float) -> None:
-        self.require(0 <= amount <= 1, f"amount must be in [0, 1], not {amount}")
-        self.amount = amount
-
-    def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        channels = colour.shape[1]
-        self.require(channels != 1, "grey images have no saturation; remove it from the augmentations")
-        self.require(channels == 3, f"takes images of 3 or 4 channels, not {channels}")
-        return _blend(colour, _grey(colour), _factor(self.amount, draws))
+    def reference(self, colour: Tensor) -> Tensor:
+        if colour.shape[1] == 1:
+            raise ValueError("grey images have no saturation; remove it from the augmentations")
+        return _grey(colour)
 
 
+@dataclass
 class Blur(Photometric):
     """Gaussian blur of a random width.
 
-    Breaks tasks that live on fine detail: texture, small text, focus or quality grading, small images (32 pixels)
-    altogether.
+    Breaks tasks that depend on fine detail: texture, small text, focus grading, all small images (32 pixels).
 
     Args:
-        kernel_size: width of the window in pixels, odd; 6 sigma or more holds the whole bell.
-        sigma: lowest and highest standard deviation in pixels; uniform over 256 steps of the range.
-        p: probability of the blur, in [0, 1].
+        kernel_size: Width of the window in pixels, odd (an even one is one wider); 6 sigma holds the whole bell.
+        sigma: Lowest and highest standard deviation in pixels; uniform over 256 steps of the range.
+        p: Probability of the blur, in [0, 1].
     """
 
-    def __init__(self, kernel_size: int, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5) -> None:
-        odd = kernel_size >= 1 and kernel_size % 2 == 1
-        self.require(odd, f"kernel_size must be odd and positive, not {kernel_size}")
-        low, high = sigma
-        fits = 0 < low <= high < math.inf
-        self.require(fits, f"sigma must be [low, high] with 0 < low <= high, not [{low}, {high}]")
-        self.require_probability(p)
-        self.kernel_size = kernel_size
-        self.sigma = (low, high)
-        self.p = p
-        sigmas = torch.linspace(low, high, SIGMAS, dtype=torch.float64)
-        distance = torch.arange(kernel_size // 2 + 1, dtype=torch.float64)  # from the centre outwards
-        bell = torch.exp(-0.5 * (distance / sigmas[:, None]) ** 2)
-        self._table = (
-            bell / (2 * bell.sum(1, keepdim=True) - 1)
-        ).float()  # (SIGMAS, radius + 1), a half kernel of sum 1
+    kernel_size: PositiveInt
+    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    p: float = 0.5
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        size, radius = min(colour.shape[-2:]), self.kernel_size // 2
-        self.require(radius < size, f"kernel_size {self.kernel_size} is too wide for images of {size} pixels")
+        sigmas = torch.linspace(*self.sigma, SIGMAS, dtype=torch.float64)
+        distance = torch.arange(self.kernel_size // 2 + 1, dtype=torch.float64)
+        bell = torch.exp(-0.5 * (distance / sigmas[:, None]) ** 2)
+        table = (bell / (2 * bell.sum(1, keepdim=True) - 1)).float()  # half kernels of sum 1, from the centre outwards
         blurred = draws.bernoulli(self.p)
-        weights = self._table.to(colour.device)[draws.integers(SIGMAS)]  # (N, radius + 1)
+        weights = table.to(colour.device)[draws.integers(SIGMAS)]  # (N, radius + 1)
         across = _convolve(colour, weights, -1)
         return choose(blurred, _convolve(across, weights, -2), colour)
 
 
+@dataclass
 class GaussianNoise(Photometric):
     """Adds independent normal noise to every value.
 
-    Breaks tasks whose signal is as faint as the noise or is noise itself: low light, texture, sensor or forgery
-    detection.
+    Breaks tasks whose signal is as faint as the noise or is noise itself: low light, texture, forgery detection.
 
     Args:
-        std: standard deviation, 0 or more, where the values span [0, 1]; 0.05 is clearly visible.
-        p: probability of the noise, in [0, 1].
+        std: Standard deviation, 0 or more, where the values span [0, 1]; 0.05 is clearly visible.
+        p: Probability of the noise, in [0, 1].
     """
 
-    def __init__(self, std: float, p: float = 0.5) -> None:
-        self.require(0 <= std < math.inf, f"std must be 0 or more, not {std}")
-        self.require_probability(p)
-        self.std = std
-        self.p = p
+    std: float
+    p: float = 0.5
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:
-        std = draws.bernoulli(self.p).float() * self.std  # (N,)
+        std = draws.bernoulli(self.p) * self.std  # (N,)
         return draws.normal(tuple(colour.shape[1:])).mul_(std[:, None, None, None]).add_(colour)
-
-
-def _factor(amount: float, draws: Draws) -> Tensor:
-    return draws.uniform(1 - amount, 1 + amount)[:, None, None, None]
 
 
 def _grey(colour: Tensor) -> Tensor:
     """Luma of ITU-R BT.601 with torchvision's digits, (N, 3, H, W) -> (N, 1, H, W)."""
     red, green, blue = colour.split(1, 1)
     return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
-
-
-def _blend(colour: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """other + factor * (colour - other), for a factor that may exceed 1."""
-    return (colour * factor).add_(other * (1 - factor))
-
-
-def _ordered_sum(values: Tensor) -> Tensor:
-    """Sum of each row, (N, D) -> (N, 1), by halving: `sum` splits a single large image among threads, a batch not."""
-    while values.shape[1] > 1:
-        half = (values.shape[1] + 1) // 2
-        folded = values[:, :half].clone()
-        folded[:, : values.shape[1] - half] += values[:, half:]
-        values = folded
-    return values
 
 
 def _convolve(colour: Tensor, weights: Tensor, dim: int) -> Tensor:

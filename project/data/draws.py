@@ -1,12 +1,12 @@
 """Random numbers that depend on the image, the epoch and the seed, and on nothing else.
 
-A draw is a hash of (seed, epoch, image index, stream, draw number): there is no generator whose state could depend on
-what ran before, so an image gets the same draws in any batch, order, worker, rank or resumed run. The arithmetic is
-that of 64-bit integers that wrap around, identical on every device; floats come out of it by exact operations and table
-look-ups alone, since log, cos and exp may differ in the last bit between devices, and even between positions in one
-tensor.
+A draw is a hash of (seed, epoch, image index, stream, draw number): an image gets the same draws in any batch, order,
+worker, rank or resumed run. The hash is computed in 64-bit integers that wrap around, identical on every device; floats
+come out of it by exact operations and table look-ups, since log, cos and exp may differ in the last bit between devices
+and even between positions in one tensor.
 """
 
+import copy
 import functools
 import math
 
@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 
 # splitmix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17
-# (mix64variant13, found by David Stafford). Output n of the generator with state s is mix(s + n * GOLDEN).
-GOLDEN = 0x9E3779B97F4A7C15
-MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-STREAM = 0x632BE59BD9B4E019  # sets the children of a state apart from its outputs; any fixed odd word would do
-
-
-def _signed(word: int) -> int:
-    """Two's complement int64 of the lowest 64 bits: torch takes no larger Python integer."""
-    return (word + 2**63) % 2**64 - 2**63
+# (mix64variant13, found by David Stafford). Output n of the generator with state s is mix(s + (n + 1) * GOLDEN).
+# The words are written as int64, in two's complement, since torch takes no larger integers.
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+STREAM = 0x632BE59BD9B4E019  # separates the streams of a state from its outputs; any fixed odd word would do
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -30,17 +26,12 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _signed(MULTIPLIERS[0])
-    z = (z ^ _shift(z, 27)) * _signed(MULTIPLIERS[1])
-    return z ^ _shift(z, 31)
-
-
 def _output(state: Tensor, number: int | Tensor) -> Tensor:
     """Output `number` (from 0) of the splitmix64 generators with these states."""
-    if isinstance(number, int):
-        return _mix(state + _signed((number + 1) * GOLDEN))
-    return _mix(state + (number + 1) * _signed(GOLDEN))
+    z = state + (torch.as_tensor(number) + 1) * GOLDEN  # wraps around
+    z = (z ^ _shift(z, 30)) * MULTIPLIERS[0]
+    z = (z ^ _shift(z, 27)) * MULTIPLIERS[1]
+    return z ^ _shift(z, 31)
 
 
 @functools.cache
@@ -50,57 +41,45 @@ def _normal_table(device: torch.device) -> Tensor:
 
 
 class Draws:
-    """Independent random numbers for each of N images. Every call takes the next draw number, so two calls differ.
+    """Independent random numbers for each of N images. Every call takes the next draw number, so two calls differ."""
 
-    Args:
-        seed: any integer.
-        epoch: any integer; the same image gets new draws in every epoch.
-        index: position of each image in the data set, int64 of shape (N,). The draws live on its device.
-    """
+    _count = 0
 
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
-        if index.dtype != torch.int64 or index.ndim != 1:
-            raise ValueError(
-                f"Draws: index must be int64 of shape (N,), not {index.dtype} of shape {tuple(index.shape)}"
-            )
-        state = torch.zeros((), dtype=torch.int64, device=index.device)
-        self._state = _output(_output(_output(state, seed), epoch), index)  # (N,)
-        self._count = 0
+        """`index`: position of each image in the data set, int64 (N,). The draws live on its device."""
+        self._state = _output(_output(_output(torch.tensor(0), seed), epoch), index)  # (N,)
 
     def stream(self, number: int) -> "Draws":
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""
-        child = object.__new__(Draws)
-        child._state = _output(self._state ^ _signed(STREAM), number)
-        child._count = 0
+        child = copy.copy(self)
+        child._state, child._count = _output(self._state ^ STREAM, number), 0
         return child
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 (N,) in [low, high), in 2^24 steps; `low` itself where the two are equal in float32."""
-        bound = torch.tensor([low, high], dtype=torch.float32)
-        if not bound[0] <= bound[1]:
-            raise ValueError(f"Draws.uniform: low must not exceed high, not {low} and {high}")
+        if not low <= high:
+            raise ValueError(f"a range must be [low, high] with low <= high, not [{low}, {high}]")
         unit = _shift(self._next(), 40).float() * 2.0**-24  # exact: 24 bits fill the mantissa
-        below = torch.nextafter(bound[1], bound[0]).item()  # low + (high - low) * unit may round up to high
-        return (unit * (high - low) + low).clamp_(max=below)
+        below = torch.nextafter(*torch.tensor([high, low], dtype=torch.float32)).item()
+        return (unit * (high - low) + low).clamp_(max=below)  # the sum may round up to high
 
     def integers(self, high: int) -> Tensor:
-        """int64 (N,) in [0, high), for high up to 2^31; the probabilities are equal to within 2^-32."""
-        if not 1 <= high <= 2**31:
-            raise ValueError(f"Draws.integers: high must be in [1, 2**31], not {high}")
-        return (
-            _shift(self._next(), 32) * high
-        ) >> 32  # Lemire, "Fast random integer generation in an interval", section 4
+        """int64 (N,) in [0, high), for high from 1 to 2^31; the probabilities are equal to within 2^-32.
+
+        Lemire 2019, "Fast random integer generation in an interval", section 4.
+        """
+        return (_shift(self._next(), 32) * high) >> 32
 
     def bernoulli(self, p: float) -> Tensor:
         """bool (N,), true with probability p, rounded to a multiple of 2^-32: 0 is never, 1 is always."""
         if not 0 <= p <= 1:
-            raise ValueError(f"Draws.bernoulli: p must be in [0, 1], not {p}")
+            raise ValueError(f"p must be in [0, 1], not {p}")
         return _shift(self._next(), 32) < round(p * 2**32)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """float32 (N, *shape), standard normal to 16 bits: each 64-bit hash yields four quantiles.
 
-        A table, where Box-Muller needs log and cos: exact on every device, and four times fewer hashes.
+        From a table: exact on every device, and a quarter of the hashes that Box-Muller would need.
         """
         size = math.prod(shape)
         words = torch.arange((size + 3) // 4, device=self._state.device)

@@ -1,34 +1,44 @@
 """Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_high
+from typing import NamedTuple
 
 import torch
-from PIL import Image
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from project.data.memory import FileImages, ImageFormat, Images, MemoryImages, fits_in_memory
+from project.data.memory import Images
 from project.data.sources import Sample, Source
-from project.data.transforms import resize_to, to_tensor
-from project.data.verify import Verdicts, survey
+from project.data.transforms import ImageFormat, load_image, open_image
 from project.errors import UserError
+from project.files import written_whole
 
 SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 
 
+class Verdict(NamedTuple):
+    """What is known of one image file."""
+
+    state: str  # size and time of the last change when it was read; empty when it was not
+    digest: int  # 64-bit blake2b of the content, signed: the image's identity, whatever its name
+    fault: str  # why it cannot be read; empty when it can
+
+
 @dataclass
 class Loaded:
-    """The images of one split.
-
-    Attributes:
-        images: The data set.
-        digests: Position among all samples -> identity of the image's content.
-        bad: (key, why) of the images that cannot be read; they are left out.
-    """
+    """The images of one split."""
 
     images: Images
-    digests: dict[int, int]
-    bad: list[tuple[str, str]]
+    digests: dict[int, int]  # position among all samples -> identity of the content
+    bad: list[tuple[str, str]]  # (key, why) of the images that cannot be read; they are left out
 
     @property
     def index(self) -> list[int]:
@@ -36,7 +46,7 @@ class Loaded:
 
     def identities(self) -> Tensor:
         """The identities of all images, int64, sorted, each once."""
-        return torch.tensor(sorted(set(self.digests.values())), dtype=torch.int64)
+        return torch.tensor(sorted(set(self.digests.values())))
 
 
 def load(
@@ -44,85 +54,102 @@ def load(
     rows: Sequence[int],
     labels: Sequence[int],
     image_format: ImageFormat,
-    in_memory: bool | None,
+    in_memory: bool | None = None,
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
-    """Survey the images, decode them into memory where wanted.
+    """Survey the images at these positions in `source.samples`. A UserError when not one of them can be read.
 
     Args:
-        source: Where the images come from.
-        rows: Positions in `source.samples`.
         labels: Class of each; -1 where it is not known.
-        image_format: What the images are brought to.
         in_memory: Keep them decoded; None when they fit.
-        seed: Of the random crops.
-        area: Of random resized crops; they need the files, so nothing is kept in memory.
-
-    Raises:
-        UserError: when not one of the images can be read.
+        area: Of random resized crops, drawn by `seed`; they need the files, so nothing is kept in memory.
     """
-    samples = [source.samples[i] for i in rows]
-    if area is not None:
-        in_memory = False
-    elif in_memory is None:
-        in_memory = fits_in_memory(len(rows), image_format)
-    image_size, channels, resize = image_format
-    pixels = torch.empty(len(rows) if in_memory else 0, channels, image_size, image_size, dtype=torch.uint8)
-
-    def keep(position: int, image: Image.Image) -> None:
-        pixels[position] = to_tensor(resize_to(image, image_size, resize))
-
-    verdicts = survey(
-        source, samples, channels, Verdicts(_folder(source, samples)), keep if in_memory else None, image_size
-    )
-    bad = [(sample.key, verdict.fault) for sample, verdict in zip(samples, verdicts, strict=True) if verdict.fault]
+    pixels, size = None, image_format.image_size
+    if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
+        pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+    verdicts = survey(source, [source.samples[row] for row in rows], image_format, pixels)
+    bad = [
+        (source.samples[row].key, verdict.fault) for row, verdict in zip(rows, verdicts, strict=True) if verdict.fault
+    ]
     good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
     if not good:
-        raise UserError(f"none of the {len(bad)} images can be read{_listed(bad)}")
-    index, kept_labels = [rows[i] for i in good], [labels[i] for i in good]
-    images: Images
-    if in_memory:
-        images = MemoryImages(pixels if not bad else pixels[good], index, kept_labels)
-    else:
-        images = FileImages(source, [samples[i] for i in good], index, kept_labels, image_format, seed, area)
-    return Loaded(images, {rows[i]: verdicts[i].digest for i in good}, bad)
+        raise UserError(f"no image is left: {describe_bad(bad)}")
+    if pixels is not None and bad:
+        pixels = pixels[good]
+    digests = {rows[i]: verdicts[i].digest for i in good}
+    labels = torch.tensor(labels)[good]
+    return Loaded(Images(source, list(digests), labels, image_format, pixels, seed, area), digests, bad)
 
 
-def _folder(source: Source, samples: Sequence[Sample]) -> str:
-    """What the remembered verdicts are filed under: the root of the files."""
-    path = source.path(samples[0]) if samples else None
-    return str(path)[: -len(samples[0].key)] if path else type(source).__name__
+def survey(
+    source: Source, samples: Sequence[Sample], image_format: ImageFormat, pixels: Tensor | None = None
+) -> list[Verdict]:
+    """One verdict for each sample, in order; `pixels`, uint8 (N, C, H, W), takes the decoded images.
+
+    Works in several threads, since Pillow decodes without holding Python's lock. A verdict from an earlier run is
+    believed while path, size and time agree; a good file is then decoded again only for its pixels.
+    """
+    paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
+    # Verdicts are filed in the user's cache folder, under the folder that the images share.
+    folder = os.path.commonpath([os.path.abspath(os.path.dirname(path)) for path in paths])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
+    file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
+    known = {}
+    with suppress(Exception):  # there is no file yet, or one of another version
+        known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
+
+    def judge(position: int) -> Verdict:
+        path, state, content, fault = paths[position], "", b"", ""
+        try:
+            if path:
+                status, verdict = os.stat(path), known.get(path)
+                state = f"{status.st_size} {status.st_mtime_ns}"
+                if verdict and verdict.state == state and (verdict.fault or pixels is None):
+                    return verdict
+            content = source.content(samples[position])
+            image = load_image(content, *image_format)
+            if pixels is not None:
+                pixels[position] = image
+        except MemoryError:
+            raise
+        except UnidentifiedImageError:
+            fault = "not an image"
+        except Exception as error:  # every one of Pillow's decoders has exceptions of its own
+            fault = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
+        digest = int.from_bytes(hashlib.blake2b(bytes(content), digest_size=8).digest(), "big", signed=True)
+        return Verdict(state if len(content) else "", digest, fault)  # what could not be read is tried again
+
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(judge, range(len(samples))))
+    verdicts = known | {path: verdict for path, verdict in zip(paths, found, strict=True) if path}
+    if verdicts != known:
+        with suppress(OSError, UserError):  # a home that is read-only: judge again next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as draft:
+                draft.write_text(json.dumps(verdicts))
+    return found
+
+
+def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
+    """Whether that many uint8 images take at most a quarter of the memory that is free now."""
+    free = 4 * 2**30
+    with suppress(AttributeError, ValueError):  # not on every system
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return images * image_format.channels * image_format.image_size**2 <= free / 4
 
 
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
-    """The list of unreadable images, with the mend."""
-    count = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-    return f"{count} cannot be read: remove them, or leave them out with --data.on_bad_image skip{_listed(bad)}"
-
-
-def _listed(bad: Sequence[tuple[str, str]]) -> str:
-    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    return "".join(f"\n  {key}: {why}" for key, why in bad[:SHOWN]) + more
+    """How many images cannot be read, the first of them, and what to do."""
+    names = ", ".join(f"{key} ({why})" for key, why in bad[:SHOWN]) + ", ..." * (len(bad) > SHOWN)
+    return f"{len(bad)} of the images cannot be read: {names}; remove them, or use --data.on_bad_image skip"
 
 
 def common_size(source: Source, samples: Sequence[Sample]) -> int:
-    """A size for the images: the median of the shorter sides of up to 500 of them, in steps of 32 above 64, at most 224.
-
-    224 is what the classic ImageNet networks were made for; larger sizes are a decision about memory and time (advice A8).
-    """
+    """Pixels of a side: the median shorter side of 500 images, in steps of 32 above 64, at most 224 (advice A8)."""
     sides = []
     for sample in samples[:: max(1, -(-len(samples) // 500))]:
-        path = source.path(sample)
-        if path is None:
-            sides.append(min(source.content(sample).shape[:2]))  # pixels of a source in memory: (H, W, ...)
-            continue
-        try:
-            with Image.open(path) as image:  # reads the header only
-                sides.append(min(image.size))
-        except Exception:  # of any kind, from Pillow's decoders; the survey, which comes next, names the file
-            continue
-    if not sides:
-        return 224
-    median = sorted(sides)[len(sides) // 2]
+        with suppress(Exception), open_image(source.content(sample)) as image:  # the survey, which is next, names it
+            sides.append(min(image.size))
+    median = median_high(sides or [224])
     return median if median <= 64 else min(224, round(median / 32) * 32)

@@ -1,146 +1,85 @@
-"""Batches in an order that is a function of (seed, epoch) alone, so that a run can be resumed in the middle of an epoch."""
+"""Batches in an order that is a function of (seed, epoch) alone, so that a run can resume in the middle of an epoch."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from project.data.memory import INDEX_LIMIT, Batch, Images, Request
+from project.data.memory import INDEX_LIMIT, Batch, Request
 
 
+@dataclass(eq=False)
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
-    In training every rank gets equally many images (the last few of the order are drawn twice where it does not come out even,
-    as DDP needs); in evaluation each image comes exactly once, on one rank.
+    In training every rank gets equally many images, as DDP needs: the first few of the order may come again. In
+    evaluation each image comes exactly once, on one rank.
     """
 
-    def __init__(
-        self,
-        index: Sequence[int],
-        batch_size: int,
-        train: bool,
-        seed: int = 0,
-        weights: Tensor | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        """
-        Args:
-            index: The images, by their position among all samples.
-            batch_size: Images in a batch, on one device.
-            train: Shuffle each epoch, and leave out a last batch of a single image, which batch norm cannot take.
-            seed: Of the order.
-            weights: Draw with replacement, in proportion to these (one for each of `index`).
-            rank: This process.
-            world_size: Number of processes.
-            shuffle: False keeps the order of `index` in training too.
-        """
-        self.index = torch.tensor(index, dtype=torch.int64)
-        self.batch_size, self.train, self.seed, self.weights = batch_size, train, seed, weights
-        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        self.epoch = 0
-        self.start = (
-            0  # batches to leave out at the beginning of the next pass: they were trained before the interruption
-        )
+    index: Sequence[int]  # the images, by their position among all samples
+    batch_size: int  # on one device
+    train: bool  # shuffle, and leave out a last batch of a single image, which batch norm cannot take
+    seed: int = 0  # of the order
+    weights: Tensor | None = None  # of each image: draw with replacement, in proportion to them
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True  # False keeps the order of `index` in training too
+    epoch: int = 0
+    start: int = 0  # batches that the next pass leaves out at its beginning: trained before an interruption
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def _mine(self) -> int:
-        """Images of this rank."""
-        if self.train:
-            return -(-len(self.index) // self.world_size)
-        return len(range(self.rank, len(self.index), self.world_size))
-
     def __len__(self) -> int:
-        full, rest = divmod(self._mine(), self.batch_size)
-        return full + (rest > (1 if self.train and full else 0))
-
-    def _order(self) -> list[int]:
-        if not self.train:
-            return self.index[self.rank :: self.world_size].tolist()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if not self.shuffle:
-            keys = self.index.tolist()
-        elif self.weights is None:
-            keys = self.index[torch.randperm(len(self.index), generator=generator)].tolist()
-        else:
-            drawn = torch.multinomial(self.weights, len(self.index), replacement=True, generator=generator)
-            keys = self.index[drawn].tolist()
-        missing = self._mine() * self.world_size - len(keys)
-        keys += itertools.islice(itertools.cycle(keys), missing)  # around more than once where ranks outnumber images
-        return _count_repeats(keys)[self.rank :: self.world_size]
+        full, rest = divmod(len(self._places()), self.batch_size)
+        return full + (rest > bool(self.train and full))
 
     def __iter__(self) -> Iterator[list[Request]]:
-        order, first, self.start = self._order(), self.start, 0
+        order = torch.as_tensor(self.index)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.weights is not None:
+            order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
+        elif self.train and self.shuffle:
+            order = order[torch.randperm(len(order), generator=generator)]
+        seen, requests = Counter(), []
+        # Around, more than once where ranks outnumber images.
+        for key in itertools.islice(itertools.cycle(order.tolist()), len(order) + self.world_size):
+            requests.append((self.epoch, key + seen[key] * INDEX_LIMIT))  # augmented differently when it comes again
+            seen[key] += 1
+        first, self.start, places = self.start, 0, self._places()
         for batch in range(first, len(self)):
-            yield [(self.epoch, key) for key in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            yield [requests[i] for i in places[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+    def _places(self) -> range:
+        """Places in the order of an epoch that are this rank's."""
+        count = len(self.index)
+        return range(self.rank, count + (-count % self.world_size if self.train else 0), self.world_size)
 
 
-def _count_repeats(keys: list[int]) -> list[int]:
-    """Mark the second, third... time an image comes in an epoch, so that it is augmented differently each time."""
-    seen: dict[int, int] = {}
-    marked = []
-    for key in keys:
-        seen[key] = times = seen.get(key, -1) + 1
-        marked.append(key + times * INDEX_LIMIT)
-    return marked
-
-
+@dataclass(eq=False)
 class ResumableLoader:
-    """A DataLoader that can start in the middle of an epoch; Lightning keeps its state in the checkpoint.
+    """Starts a DataLoader in the middle of an epoch. Not one itself: Lightning would put in samplers of its own."""
 
-    It holds a DataLoader instead of being one, because Lightning takes those apart to put in samplers of its own.
-    """
+    loader: DataLoader
+    trained: Callable[[], int] = int  # batches of this epoch trained on; fewer than were given when one failed
 
-    def __init__(
-        self,
-        images: Images,
-        batches: EpochBatches,
-        num_workers: int,
-        pin_memory: bool = False,
-        trained: Callable[[], int] = int,
-    ) -> None:
-        """
-        Args:
-            images: The data set.
-            batches: Which images form the batches.
-            num_workers: Processes that read them; 0 for none.
-            pin_memory: Put batches where a GPU fetches them faster.
-            trained: Says how many batches of this epoch have been trained on; fewer than were given when one failed.
-        """
-        self._loader = DataLoader(
-            dataset=images,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-        )
-        self.batches, self._trained = batches, trained
-        self.dataset, self.sampler, self.batch_sampler = (
-            images,
-            batches,
-            batches,
-        )  # where Lightning looks, for set_epoch too
+    def __post_init__(self) -> None:
+        self.dataset = self.loader.dataset
+        self.sampler = self.batch_sampler = self.loader.batch_sampler  # where Lightning calls set_epoch
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return iter(self.loader)
 
     def state_dict(self) -> dict[str, int]:
-        return {"trained": self._trained()}
+        return {"trained": self.trained()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         # Saved after its last batch, in the validation that ends an epoch, the next pass starts from the front.
-        self.batches.start = state["trained"] % len(self.batches)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+        self.batch_sampler.start = state["trained"] % len(self)

@@ -1,18 +1,18 @@
-"""Two ways to hold a split: decoded once and kept in memory, or read from the files each time. Both give the same batches."""
+"""The images of one split: decoded once and kept in memory, or read from the files each time, with the same batches."""
 
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
 
 from project.data.draws import Draws
-from project.data.sources import Sample, Source
-from project.data.transforms import Resize, decode, load_image, random_resized_box, to_tensor
+from project.data.sources import Source
+from project.data.transforms import ImageFormat, decode, load_image
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
@@ -20,101 +20,40 @@ INDEX_LIMIT = 2**40
 CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which count up from 0
 
 
-class ImageFormat(NamedTuple):
-    """What every image is brought to: pixels of a side, channels (1, 3 or 4), and how other shapes are resized."""
+@dataclass(eq=False)
+class Images(Dataset):
+    """A data set that is asked for a whole batch at once."""
 
-    image_size: int
-    channels: int
-    resize: Resize
+    source: Source
+    index: Sequence[int]  # of each image, its position in `source.samples`: the identity that draws are made from
+    labels: Tensor  # of each, its class, int64 (N,)
+    format: ImageFormat
+    pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
+    seed: int = 0  # of the random crops
+    area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
 
-
-class Images(Dataset, ABC):
-    """Base: a data set that is asked for a whole batch at once."""
-
-    def __init__(self, index: Sequence[int], labels: Sequence[int]) -> None:
-        """
-        Args:
-            index: Of each image, its position among all samples of the source: the identity that draws are made from.
-            labels: Of each image, its class.
-        """
-        self._row = {key: row for row, key in enumerate(index)}
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+    def __post_init__(self) -> None:
+        self._row = {key: row for row, key in enumerate(self.index)}
 
     def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, request: Request) -> Batch:
-        return self.__getitems__([request])
+        return len(self.index)
 
     def __getitems__(self, requests: list[Request]) -> Batch:
         rows = torch.tensor([self._row[key % INDEX_LIMIT] for _, key in requests])
-        index = torch.tensor([key for _, key in requests])
-        return {"image": self.images(rows, requests), "label": self.labels[rows], "index": index}
+        images = torch.stack([self._read(*each) for each in requests]) if self.pixels is None else self.pixels[rows]
+        return {"image": images, "label": self.labels[rows], "index": torch.tensor([key for _, key in requests])}
 
-    @abstractmethod
-    def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        """The pixels of these rows, uint8 (N, C, H, W)."""
-
-
-class MemoryImages(Images):
-    """Every image decoded and resized, as one uint8 tensor (N, C, H, W)."""
-
-    def __init__(self, pixels: Tensor, index: Sequence[int], labels: Sequence[int]) -> None:
-        super().__init__(index, labels)
-        self.pixels = pixels
-
-    def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        return self.pixels[rows]
-
-
-class FileImages(Images):
-    """Images that are read and decoded when they are wanted, for what does not fit into memory or is cropped at random."""
-
-    def __init__(
-        self,
-        source: Source,
-        samples: Sequence[Sample],
-        index: Sequence[int],
-        labels: Sequence[int],
-        image_format: ImageFormat,
-        seed: int = 0,
-        area: tuple[float, float] | None = None,
-    ) -> None:
-        """
-        Args:
-            source: Where the images come from.
-            samples: Which images, in the order of `index` and `labels`.
-            index: Position of each among all samples of the source.
-            labels: Class of each.
-            image_format: What each is brought to.
-            seed: Of the random crops.
-            area: Smallest and largest share of the area that a random resized crop keeps; None for no such crop.
-        """
-        super().__init__(index, labels)
-        self.source, self.samples = source, samples
-        self.format = image_format
-        self.seed, self.area = seed, area
-
-    def images(self, rows: Tensor, requests: list[Request]) -> Tensor:
-        chosen = zip(rows.tolist(), requests, strict=True)
-        return torch.stack([self._load(self.samples[row], *request) for row, request in chosen])
-
-    def _load(self, sample: Sample, epoch: int, key: int) -> Tensor:
-        content = self.source.content(sample)
+    def _read(self, epoch: int, key: int) -> Tensor:
+        content = self.source.content(self.source.samples[key % INDEX_LIMIT])
         if self.area is None:
             return load_image(content, *self.format)
+        # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6); what would stick out is cut off.
         image = decode(content, self.format.channels)
         draws = Draws(self.seed, epoch, torch.tensor([key])).stream(CROP_STREAM)
-        area = draws.uniform(*self.area).item()
-        log_ratio = draws.uniform(-0.2877, 0.2877).item()  # log(3/4) to log(4/3)
-        box = random_resized_box(*image.size, area, log_ratio, draws.uniform().item(), draws.uniform().item())
-        return to_tensor(image.resize((self.format.image_size,) * 2, Image.Resampling.BILINEAR, box=box))
-
-
-def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
-    """Whether that many uint8 images take at most a quarter of the memory that is free now."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        free = 4 * 2**30
-    return images * image_format.channels * image_format.image_size**2 <= free / 4
+        area = draws.uniform(*self.area).item() * image.width * image.height
+        ratio = float(np.exp(draws.uniform(-0.2877, 0.2877).item()))  # of width to height, 3/4 to 4/3
+        width, height = min(image.width, (area * ratio) ** 0.5), min(image.height, (area / ratio) ** 0.5)
+        left = draws.uniform().item() * (image.width - width)
+        top = draws.uniform().item() * (image.height - height)
+        size, box = self.format.image_size, (left, top, left + width, top + height)
+        return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -1,4 +1,4 @@
-"""The data module: 80/20 split, batches of uint8 images, augmentation on the device (advice A2, A8, A9, A10; card C4)."""
+"""The data module: split, batches of uint8 images, augmentation on the device (advice A2, A8, A9, A10)."""
 
 import os
 from collections import Counter
@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
 from project.data.load import Loaded, common_size, describe_bad, load
 from project.data.loader import EpochBatches, ResumableLoader
-from project.data.memory import Batch, ImageFormat, MemoryImages
+from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
-from project.data.transforms import Resize, check_format
+from project.data.transforms import ImageFormat, Resize
 from project.errors import UserError
-
-SourceCallable = Callable[[str | None], Source]
+from project.messages import say
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -28,13 +28,13 @@ class ImageDataModule(L.LightningDataModule):
     def __init__(
         self,
         root: str | None = None,
-        source: SourceCallable = ImageFolder,
-        image_size: int | None = None,
-        channels: int = 3,
+        source: Callable[[str | None], Source] = ImageFolder,
+        image_size: PositiveInt | None = None,
+        channels: Literal[1, 3, 4] = 3,
         resize: Resize = "letterbox",
-        batch_size: int = 64,
-        val_size: float = 0.2,
-        test_size: float = 0.2,
+        batch_size: PositiveInt = 64,
+        val_size: ClosedUnitInterval = 0.2,
+        test_size: ClosedUnitInterval = 0.2,
         split_seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
@@ -44,7 +44,7 @@ class ImageDataModule(L.LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         on_seen_image: Literal["error", "skip"] = "error",
         cache: Literal["auto", "memory", "none"] = "auto",
-        num_workers: int | None = None,
+        num_workers: NonNegativeInt | None = None,
         class_names: list[str] | None = None,
         seed: int | None = None,
         test_folds: int | None = None,
@@ -52,54 +52,54 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
-            root: Where the images are: a folder for ImageFolder, a CSV file for Manifest. For predict: a folder or an image.
+            root: Where the images are: a folder (ImageFolder), a CSV file (Manifest), a folder or an image (predict).
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
-            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median of their
-                shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
+            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median
+                of their shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
             batch_size: Images per step on each device; a power of two, rarely below 16 (advice A11).
-            val_size: Share of the images that are not test images to validate on, where no validation set is given; 0 for none.
+            val_size: Share of what is not test to validate on, where no validation set is given; 0 for none.
             test_size: Share of all images to test on, where no test set is given; 0 for none, 1 for all (test only).
             split_seed: Seed of the split alone, so that training seeds compare on one split.
             folds: k of k-fold cross-validation over what is not test; it replaces val_size. Null for a single split.
             fold: The fold that validates, from 0.
-            augment: Random changes to the training images, in order, on the device; they must fit the task (advice A10).
-            random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps, made on
-                the host from the image in full size; null for none.
-            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with replacement; sequential
-                keeps the order of the files, which is for finding faults, not for training (advice A9).
-            on_bad_image: A file that cannot be read stops the run with the list of them (error), or is left out and counted (skip).
-            on_seen_image: A test image that the checkpoint was trained on stops the test (error), or is left out (skip).
-            cache: memory keeps the decoded images in memory; none reads them anew each epoch; auto does what fits.
-            num_workers: Processes that read images; 0 reads in the main process. Null chooses: 0 when in memory, else one per
-                core, at most 8. It changes the speed, never the result.
+            augment: Random changes to the training images, in order, on the device; they must fit the task (A10).
+            random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps,
+                made on the CPU from the file, which is read anew each epoch; null for none.
+            sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
+                replacement (A9); sequential keeps the order of the files, for debugging, not for training.
+            on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
+            on_seen_image: A test image that the checkpoint was trained on stops the test (error) or is left out (skip).
+            cache: memory keeps the decoded images; none reads the files anew each epoch; auto chooses by what fits.
+            num_workers: Processes that read images, which changes the speed alone; 0 reads in the main process. Null
+                chooses: 0 when in memory, else one per core, at most 8.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
-            test_folds: k of the outer folds of a nested evaluation, in place of test_size; a given test set is left out (A2).
+            test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
         """
         super().__init__()
-        check_format(image_size, channels, resize)
-        _check_arguments(batch_size, num_workers, random_resized_crop, cache, class_names)
+        if random_resized_crop and not 0 < random_resized_crop[0] <= random_resized_crop[1] <= 1:
+            raise UserError(f"data.random_resized_crop must be 0 < smallest <= largest <= 1, not {random_resized_crop}")
         self.root, self._make_source = root, source
-        self._image_size, self.channels, self.resize = image_size, channels, resize
-        self.batch_size, self.sampler, self.num_workers, self.cache = batch_size, sampler, num_workers, cache
+        if image_size:  # given: the property below is not computed; likewise the class names
+            self.image_size = int(image_size)  # a plain number, for the checkpoint
+        if class_names:
+            self.class_names = class_names
+        self.channels, self.resize, self.random_resized_crop = channels, resize, random_resized_crop
+        self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
-        self.random_resized_crop = random_resized_crop
-        self._sizes = {"test_size": test_size, "val_size": val_size}
+        self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
         self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
-        self._class_names = class_names
-        self.seeded = seed is not None or "PL_GLOBAL_SEED" in os.environ  # set by seed_everything
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        given = os.environ.get("PL_GLOBAL_SEED") if seed is None else seed  # set by seed_everything
+        self.seeded, self.seed = given is not None, int(given or 0)
         self.augment = Augment(augment or [], self.seed)
         self.loaded: dict[str, Loaded] = {}  # split -> its images
-        self._checkpoint: dict[str, set[int]] = {}  # what the loaded checkpoint says about its images
-        self.same_split: bool | None = (
-            None  # whether its split is the one in force; None when there is nothing to compare
-        )
+        self._seen: dict[str, set[int]] = {}  # split -> identities of images that the loaded checkpoint has used
+        self.same_split: bool | None = None  # whether the checkpoint's split is this one; None without a checkpoint
 
-    # What is known of the data. Lazy, because the command line reads it before `setup`, and a checkpoint makes it needless.
+    # What is known of the data. Lazy: the command line reads it before `setup`, and with a checkpoint it is not needed.
 
     @cached_property
     def source(self) -> Source:
@@ -112,42 +112,26 @@ class ImageDataModule(L.LightningDataModule):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The classes, in the order of the network's outputs.
-
-        Raises:
-            UserError: for fewer than two, or one that is to be validated but not trained.
-        """
-        if self._class_names is not None:
-            return list(self._class_names)
-        labels = {name: {self.source.samples[i].label for i in rows} for name, rows in self.splits.items()}
-        train = labels["train"] or labels["test"]  # test_size 1: everything is to be tested
-        if missing := sorted(labels["val"] - train):
-            raise UserError(
-                f"class {missing[0]!r} is in the validation images but not in the training images; add some to train"
-            )
-        names = self.source.class_names or sorted(train)
+        """The classes, in the order of the network's outputs."""
+        train = self._labels("train") or self._labels("test")  # test_size 1: everything is to be tested
+        names = self.source.class_names or sorted(set(train))
         if len(names) < 2:
-            raise UserError(
-                f"there is only one class, {names[0]!r}; a classifier needs two or more, each in a folder of its own"
-            )
-        return list(names)
+            raise UserError(f"there is only one class, {names[0]!r}; two or more are needed, each in its own folder")
+        return names
 
     @cached_property
     def image_size(self) -> int:
-        """Pixels of a side, measured when not given."""
-        if self._image_size is not None:
-            return self._image_size
+        """Pixels of a side."""
         return common_size(self.source, [self.source.samples[i] for i in self.splits["train"]])
 
     @property
     def class_counts(self) -> list[int]:
         """Training images of each class."""
-        counts = Counter(self.source.samples[i].label for i in self.splits["train"])
-        return [counts[name] for name in self.class_names]
+        return list(map(Counter(self._labels("train")).__getitem__, self.class_names))
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(key, why) of the images that cannot be read and were left out."""
+        """(key, why) of the images that cannot be read and are left out."""
         return [entry for part in self.loaded.values() for entry in part.bad]
 
     @property
@@ -155,119 +139,87 @@ class ImageDataModule(L.LightningDataModule):
         """Names the split; see `project.data.split.fingerprint`."""
         return fingerprint(self.source.samples, self.splits)
 
+    def _labels(self, name: str) -> list[str | None]:
+        """As the source says them, of the images of a split."""
+        return [self.source.samples[i].label for i in self.splits[name]]
+
     # Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Split, check every image of the stage's splits, and load what fits into memory. No other split is opened (A2).
-
-        Raises:
-            UserError: for a split that is empty, an unknown class, or images that cannot be read.
-        """
+        """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2)."""
+        size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
+        image_format = ImageFormat(size, self.channels, self.resize)
         if stage == "predict":
             self.source = ImageFiles(self.root)
-            rows = range(len(self.source.samples))
-            self.loaded = {"predict": load(self.source, rows, [-1] * len(rows), self._format, self._in_memory)}
-            return
+            self.splits = {"predict": range(len(self.source.samples))}
         if stage == "fit":
-            self._try_augmentations()
-        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
-            if name in self.loaded or (stage == "fit" and name == "val" and not self.splits["val"]):
-                continue
-            area = self.random_resized_crop if name == "train" else None
-            rows = self.splits[name]
-            self.loaded[name] = load(
-                self.source, rows, self._labels(name, rows), self._format, self._in_memory, self.seed, area
-            )
-        if self.bad and self.on_bad_image == "error":
+            names = ["train", "val"] if self.splits["val"] else ["train"]
+            # Colour does not go with grey images, for example: say so before training.
+            self.augment(torch.zeros(2, self.channels, size, size, dtype=torch.uint8), 0, torch.arange(2))
+        for name in names:
+            if name not in self.loaded:
+                rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
+                targets = [-1] * len(rows) if name == "predict" else self._targets(name)
+                self.loaded[name] = load(self.source, rows, targets, image_format, self._in_memory, self.seed, area)
+        if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
 
-    def _try_augmentations(self) -> None:
-        """Some augmentations do not go with some images, such as colour with grey: say so before training."""
-        images = torch.zeros(2, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
-        try:
-            self.augment(images, 0, torch.arange(2))
-        except ValueError as error:
-            raise UserError(f"data.augment: {error}") from error
-
-    @property
-    def _format(self) -> ImageFormat:
-        return ImageFormat(self.image_size, self.channels, self.resize)
-
-    @property
-    def _in_memory(self) -> bool | None:
-        return {"memory": True, "none": False, "auto": None}[self.cache]
-
-    def _labels(self, name: str, rows: list[int]) -> list[int]:
-        """The classes of a split's images, as numbers."""
-        if not rows:
-            key = "val_size" if name == "val" else "test_size"
-            raise UserError(
-                f"there are no {name} images: data.{key} is {self._sizes[key]} and the data gives no {name} set"
-            )
-        number = {label: i for i, label in enumerate(self.class_names)}
-        labels = [str(self.source.samples[i].label) for i in rows]
-        if unknown := sorted(set(labels) - set(number)):
-            names = ", ".join(self.class_names[:10]) + (", ..." if len(number) > 10 else "")
-            raise UserError(
-                f"the {name} images have a class {unknown[0]!r} that the model does not know; it knows {names}"
-            )
+    def _targets(self, name: str) -> list[int]:
+        """What the network is to predict for each image of a split: the number of its class."""
+        labels, number = self._labels(name), {label: i for i, label in enumerate(self.class_names)}
+        if not labels:
+            raise UserError(f"there are no {name} images: see data.test_size and data.val_size, or give a {name} set")
+        if unknown := sorted(set(labels).difference(number)):
+            known = ", ".join(self.class_names[:10])
+            raise UserError(f"the {name} images have a class {unknown[0]!r} that is unknown: the model knows {known}")
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:
-        weights = None
-        if self.sampler == "balanced":
-            labels = self.loaded["train"].images.labels
-            weights = (1 / torch.bincount(labels).clamp(min=1))[labels]
-        return self._loader("train", self.loaded["train"].index, weights)
+        return self._loader("train")
 
-    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        return self._evaluation("val", "trained") if "val" in self.loaded else []
+    def val_dataloader(self) -> ResumableLoader | list:
+        return self._loader("val") if "val" in self.loaded else []
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._evaluation("test", "trained", "validated")
+        return self._loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
-        return self._loader("predict", self.loaded["predict"].index)
+        return self._loader("predict")
 
-    def _evaluation(self, name: str, *used: str) -> ResumableLoader:
-        """The images of a split. A test refuses, or leaves out, those that the loaded checkpoint was trained on or chosen by."""
-        part = self.loaded[name]
-        seen = {digest for use in used for digest in self._checkpoint.get(use, [])}
-        known = [row for row, digest in part.digests.items() if digest in seen]
-        if not known or self.trainer.state.fn == "fit":
-            return self._loader(name, part.index)
-        some = f"{len(known)} of the {len(part.index)} {name} images"
-        example = f"for example {self.source.samples[known[0]].key}"
-        if name == "val":
-            self._say(f"{some} were used to train this model, {example}: the score flatters it.")
-            return self._loader(name, part.index)
-        if self.on_seen_image == "error" or len(known) == len(part.index):
-            raise UserError(
-                f"{some} were used to train this model, {example}: a score on them would flatter it; give images it has not "
-                "seen (--data.root), or leave these out with --data.on_seen_image skip"
-            )
-        self._say(f"Left out {some}, which were used to train this model, {example}.")
-        return self._loader(name, sorted(set(part.index) - set(known)))
-
-    def _say(self, line: str) -> None:
-        if self.trainer.is_global_zero:
-            print(line)
-
-    def _loader(self, name: str, index: list[int], weights: Tensor | None = None) -> ResumableLoader:
-        trainer = self.trainer
-        train = name == "train"
-        images = self.loaded[name].images
-        rank, ranks, shuffle = trainer.global_rank, trainer.world_size, self.sampler != "sequential"
-        batches = EpochBatches(index, self.batch_size, train, self.seed, weights, rank, ranks, shuffle)
-        workers = self.num_workers
+    def _loader(self, name: str) -> ResumableLoader:
+        trainer, images, workers = self.trainer, self.loaded[name].images, self.num_workers
+        train, weights, shuffle = name == "train", None, self.sampler != "sequential"
+        if train and self.sampler == "balanced":
+            weights = (1 / torch.bincount(images.labels))[images.labels]
+        ranks = trainer.global_rank, trainer.world_size
+        batches = EpochBatches(self._unseen(name), self.batch_size, train, self.seed, weights, *ranks, shuffle)
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
-            workers = 0 if isinstance(images, MemoryImages) else min(8, os.cpu_count() or 1)
-        pin_memory = trainer.strategy.root_device.type == "cuda"
-        return ResumableLoader(images, batches, workers, pin_memory, self._batches_trained)
+            workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
+        loader = DataLoader(
+            images,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=dict,  # the data set gives whole batches
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+        return ResumableLoader(loader, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed)
 
-    def _batches_trained(self) -> int:
-        """Batches of this epoch that have changed the weights."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    def _unseen(self, name: str) -> list[int]:
+        """The images of a split. A test refuses or leaves out those that the checkpoint was trained on or chosen by."""
+        part = self.loaded[name]
+        known = [row for row, digest in part.digests.items() if digest in self._seen.get(name, ())]
+        if not known:
+            return part.index
+        example = f"for example {self.source.samples[known[0]].key}"
+        words = f"{len(known)} of the {len(part.index)} {name} images were used to train this model, {example}"
+        if name == "val":
+            say(f"{words}: the score flatters it.")
+            return part.index
+        if self.on_seen_image == "error" or len(known) == len(part.index):
+            raise UserError(f"{words}; give others (--data.root), or leave these out: --data.on_seen_image skip")
+        say(f"{words}; they are left out.")
+        return sorted(set(part.index).difference(known))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""
@@ -277,36 +229,16 @@ class ImageDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: which images trained it and which chose it, by the identity of their content."""
-        used = {"trained": "train", "validated": "val"}
-        state = {use: self.loaded[name].identities() for use, name in used.items() if name in self.loaded}
-        return {**state, "fingerprint": self.fingerprint}
+        parts = {"trained": self.loaded.get("train"), "validated": self.loaded.get("val")}
+        return {use: part.identities() for use, part in parts.items() if part} | {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._checkpoint = {use: set(state[use].tolist()) for use in ("trained", "validated") if use in state}
-        self.same_split = state["fingerprint"] == self.fingerprint if self.trainer.state.fn in ("fit", "test") else None
-        if self.trainer.state.fn == "fit" and not self.same_split:
-            self._say(
-                f"The images or their split have changed since the checkpoint (split {state['fingerprint']}, now "
-                f"{self.fingerprint}): images that validated may now train, so the validation score can flatter the model."
-            )
-
-
-def _check_arguments(
-    batch_size: int,
-    num_workers: int | None,
-    area: tuple[float, float] | None,
-    cache: str,
-    class_names: list[str] | None,
-) -> None:
-    if batch_size < 1:
-        raise UserError(f"data.batch_size must be 1 or more, not {batch_size}")
-    if num_workers is not None and num_workers < 0:
-        raise UserError(f"data.num_workers must be 0 or more, not {num_workers}")
-    if area is not None and not 0 < area[0] <= area[1] <= 1:
-        raise UserError(f"data.random_resized_crop must be two shares, 0 < smallest <= largest <= 1, not {list(area)}")
-    if area is not None and cache == "memory":
-        raise UserError(
-            "data.random_resized_crop needs the full images, so data.cache: memory cannot be; use auto or none"
-        )
-    if class_names is not None and len(set(class_names)) != len(class_names):
-        raise UserError("data.class_names has a name twice")
+        command = self.trainer.state.fn
+        if command == "predict":  # without a split
+            return
+        self.same_split = state["fingerprint"] == self.fingerprint
+        if command != "fit":
+            trained, validated = (set(state.get(use, torch.empty(0)).tolist()) for use in ("trained", "validated"))
+            self._seen = {"val": trained, "test": trained | validated}
+        elif not self.same_split:
+            say("The images or their split have changed since the checkpoint: validation images may now be trained on.")

@@ -1,4 +1,4 @@
-"""Where images come from: a source lists its samples and hands out their raw content. A new source is one class in one file."""
+"""Where images come from: a source lists its samples and reads their content. A new source is a class in a new file."""
 
 import os
 import unicodedata
@@ -11,39 +11,27 @@ import numpy as np
 
 from project.errors import UserError
 
-# Formats that Pillow decodes without further packages. Anything else in a folder (notes, labels, thumbs.db) is no image.
+# Formats that Pillow decodes without further packages. Other files in a folder (notes, thumbs.db) are not images.
 _ENDINGS = "jpg jpeg jpe jfif png bmp gif tif tiff webp ppm pgm pbm pnm tga jp2 avif ico"
-EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
+EXTENSIONS = tuple(f".{ending}" for ending in _ENDINGS.split())
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Sample:
-    """One image of a source.
+    """One image of a source."""
 
-    Attributes:
-        key: Its name, the same on every machine: the path relative to the root, with forward slashes.
-        label: Class name; None when it is not known.
-        split: "train", "val" or "test" where the source says so; None leaves it to the split.
-        group: Images of one group (a patient, a burst) never cross splits.
-    """
-
-    key: str
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
+    key: str  # its name, the same on every machine: the path relative to the root, with forward slashes
+    label: str | None = None  # class name; None when it is not known
+    split: str | None = None  # "train", "val" or "test" where the source says so; None leaves it to the split
+    group: str | None = None  # images of one group (a patient, a burst) never cross splits
 
 
 class Source(ABC):
-    """Base of all sources. A subclass takes the root as its first argument and fills `self.samples`, sorted by key.
+    """Base of all sources. A subclass takes the root as its first argument and fills `self.samples`, sorted by key."""
 
-    Attributes:
-        samples: Every image of the source; only names and labels, nothing is decoded.
-        class_names: The classes in their order, or None for the sorted labels of the training images.
-    """
-
-    samples: list[Sample]
-    class_names: list[str] | None = None
+    samples: list[Sample]  # every image of the source; only names and labels, nothing is decoded
+    class_names: list[str] | None = None  # in their order; None for the sorted labels of the training images
 
     def path(self, sample: Sample) -> Path | None:
         """The file that holds this one image, or None when there is no such file."""
@@ -51,121 +39,82 @@ class Source(ABC):
 
     @abstractmethod
     def content(self, sample: Sample) -> bytes | np.ndarray:
-        """Raw content: the bytes of an image file, or a uint8 array (H, W) or (H, W, C)."""
+        """Raw content: the bytes of an image file, or a uint8 array (H, W) or (H, W, C) of 1, 3 or 4 channels."""
 
 
-def find_images(root: Path) -> Iterator[Path]:
-    """Every image file below `root` (or `root` itself when it is a file), hidden ones left out, links followed once."""
-    if root.is_file():
-        yield root
-        return
+class FileSource(Source):
+    """A source of one file per image; a subclass fills `self.paths`, from key to file."""
+
+    paths: dict[str, Path]
+
+    def path(self, sample: Sample) -> Path:
+        return self.paths[sample.key]
+
+    def content(self, sample: Sample) -> bytes:
+        return self.paths[sample.key].read_bytes()
+
+
+class ImageFolder(FileSource):
+    """A folder with one sub-folder per class: root/<class>/*, or root/{train,val,test}/<class>/* for a given split.
+
+    Folders may be nested below the class; val may be called valid or validation; "train" beside other classes is one.
+    """
+
+    def __init__(self, root: str | None) -> None:
+        folder = existing(root, "a folder with one sub-folder per class")
+        self.paths, self.samples = dict(find_images(folder)), []
+        names = {key.split("/")[0] for key in self.paths if "/" in key}
+        split_given = "train" in names and names <= SPLIT_FOLDERS.keys()
+        for key in sorted(self.paths):
+            *folders, _ = key.split("/")
+            split = SPLIT_FOLDERS[folders.pop(0)] if split_given and folders else None
+            if folders:
+                self.samples.append(Sample(key, folders[0], split))
+        if not self.samples:
+            where = "in a class folder, root/<class>/ or root/train/<class>/"
+            raise UserError(
+                f"data.root: no labelled image in {folder}: of its {len(self.paths)} images none is {where}"
+            )
+
+
+class ImageFiles(FileSource):
+    """Images without labels, for predict: one file, or every image below a folder however it is nested."""
+
+    def __init__(self, root: str | None) -> None:
+        folder = existing(root, "the folder, or the image, to predict")
+        self.paths = dict(find_images(folder)) if folder.is_dir() else {_key(folder.name): folder}
+        self.samples = [Sample(key) for key in sorted(self.paths)]
+        if not self.samples:
+            raise UserError(f"data.root: no image in {folder}; the known endings are {' '.join(EXTENSIONS)}")
+
+
+def existing(root: str | None, what: str) -> Path:
+    """The root as a path; a UserError when no root is given or nothing is there."""
+    path = Path(root or "").expanduser()
+    if not (root and path.exists()):
+        raise UserError(f"data.root: {path if root else 'it'} is missing; it must be {what}: --data.root ~/flowers")
+    return path
+
+
+def find_images(root: Path) -> Iterator[tuple[str, Path]]:
+    """Key and path of every image file below `root`, hidden ones left out, links followed once."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back into the tree
+        if (real := os.path.realpath(folder)) in seen:  # a link that leads back into the tree
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(folder, name)
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+                path = Path(folder, name)
+                yield _key(path.relative_to(root).as_posix()), path
 
 
-def existing(root: str | None, what: str) -> Path:
-    """The root as a path, or one clear line.
-
-    Raises:
-        UserError: when no root is given or nothing is there.
-    """
-    if root is None:
-        raise UserError(f"data.root is missing: it has to be {what}, for example --data.root ~/flowers")
-    path = Path(root).expanduser()
-    if not path.exists():
-        raise UserError(f"data.root: there is no {path}; it has to be {what}")
-    return path
-
-
-def key_of(path: Path, root: Path) -> str:
-    """Path relative to the root, in one spelling: macOS stores accents decomposed, the others composed.
-
-    Raises:
-        UserError: for a name that is not UTF-8; it could be neither hashed nor written down the same everywhere.
-    """
-    name = path.relative_to(root).as_posix()
-    if any("\ud800" <= letter <= "\udfff" for letter in name):  # Python's stand-ins for bytes that are not UTF-8
-        raise UserError(f"data.root: the file name {os.fsencode(path)!r} is not UTF-8; rename the file")
+def _key(name: str) -> str:
+    """A name in one spelling, the same on every machine: macOS stores accents decomposed, the others composed."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"data.root: the file name {os.fsencode(name)!r} is not UTF-8; rename it") from error
     return unicodedata.normalize("NFC", name)
-
-
-class _Files(Source):
-    """A source of one file per image."""
-
-    def __init__(self) -> None:
-        self._paths: dict[str, Path] = {}
-
-    def _put(self, key: str, path: Path) -> None:
-        if key in self._paths:
-            raise UserError(
-                f"data.root: {key} is there twice, once with composed and once with decomposed accents; remove one"
-            )
-        self._paths[key] = path
-
-    def path(self, sample: Sample) -> Path:
-        return self._paths[sample.key]
-
-    def content(self, sample: Sample) -> bytes:
-        return self._paths[sample.key].read_bytes()
-
-
-class ImageFolder(_Files):
-    """A folder with one sub-folder per class: root/<class>/*, or root/{train,val,test}/<class>/* where a split is given.
-
-    Folders may be nested below the class. `val` may also be called valid or validation. A folder called "train" beside other
-    classes is taken as a class.
-    """
-
-    def __init__(self, root: str | None) -> None:
-        super().__init__()
-        folder = existing(root, "a folder with one sub-folder per class")
-        if not folder.is_dir():
-            raise UserError(f"data.root: {folder} is a file; it has to be a folder with one sub-folder per class")
-        names = {
-            entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-        }
-        split_given = "train" in names and names <= set(SPLIT_FOLDERS)
-        self.samples = []
-        loose = 0
-        for path in find_images(folder):
-            key = key_of(path, folder)
-            parts = key.split("/")
-            if len(parts) < (3 if split_given else 2):
-                loose += 1
-                continue
-            split, label = (SPLIT_FOLDERS[parts[0]], parts[1]) if split_given else (None, parts[0])
-            self._put(key, path)
-            self.samples.append(Sample(key, label, split))
-        self.samples.sort(key=lambda sample: sample.key)
-        if not self.samples:
-            mend = (
-                f"{loose} images lie outside a class folder; make one sub-folder per class"
-                if loose
-                else "expected image files in root/<class>/ or root/train/<class>/"
-            )
-            raise UserError(f"data.root: no labelled image found in {folder}: {mend}")
-
-
-class ImageFiles(_Files):
-    """Images without labels, for predict: one file, or every image below a folder however it is nested."""
-
-    def __init__(self, root: str | None) -> None:
-        super().__init__()
-        folder = existing(root, "the folder, or the image, to predict")
-        base = folder if folder.is_dir() else folder.parent
-        for path in find_images(folder):
-            self._put(key_of(path, base), path)
-        self.samples = [Sample(key) for key in sorted(self._paths)]
-        if not self.samples:
-            raise UserError(
-                f"data.root: no image found in {folder}; the known endings are {' '.join(sorted(EXTENSIONS))}"
-            )

@@ -1,1 +1,3 @@
-"""What a fork may delete: each folder with its tests, configs and docs. The core never imports from here."""
+"""What a fork may delete: each folder with its tests, configs and docs; `child.py` serves two of them. The core never
+imports from here.
+"""

@@ -6,18 +6,8 @@ giving `(N, D)`, a last layer `head`, and `forward(x) = head(forward_features(x)
 """
 
 from project.nets.backbone import TimmModel, TorchvisionModel
-from project.nets.blocks import ConvNormAct, InitScheme, initialize
 from project.nets.convnet import ConvNet
 from project.nets.resnet import ResNet
 from project.nets.resnet9 import ResNet9
 
-__all__ = [
-    "ConvNet",
-    "ConvNormAct",
-    "InitScheme",
-    "ResNet",
-    "ResNet9",
-    "TimmModel",
-    "TorchvisionModel",
-    "initialize",
-]
+__all__ = ["ConvNet", "ResNet", "ResNet9", "TimmModel", "TorchvisionModel"]

@@ -1,67 +1,23 @@
-"""Every classification network of torchvision, and of timm where it is installed, behind the shape of our own networks.
+"""Every classification network of torchvision, and of timm where it is installed, cut before its last layer.
 
-Both wrappers cut the last layer off: `backbone` gives pooled features (N, D), `head` is a fresh linear layer. The
-state-dict keys are the library's own behind `backbone.`, so that published weights fit.
+`backbone` gives pooled features (N, D), `head` is a fresh linear layer. State-dict keys are the library's own behind
+`backbone.`, so that published weights fit.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from project.nets.blocks import check_positive
+from project.errors import UserError
 
 
-class TorchvisionModel(nn.Module):
-    """A torchvision classification network with random weights, its first convolution and head made to fit the data.
-
-    GoogLeNet and Inception come without their auxiliary heads. SqueezeNet's head, a 1x1 convolution and a ReLU before
-    the pooling, becomes a linear layer after it, without the ReLU that would forbid negative logits.
-
-    Args:
-        in_channels: Channels of the images; the first convolution is adapted when they are not 3.
-        num_classes: Number of classes.
-        image_size: Height and width of the images in pixels. Vision transformers and MaxViT are built for this size,
-            the others take any that survives their poolings.
-        name: Name in torchvision.models, such as resnet50, convnext_tiny or vit_b_16.
-
-    Attributes:
-        name: As given.
-        head_name: Where the head sat in torchvision's network, such as fc or classifier.1.
-
-    Raises:
-        ValueError: torchvision has no network of that name, or it cannot take images of that size.
-    """
-
-    def __init__(self, in_channels: int, num_classes: int, image_size: int, name: str) -> None:
-        super().__init__()
-        check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
-        self.name = name
-        names = list_models(module=torchvision.models)
-        if name not in names:
-            raise ValueError(_unknown(name, names, "torchvision"))
-        options = {}
-        if name.startswith("vit"):
-            options["image_size"] = image_size
-        elif name.startswith("maxvit"):
-            options["input_size"] = (image_size, image_size)
-        elif name in ("googlenet", "inception_v3"):
-            options.update(aux_logits=False, init_weights=True)  # init_weights named, or torchvision warns
-        usual_size = get_model_weights(name).DEFAULT.transforms().crop_size[0]
-        try:
-            self.backbone = get_model(name, weights=None, num_classes=num_classes, **options)
-        except (AssertionError, ValueError) as error:  # a size that patches or windows do not divide
-            raise ValueError(_bad_size(name, image_size, usual_size, error)) from error
-
-        adapt_first_conv(self.backbone, in_channels)
-        layers = [(key, m) for key, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        self.head_name, head = layers[-1]  # in every family the layer registered last
-        self.backbone.set_submodule(self.head_name, nn.Identity())
-        _feature_width(self.backbone, name, in_channels, image_size, usual_size)
-        self.head = head if isinstance(head, nn.Linear) else _linear_from_conv1x1(head)
+class _LibraryModel(nn.Module):
+    """`backbone`, then `head`."""
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float -> (N, D): what the network's own head would have read."""
@@ -72,7 +28,52 @@ class TorchvisionModel(nn.Module):
         return self.head(self.forward_features(x))
 
 
-class TimmModel(nn.Module):
+class TorchvisionModel(_LibraryModel):
+    """A torchvision classification network with random weights, its first convolution and head made to fit the data.
+
+    GoogLeNet and Inception come without their auxiliary heads. SqueezeNet's head, a 1x1 convolution and a ReLU before
+    the pooling, becomes a linear layer after it, without the ReLU that would forbid negative logits.
+
+    Args:
+        in_channels: Channels of the images; the first convolution is adapted when they are not 3.
+        num_classes: Number of classes.
+        image_size: Height and width of the images in pixels; vision transformers and MaxViT are built for it.
+        name: Name in torchvision.models, such as resnet50, convnext_tiny or vit_b_16.
+
+    Attributes:
+        head_name: Where the head was in torchvision's network, such as fc or classifier.1.
+
+    Raises:
+        UserError: torchvision has no network of that name, or it cannot take images of that size.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, image_size: int, name: str) -> None:
+        super().__init__()
+        self.name = name
+        names = list_models(module=torchvision.models)
+        if name not in names:
+            raise _unknown(name, names, "torchvision")
+        options = {}
+        if name.startswith("vit"):
+            options["image_size"] = image_size
+        elif name.startswith("maxvit"):
+            options["input_size"] = (image_size, image_size)
+        elif name in ("googlenet", "inception_v3"):
+            options.update(aux_logits=False, init_weights=True)  # init_weights named, or torchvision warns
+        with _errors_explained(name, image_size, get_model_weights(name).DEFAULT.transforms().crop_size[0]):
+            self.backbone = get_model(name, weights=None, num_classes=num_classes, **options)
+            conv = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+            if in_channels != 3:
+                conv.in_channels = in_channels
+                conv.weight = nn.Parameter(to_channels(conv.weight.detach(), in_channels))
+            layers = [(key, m) for key, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+            self.head_name, head = layers[-1]  # in every family the layer registered last
+            self.backbone.set_submodule(self.head_name, nn.Identity())
+            _feature_width(self.backbone, in_channels, image_size)
+        self.head = head if isinstance(head, nn.Linear) else _linear_from_conv1x1(head)
+
+
+class TimmModel(_LibraryModel):
     """A network of the timm library with random weights; needs `pip install -e ".[timm]"`.
 
     Args:
@@ -81,11 +82,14 @@ class TimmModel(nn.Module):
         image_size: Height and width of the images in pixels; passed on to networks that are built for one size.
         name: Name in timm.list_models(), such as resnet18d or convnext_nano.
         drop_rate: Probability of dropout before the head; null keeps the network's own.
-        drop_path_rate: Probability of skipping a residual branch in the last block, less in earlier ones (stochastic
-            depth, Huang et al. 2016, arXiv:1603.09382); null keeps the network's own.
+        drop_path_rate: Of skipping the last block's residual branch, less in earlier ones (stochastic depth, Huang et
+            al. 2016, arXiv:1603.09382); null likewise.
+
+    Attributes:
+        head_name: Where the head was in timm's network, such as fc or head.fc; None for networks with two.
 
     Raises:
-        ValueError: timm is not installed or has no network of that name, or the network refuses an option or the size.
+        UserError: timm is not installed or has no network of that name, or the network refuses an option or the size.
     """
 
     def __init__(
@@ -98,93 +102,60 @@ class TimmModel(nn.Module):
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
         try:
             import timm
         except ImportError as error:
-            raise ValueError('net: TimmModel needs the timm library; run pip install -e ".[timm]"') from error
+            raise UserError('net: TimmModel needs the timm library; run pip install -e ".[timm]"') from error
         if not timm.is_model(name):
-            raise ValueError(_unknown(name, timm.list_models(), "timm"))
-        rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-        given = {key: rate for key, rate in rates.items() if rate is not None}
-        for key, rate in given.items():
-            if not 0 <= rate < 1:
-                raise ValueError(f"{key}: {rate} is not a probability below 1; use 0 (off) up to 0.9")
-        usual_size = timm.get_pretrained_cfg(name).input_size[-1]
-        try:
-            self.backbone = _create(timm, name, {"in_chans": in_channels, "img_size": image_size, **given})
-        except AssertionError as error:
-            raise ValueError(_bad_size(name, image_size, usual_size, error)) from error
-        self.head = nn.Linear(_feature_width(self.backbone, name, in_channels, image_size, usual_size), num_classes)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, D), pooled by the network's own rule."""
-        return self.backbone(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
+            raise _unknown(name, timm.list_models(), "timm")
+        options = {"num_classes": 0, "in_chans": in_channels, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+        with _errors_explained(name, image_size, timm.get_pretrained_cfg(name).input_size[-1]):
+            try:
+                self.backbone = timm.create_model(name, img_size=image_size, **options)
+            except TypeError:  # a network without a fixed size
+                self.backbone = timm.create_model(name, **options)
+            width = _feature_width(self.backbone, in_channels, image_size)
+        classifier = self.backbone.pretrained_cfg.get("classifier")
+        self.head_name = classifier if isinstance(classifier, str) else None
+        self.head = nn.Linear(width, num_classes)
 
 
-def adapt_first_conv(net: nn.Module, in_channels: int) -> None:
-    """Make the first convolution read `in_channels` channels instead of 3, in place, keeping the size of its response.
+def to_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """(out, 3, k, k) -> (out, in_channels, k, k): the three in turn, scaled by 3 / in_channels.
 
-    One channel takes the sum over the three, so that a grey image gives what its RGB copy gave. Other numbers take the
-    three in turn, scaled by 3 / in_channels.
+    One channel takes their sum, so that a grey image gives what its RGB copy gave.
     """
-    conv = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
-    if in_channels == conv.in_channels:
-        return
-    weight = conv.weight.detach()  # (out, 3, k, k)
     if in_channels == 1:
-        weight = weight.sum(1, keepdim=True)
-    else:
-        weight = weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
-    conv.weight = nn.Parameter(weight)
-    conv.in_channels = in_channels
-
-
-def _create(timm, name: str, options: dict) -> nn.Module:
-    """Build without a head. Only timm's constructors know which options a network takes; they refuse by TypeError."""
-    try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **options)
-    except TypeError as error:
-        refused = next((key for key in options if f"'{key}'" in str(error)), None)
-        if refused == "img_size":  # a network without a fixed size
-            return _create(timm, name, {key: value for key, value in options.items() if key != "img_size"})
-        if refused is None:
-            raise
-        raise ValueError(f"{refused}: timm's {name} has no such option; remove it") from error
+        return weight.sum(1, keepdim=True)
+    return weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
 
 
 @torch.no_grad()
-def _feature_width(backbone: nn.Module, name: str, in_channels: int, image_size: int, usual_size: int) -> int:
-    """Show the network one black image: its number of features, or a clear error where the size does not fit."""
-    device = next(backbone.parameters()).device
-    backbone.eval()
+def _feature_width(backbone: nn.Module, in_channels: int, image_size: int) -> int:
+    """Number of features, found by showing the network one black image."""
+    features = backbone.eval()(torch.zeros(1, in_channels, image_size, image_size))  # (1, D)
+    backbone.train()
+    return features.shape[1]
+
+
+@contextmanager
+def _errors_explained(name: str, image_size: int, usual_size: int) -> Iterator[None]:
+    """One line for what networks raise where patches or poolings do not fit the image, or for an unknown option."""
     try:
-        features = backbone(torch.zeros(1, in_channels, image_size, image_size, device=device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(_bad_size(name, image_size, usual_size, error)) from error
-    finally:
-        backbone.train()
-    return features.shape[1]  # (1, D)
+        yield
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        size = f"{image_size} x {image_size} pixels (its usual size is {usual_size})"
+        raise UserError(f"net: {name} cannot be built for images of {size}: {reason}") from error
 
 
 def _linear_from_conv1x1(conv: nn.Conv2d) -> nn.Linear:
-    linear = nn.Linear(conv.in_channels, conv.out_channels, device=conv.weight.device)
+    linear = nn.Linear(conv.in_channels, conv.out_channels)
     linear.weight = nn.Parameter(conv.weight.detach().flatten(1))  # (out, in, 1, 1) -> (out, in)
     linear.bias = conv.bias
     return linear
 
 
-def _unknown(name: str, names: Sequence[str], library: str) -> str:
-    close = difflib.get_close_matches(name, names, n=3) or difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-    return f"name: {library} has no network {name!r}; use one of its names, such as {', '.join(close or names[:3])}"
-
-
-def _bad_size(name: str, image_size: int, usual_size: int, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0].rstrip(".!") if str(error).strip() else type(error).__name__
-    return (
-        f"image_size: {name} cannot take {image_size} x {image_size} images ({reason}); its usual size is {usual_size}"
-    )
+def _unknown(name: str, names: Sequence[str], library: str) -> UserError:
+    close = ", ".join(difflib.get_close_matches(name, names, cutoff=0))
+    return UserError(f"name: {library} has no network {name!r}; the closest names are {close}")

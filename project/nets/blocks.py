@@ -1,8 +1,8 @@
-"""What the networks share: the conv-BN-ReLU block, weight initialisation, pooling and the checks of arguments."""
+"""What the networks share: the conv-BN-ReLU block, weight initialisation, pooling and the check of their arguments."""
 
-import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,14 +17,12 @@ _INIT = {
     "kaiming_uniform": partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="relu"),
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
-_HEAD_STD = 0.01
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU: the norm's shift does the work of a bias.
+    """Convolution without bias (the norm's shift does its work), batch norm, ReLU: `conv`, `norm`, `act`.
 
-    The zero padding `dilation * (kernel_size - 1) // 2` keeps height and width at stride 1 (so a 3x3 kernel pads by its
-    dilation), and stride s gives `ceil(size / s)`. Submodules: `conv`, `norm`, `act`.
+    The zero padding `dilation * (kernel_size - 1) // 2` keeps the size at stride 1; stride s gives `ceil(size / s)`.
 
     Args:
         in_channels: Channels that come in.
@@ -36,7 +34,7 @@ class ConvNormAct(nn.Sequential):
         act: False leaves the ReLU off, as before a residual sum.
 
     Raises:
-        ValueError: kernel_size is even, a number is not positive, or groups does not divide the channels.
+        ValueError: kernel_size is even, a number is not positive, or groups does not divide both channel counts.
     """
 
     def __init__(
@@ -50,15 +48,9 @@ class ConvNormAct(nn.Sequential):
         act: bool = True,
     ) -> None:
         super().__init__()
-        check_positive(
-            in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation, groups=groups
-        )
-        check_odd("kernel_size", kernel_size)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups: {groups} does not divide {in_channels} input and {out_channels} output channels;"
-                f" use {math.gcd(in_channels, out_channels)} or a divisor of it"
-            )
+        check_positive(kernel_size=kernel_size, stride=stride, dilation=dilation)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: {kernel_size} is even; use an odd number, which padding can centre")
         padding = dilation * (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
@@ -73,17 +65,11 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
     - `xavier_*`: variance `2 / (fan_in + fan_out)` (Glorot and Bengio 2010, equations 12 and 16).
     - `kaiming_*`: variance `2 / fan_out` (He et al. 2015, arXiv:1502.01852, equation 14: mode fan_out, ReLU).
 
-    Convolutions and linear layers get the scheme, fans counted within each group of a grouped convolution. The last
-    linear layer, the head, gets a normal distribution with standard deviation 0.01 under every scheme but `default`
-    (Goyal et al. 2017, arXiv:1706.02677, section 5.1): no ReLU follows it, its fan_out is the number of classes, and
-    small first logits start the loss near log(num_classes). Biases become 0, norms scale by 1 and shift by 0, except
-    that a norm which `zero_init` marked keeps scale 0. Any other parameter (class tokens, attention's packed
-    projections) stays as built.
-
-    Raises:
-        ValueError: the scheme has no such name.
+    Convolutions and linear layers get the scheme, fans counted within each group of a convolution. The head (the last
+    linear layer) gets a normal distribution with standard deviation 0.01 (Goyal et al. 2017, arXiv:1706.02677, section
+    5.1), so that the loss starts near log(num_classes). Biases become 0; norms scale by 1, or by 0 where `zero_init`
+    marked them, and shift by 0. Other parameters (class tokens, attention's packed projections) stay as built.
     """
-    check_choice("init", scheme, get_args(InitScheme))
     if scheme == "default":
         return
     linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
@@ -91,7 +77,7 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if linears and module is linears[-1]:
-                    nn.init.normal_(module.weight, std=_HEAD_STD)
+                    nn.init.normal_(module.weight, std=0.01)
                 else:
                     for group in module.weight.chunk(getattr(module, "groups", 1)):  # nn.init knows nothing of groups
                         _INIT[scheme](group)
@@ -112,39 +98,12 @@ def zero_init(norm: nn.BatchNorm2d) -> None:
 
 def global_pool(pooling: Pooling) -> nn.Module:
     """(N, C, H, W) -> (N, C, 1, 1) by mean or maximum."""
-    check_choice("pooling", pooling, get_args(Pooling))
     return nn.AdaptiveAvgPool2d(1) if pooling == "avg" else nn.AdaptiveMaxPool2d(1)
 
 
-def check_positive(**named: int) -> None:
-    """Raise ValueError unless every number is a whole number of at least 1."""
+def check_positive(**named: int | Sequence[int]) -> None:
+    """Raise ValueError unless every number, of which a list must have one or more, is at least 1."""
     for name, value in named.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: {value!r} is not a positive whole number; use 1 or more")
-
-
-def check_odd(name: str, value: int) -> None:
-    """Raise ValueError unless the kernel size is odd, so that its padding is the same on both sides."""
-    check_positive(**{name: value})
-    if value % 2 == 0:
-        raise ValueError(f"{name}: {value} is even, which no symmetric padding centres; use {value - 1} or {value + 1}")
-
-
-def check_widths(name: str, values: list[int], at_least: int = 1) -> None:
-    """Raise ValueError unless the list has `at_least` entries, all positive whole numbers."""
-    if len(values) < at_least:
-        raise ValueError(f"{name}: {list(values)} has {len(values)} entries; give at least {at_least}")
-    if any(not isinstance(value, int) or value < 1 for value in values):
-        raise ValueError(f"{name}: {list(values)} must hold positive whole numbers only; use 1 or more for each")
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise ValueError unless the probability is in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: {dropout} is not a probability below 1; use 0 (off) up to 0.9")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value is one of the choices; jsonargparse checks YAML, this checks Python callers."""
-    if value not in choices:
-        raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(choices)}")
+        numbers = [value] if isinstance(value, int) else list(value)
+        if not numbers or min(numbers) < 1:
+            raise ValueError(f"{name}: {value!r} must be 1 or more; use a positive whole number, or a list of them")

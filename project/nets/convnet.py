@@ -4,22 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import (
-    ConvNormAct,
-    Pooling,
-    check_dropout,
-    check_odd,
-    check_positive,
-    check_widths,
-    global_pool,
-)
+from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool
 
 
 class ConvNet(nn.Module):
     """Blocks of convolutions, each ended by a max pooling, then global pooling and a linear head.
 
-    Three by three kernels stacked two or three deep between poolings are VGG's recipe (Simonyan and Zisserman 2014,
-    arXiv:1409.1556), here with batch norm. There is no stem of its own: the first convolution reads the image.
+    VGG's recipe (Simonyan and Zisserman 2014, arXiv:1409.1556) with batch norm; the first block reads the image.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for RGB.
@@ -29,7 +20,7 @@ class ConvNet(nn.Module):
         convs_per_block: Convolutions in each block.
         kernel_size: Side of every convolution's kernel in pixels; odd.
         stride: Stride of the first convolution of each block.
-        pool_kernel: Side of the max pooling window at the end of each block in pixels; 1 leaves the pooling out.
+        pool_kernel: Side of the max pooling window at the end of each block in pixels; 1 is no pooling.
         pool_stride: Step of that window in pixels; null takes pool_kernel, so that windows tile the map.
         dropout: Probability of zeroing a feature before the head, in training; 0 is off.
         pooling: Global pooling over the last feature map, mean (avg) or maximum (max).
@@ -53,22 +44,15 @@ class ConvNet(nn.Module):
         pooling: Pooling = "avg",
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
-        check_positive(convs_per_block=convs_per_block, stride=stride, pool_kernel=pool_kernel)
-        check_widths("channels", channels)
-        check_odd("kernel_size", kernel_size)
-        check_dropout(dropout)
-        if pool_stride is None:
-            pool_stride = pool_kernel
-        check_positive(pool_stride=pool_stride)
-        if pool_kernel == 1 and pool_stride > 1:
-            raise ValueError(f"pool_stride: {pool_stride} has no effect without pooling; set pool_kernel to 2 or more")
-        smallest = _smallest_image(len(channels), stride, pool_kernel, pool_stride)
+        pool_stride = pool_kernel if pool_stride is None else pool_stride
+        check_positive(channels=channels, convs_per_block=convs_per_block, stride=stride)
+        check_positive(pool_kernel=pool_kernel, pool_stride=pool_stride)
+        smallest = 1  # pixel after the last block; counted backwards from there
+        for _ in channels:
+            smallest = (smallest - 1) * pool_stride + pool_kernel  # inverse of floor((n - kernel) / stride) + 1
+            smallest = (smallest - 1) * stride + 1  # inverse of ceil(n / stride): the padding keeps the border
         if image_size < smallest:
-            raise ValueError(
-                f"image_size: {image_size} is too small for {len(channels)} blocks of stride {stride} and pooling"
-                f" {pool_kernel} by {pool_stride}; use {smallest} pixels or more, or fewer entries in channels"
-            )
+            raise ValueError(f"image_size: {image_size} must be {smallest} or more; or use fewer entries in channels")
 
         stages = []
         width = in_channels
@@ -77,8 +61,7 @@ class ConvNet(nn.Module):
             for i in range(convs_per_block):
                 block.append(ConvNormAct(width, out, kernel_size, stride if i == 0 else 1))
                 width = out
-            if pool_kernel > 1:
-                block.append(nn.MaxPool2d(pool_kernel, pool_stride))
+            block.append(nn.MaxPool2d(pool_kernel, pool_stride))
             stages.append(block)
         self.stages = nn.Sequential(*stages)
         self.pool = global_pool(pooling)
@@ -93,12 +76,3 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float -> (N, num_classes) logits."""
         return self.head(self.forward_features(x))
-
-
-def _smallest_image(blocks: int, stride: int, pool_kernel: int, pool_stride: int) -> int:
-    """Side in pixels of the smallest image that leaves one pixel after the last block, counted backwards from there."""
-    size = 1
-    for _ in range(blocks):
-        size = (size - 1) * pool_stride + pool_kernel  # inverse of floor((n - kernel) / stride) + 1
-        size = (size - 1) * stride + 1  # inverse of ceil(n / stride): the padding keeps the border
-    return size

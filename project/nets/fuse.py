@@ -1,178 +1,148 @@
-"""Batch norms folded into the layers before them: the same function with fewer steps (Jacob et al. 2017, arXiv:1712.05877, 3.2)."""
+"""Batch norms folded into the layers before them: the same function (Jacob et al. 2017, arXiv:1712.05877, 3.2)."""
 
 import copy
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_weights
 
-from project.nets.trace import Trace, is_batch_norm_act
-
-_SAMPLE = 4096  # values of each output that are compared
+LAYERS = (nn.Conv2d, nn.Linear)
+BOUND = 1e-3  # of the largest value; rounding alone gives about 1e-6 in float32
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What became of one batch norm.
+    """What became of one batch norm."""
 
-    Attributes:
-        norm: Name of the norm in the network, such as layer1.0.bn1; empty where it is the network.
-        into: Name of the layer that took it in; None where it was left.
-        reason: Why it was left; empty where it was folded.
-    """
-
-    norm: str
-    into: str | None
-    reason: str
+    norm: str  # its name in the network, such as layer1.0.bn1
+    into: str | None  # name of the layer that took it in; None where it was left
+    reason: str = ""  # why it was left
 
 
 def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
-    """A copy of the network for inference, whose batch norms are folded into the convolution or linear layer before them.
+    """A copy of the network for inference, its batch norms folded into the convolution or linear layer before them.
 
-    The network is traced, for images of this size in batches of any, to find which layer feeds which norm. A norm is folded only
-    where that is sure to keep the network's function: into a Conv2d, or a Linear on (N, D), whose output nothing else uses. Then
-    network and copy run on the images, and on the first of them alone (a trace cannot tell whether a single one takes another
-    path), and are compared at every norm. Where they differ, nothing is folded.
+    Only norms that, in a symbolic trace, have the output of a Conv2d or Linear to themselves are folded; and of these
+    none whose output for `images` folding would change, as with a hook, or a subclass that computes something else. A
+    network that cannot be traced, because its path depends on what it is given, keeps all its norms.
 
     Args:
         net: The network. It stays as it is.
-        images: An example (N, C, H, W), N >= 2, of the kind that the network takes.
+        images: An example of what the network takes, (N, C, H, W).
 
     Returns:
-        The copy: on the CPU, in eval mode, without gradients. And one Fold for each batch norm, in order of execution, those that
-        the forward pass does not use last. If the network cannot be traced, or would do something else once folded, all are left,
-        in order of registration.
-
-    Raises:
-        ValueError: for a single image.
+        The copy, on the CPU, in eval mode, without gradients; and a Fold for each norm, in order of execution.
     """
-    if len(images) < 2:
-        raise ValueError(f"fuse needs an example of 2 images or more, not {len(images)}")
-    images, original = images.detach().cpu(), net
-    net = _copy(original)
-    names = {module: name for name, module in net.named_modules()}
+    images, original = images.detach().cpu(), _copy(net)
+    norms = [name for name, module in original.named_modules() if isinstance(module, _BatchNorm)]
+    before = _outputs(original, images, norms)
     try:
-        trace = Trace(net, images)
-    except Exception as error:  # of any class
-        with torch.no_grad():
-            net(images)  # where the network itself fails, its own error says more
-        line = str(error).partition("\n")[0].partition(" For more information")[0] or type(error).__name__
-        reason = textwrap.shorten(f"the network cannot be traced: {line}", 150, placeholder=" ...")
-        return net, _all_left(net, reason)
-
-    folds, planned = [], {}
-    for norm, layer in trace.norms().items():
-        if isinstance(layer, nn.Module):
-            weight, bias = folded(layer, norm)
-            if weight.isfinite().all() and bias.isfinite().all():
-                planned[norm] = layer, weight, bias
-                folds.append(Fold(names[norm], names[layer], ""))
-                continue
-            layer = f"the weights of {names[layer]} would not be finite in {weight.dtype}"
-        folds.append(Fold(names[norm], None, layer))
-    if not planned:
-        return net, folds
-    try:
-        with _same_outputs(net, images, [names[norm] for norm in planned]):
-            for norm, (layer, weight, bias) in planned.items():
-                layer.weight, layer.bias = (
-                    nn.Parameter(weight, requires_grad=False),
-                    nn.Parameter(bias, requires_grad=False),
-                )
-                rest = nn.Sequential(norm.drop, norm.act) if is_batch_norm_act(norm) else nn.Identity()
-                _replace(net, norm, rest.eval())
-    except _ChangedError as error:
-        net = _copy(original)
-        return net, _all_left(net, str(error))
-    return net, folds
+        folds = _plan(copy.deepcopy(original))  # a trace may leave attributes behind
+    except Exception as error:  # of any class, from wherever the trace is stuck
+        line = str(error).partition("\n")[0]
+        return original, [Fold(name, None, f"torch.fx cannot trace the network: {line}") for name in norms]
+    while planned := [fold for fold in folds if fold.into]:
+        fused = copy.deepcopy(original)
+        for fold in planned:
+            _fold(fused, fold.into, fold.norm)
+        changed = _first_changed(fused, images, before, [fold.norm for fold in planned])
+        if changed is None:
+            return fused, folds
+        reason = f"folding would change the output of {changed or 'the network'}"
+        folds = [Fold(f.norm, None, reason) if f.into and changed in (f.norm, "") else f for f in folds]
+    return original, folds
 
 
-class _ChangedError(Exception):
-    """Folding changes what the network does."""
+class _Tracer(fx.Tracer):
+    """Layers and norms stay whole, those of timm too; whatever else reads their tensors shows in the graph."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*LAYERS, _BatchNorm)) or super().is_leaf_module(module, name)
 
 
-def _all_left(net: nn.Module, reason: str) -> list[Fold]:
-    return [Fold(name, None, reason) for name, module in net.named_modules() if isinstance(module, _BatchNorm)]
+def _plan(net: nn.Module) -> list[Fold]:
+    """For each norm the layer that it can be folded into, or the reason why none can take it."""
+    graph = _Tracer().trace(net)
+    names = {module: name for name, module in net.named_modules()}  # a module under two names is one
+    modules = {node: net.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    uses = Counter(modules.values())
+    uses.update(net.get_submodule(node.target.rpartition(".")[0]) for node in graph.nodes if node.op == "get_attr")
+
+    def objection(norm: nn.Module, given: fx.Node) -> str:
+        layer = modules.get(given)
+        if not isinstance(layer, LAYERS):
+            before = given.target if layer is None else type(layer)
+            return f"it follows {getattr(before, '__name__', before)}, not a Conv2d or Linear"
+        if norm.running_mean is None:
+            return "it has no running statistics"
+        if "weight" not in layer._parameters:
+            return f"the weight of {names[layer]} is computed from others"
+        if max(len(given.users), uses[layer], uses[norm]) > 1:
+            return f"it, {names[layer]} or the output between them is used more than once"
+        if len(layer.weight) != norm.num_features:
+            return f"its channels are not those of {names[layer]}"
+        return ""
+
+    folds = {}
+    for node, norm in modules.items():
+        if isinstance(norm, _BatchNorm):
+            given = node.all_input_nodes[0]
+            reason = objection(norm, given)
+            folds[norm] = Fold(names[norm], None if reason else names[modules[given]], reason)
+    for module, name in names.items():
+        if isinstance(module, _BatchNorm):
+            folds.setdefault(module, Fold(name, None, "the forward pass does not call it"))
+    return list(folds.values())
 
 
 def _copy(net: nn.Module) -> nn.Module:
-    # A tensor that a forward pass left on a module (weight norm, pruning, features) belongs to a graph and cannot be deep-copied.
-    attributes = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    memo = {id(tensor): tensor.detach().clone() for tensor in attributes if not tensor.is_leaf}
-    with torch.no_grad():
-        return copy.deepcopy(net, memo).cpu().eval().requires_grad_(False)
+    # A tensor that a forward pass left on a module (pruning, features) is part of a graph, which deepcopy refuses.
+    left = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo = {id(tensor): tensor.detach() for tensor in left if not tensor.is_leaf}
+    return copy.deepcopy(net, memo).cpu().eval().requires_grad_(False)
 
 
-def folded(layer: nn.Conv2d | nn.Linear, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one layer that does the work of both, computed in float64 and returned in the layer's dtype.
-
-    With s = gamma / sqrt(var + eps): norm(W x + b) = (s W) x + s (b - mean) + beta. The weight keeps its memory format.
-    """
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double()
-    if layer.bias is not None:
-        bias = bias + layer.bias.double()
-    bias = scale * bias
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-    return torch.empty_like(layer.weight).copy_(weight), bias.to(layer.weight.dtype)
+def _fold(net: nn.Module, into: str, name: str) -> None:
+    """Fold in place, in float64, into new parameters: the old may be shared. Children of timm's BatchNormAct2d stay."""
+    layer, norm = net.get_submodule(into), net.get_submodule(name)
+    rest = nn.Sequential(*norm.children()) if norm._modules else nn.Identity()
+    for alias in [alias for alias, module in net.named_modules(remove_duplicate=False) if module is norm]:
+        net.set_submodule(alias, rest.eval())
+    tensors = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    weight, bias, mean, var, gamma, beta = (None if tensor is None else tensor.double() for tensor in tensors)
+    folded = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gamma, beta)
+    layer.weight, layer.bias = (nn.Parameter(tensor.to(layer.weight.dtype), False) for tensor in folded)
 
 
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(net.modules()):
-        for key, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, key, new)
+@torch.no_grad()
+def _outputs(net: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    """What the modules of these names give, and the network, named ""."""
+    net, kept = copy.deepcopy(net), {}  # a forward pass may leave things behind
+
+    def keep(module: nn.Module, inputs: tuple, output: Tensor, name: str) -> None:
+        kept[name] = output.clone()  # what follows may work in place
+
+    for name in names:
+        net.get_submodule(name).register_forward_hook(partial(keep, name=name))
+    return kept | {"": net(images)}
 
 
-@contextmanager
-def _same_outputs(net: nn.Module, images: Tensor, names: list[str]) -> Iterator[None]:
-    """Raises _ChangedError if what happens inside changes the outputs of the network or of these modules."""
-    expected = [(images, _samples(net, images, names))]
+def _first_changed(net: nn.Module, images: Tensor, before: dict[str, Tensor], names: list[str]) -> str | None:
+    """The first of the folded norms whose output has changed, "" for the network, None where nothing has."""
     try:
-        expected.append((images[:1], _samples(net, images[:1], names)))
-    except Exception:  # some take no single image: statistics of one value, say
-        pass
-    yield
-    for batch, before in expected:
-        try:
-            after = _samples(net, batch, names)
-        except Exception as error:  # of any class: a forward may use norm.num_features, or the class of a module
-            raise _ChangedError(f"the network fails once its batch norms are folded: {error}") from error
-        for name, value in before.items():
-            bound = max(1e-3, 30 * torch.finfo(value.dtype).eps)  # rounding alone gives about 1e-6 in float32
-            same = name in after and after[name].shape == value.shape
-            if not same or (after[name] - value).abs().max() > bound * value.abs().max():
-                raise _ChangedError(
-                    f"folding batch norms changes the output of {name or 'the network'} for a batch of {len(batch)}: the forward"
-                    " pass does what its trace does not show"
-                )
-
-
-def _samples(net: nn.Module, images: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Some values of the outputs of these modules, and of the network, named ""; in order of execution."""
-    kept = {}
-
-    def keep(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-                kept[name] = output.flatten()[:: 1 + output.numel() // _SAMPLE].clone()
-
-        return hook
-
-    handles = [net.get_submodule(name).register_forward_hook(keep(name)) for name in [*names, ""]]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            net(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return kept
+        after = _outputs(net, images, names)
+    except Exception:  # of any class: a forward pass may use norm.num_features
+        return ""
+    for name in [*names, ""]:
+        if name not in after or after[name].shape != before[name].shape:
+            return name
+        if not (after[name] - before[name]).abs().max() <= BOUND * before[name].abs().max():  # NaN is a change as well
+            return name
+    return None

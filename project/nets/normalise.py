@@ -1,5 +1,7 @@
 """From pixels to what a network takes: zero mean, unit deviation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ class Normalise(nn.Module):
         """
         Args:
             channels: C.
-            mean: Of each channel, in [0, 1]; None takes ImageNet's: of its three colours, their mean for grey, and for alpha 0.5.
+            mean: Of each channel, in [0, 1]; None takes ImageNet's: three colours, their mean for grey, 0.5 for alpha.
             std: Standard deviation of each channel, likewise.
             channels_last: Give images in NHWC order.
 
@@ -25,23 +27,20 @@ class Normalise(nn.Module):
             UserError: for another number of values, or a standard deviation of 0 or less.
         """
         super().__init__()
-        self.channels, self.channels_last = channels, channels_last
-        self._given = mean is not None, std is not None
+        self.channels_last, self.given = channels_last, (mean is not None, std is not None)
         if mean is None:
-            mean = {1: [0.449], 3: IMAGENET_MEAN}.get(channels, [*IMAGENET_MEAN, *[0.5] * (channels - 3)])
+            mean = [0.449] if channels == 1 else (IMAGENET_MEAN + [0.5] * channels)[:channels]
         if std is None:
-            std = {1: [0.226], 3: IMAGENET_STD}.get(channels, [*IMAGENET_STD, *[0.5] * (channels - 3)])
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise UserError(
-                f"model.mean and model.std must each have {channels} numbers, one for each of data.channels, std above 0"
-            )
+            std = [0.226] if channels == 1 else (IMAGENET_STD + [0.5] * channels)[:channels]
+        if {len(mean), len(std)} != {channels} or min(std) <= 0:
+            raise UserError(f"model.mean and model.std must be {channels} numbers each (data.channels), std above 0")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
-    def take(self, mean: list[float] | None, std: list[float] | None) -> None:
-        """Use the statistics that pretrained weights were trained with, where none were given and the channels agree."""
-        for buffer, given, values in zip((self.mean, self.std), self._given, (mean, std), strict=True):
-            if values is not None and not given and len(values) == self.channels:
+    def take(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Use the statistics that weights were pretrained with, where none were given and the channels agree."""
+        for buffer, given, values in zip((self.mean, self.std), self.given, (mean, std), strict=True):
+            if values is not None and not given and len(values) == buffer.numel():
                 buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:

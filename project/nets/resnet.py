@@ -1,18 +1,13 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385) for any image size."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, check_choice, check_dropout, check_positive, check_widths, zero_init
+from project.nets.blocks import ConvNormAct, check_positive, zero_init
 
-Block = Literal["basic", "bottleneck"]
-Stem = Literal["auto", "cifar", "imagenet"]
-
-CIFAR_STEM_UP_TO = (
-    64  # pixels: the stem of He et al. section 4.2 keeps full resolution, which larger images cannot afford
-)
+CIFAR_STEM_UP_TO = 64  # pixels: the stem of He et al. section 4.2 keeps full resolution
 
 
 class ResNet(nn.Module):
@@ -45,24 +40,17 @@ class ResNet(nn.Module):
         image_size: int,
         depths: Sequence[int] = (2, 2, 2, 2),
         width: int = 64,
-        block: Block = "basic",
-        stem: Stem = "auto",
+        block: Literal["basic", "bottleneck"] = "basic",
+        stem: Literal["auto", "cifar", "imagenet"] = "auto",
         zero_init_residual: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size, width=width)
-        check_widths("depths", depths)
-        check_choice("block", block, get_args(Block))
-        check_choice("stem", stem, get_args(Stem))
-        check_dropout(dropout)
-
+        check_positive(depths=depths, width=width)
         if stem == "cifar" or (stem == "auto" and image_size <= CIFAR_STEM_UP_TO):
             self.stem = nn.Sequential(ConvNormAct(in_channels, width))
         else:
-            self.stem = nn.Sequential(
-                ConvNormAct(in_channels, width, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
-            )
+            self.stem = nn.Sequential(ConvNormAct(in_channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
 
         make_block = BasicBlock if block == "basic" else Bottleneck
         stages = []

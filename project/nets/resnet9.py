@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, Pooling, check_dropout, check_positive, check_widths, global_pool
+from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool
 
 FULL_RESOLUTION_UP_TO = 64  # pixels: the largest map that the first 3x3 convolutions work on
 
@@ -12,23 +12,19 @@ FULL_RESOLUTION_UP_TO = 64  # pixels: the largest map that the first 3x3 convolu
 class ResNet9(nn.Module):
     """A stem, three stages of conv-BN-ReLU and max pooling, some with a residual pair, a scaled linear head.
 
-    The shape comes from David Page's entry to the DAWNBench competition (2018, "How to train your ResNet"), whose line
-    goes on to Keller Jordan's airbench (2024, arXiv:2404.00498): few wide layers, where a CPU or GPU is fast, in place
-    of many thin ones.
+    Few wide layers, where a CPU or GPU is fast, after David Page's entry to the DAWNBench competition (2018, "How to
+    train your ResNet") and Keller Jordan's airbench (2024, arXiv:2404.00498).
 
-    The stem keeps images of up to 64 pixels at full size. A larger image meets a stem of stride 2, 4, 8..., the
-    smallest that brings it to 64 pixels or fewer, with a kernel of 2 * stride - 1 so that neighbours overlap:
-    128 -> 64, 224 -> 56.
+    The stem keeps images of up to 64 pixels at full size. Larger ones get the smallest stride of 2, 4, 8... that brings
+    them to 64 or fewer, with a kernel of 2 * stride - 1 so that neighbours overlap: 128 -> 64, 224 -> 56.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for RGB.
         num_classes: Number of classes.
         image_size: Height and width of the images in pixels, at least 2 to the number of stages (8 for three).
-        widths: Channels of the stem, then of each stage; each stage halves the size. Half the widths are a quarter of
-            the multiplications.
+        widths: Channels of the stem, then of each stage; each stage halves the size.
         residual_stages: Stages, counted from 1, that end in a residual pair of convolutions; [] for none.
-        head_scale: Factor on the features before the head. Max-pooled features are large; a factor below 1 keeps the
-            first logits, and so the first gradients, small.
+        head_scale: Factor on the features before the head, below 1 as max-pooled features are large.
         dropout: Probability of zeroing a feature before the head, in training; 0 is off.
         pooling: Global pooling over the last feature map, maximum (max) or mean (avg).
 
@@ -48,22 +44,14 @@ class ResNet9(nn.Module):
         pooling: Pooling = "max",
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
-        check_widths("widths", widths, at_least=2)
-        check_dropout(dropout)
+        check_positive(widths=widths)
         num_stages = len(widths) - 1
         if image_size < 2**num_stages:
             raise ValueError(
-                f"image_size: {image_size} is too small for {num_stages} stages that each halve it;"
-                f" use images of {2**num_stages} pixels or more, or fewer entries in widths"
+                f"image_size: {image_size} must be {2**num_stages} or more; or use fewer entries in widths"
             )
         if not set(residual_stages) <= set(range(1, num_stages + 1)):
-            raise ValueError(
-                f"residual_stages: {list(residual_stages)} names a stage that widths lacks; use 1 to {num_stages}"
-            )
-        if not head_scale > 0:
-            raise ValueError(f"head_scale: {head_scale} would silence the head; use a number above 0, such as 0.125")
-
+            raise ValueError(f"residual_stages: {list(residual_stages)} must lie between 1 and {num_stages}")
         stride = 1
         while image_size > FULL_RESOLUTION_UP_TO * stride:
             stride *= 2

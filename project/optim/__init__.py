@@ -1,6 +1,7 @@
 """Optimization: layers in order, parameter groups, freezing, optimizers, learning-rate schedules."""
+# ruff: noqa: F401
 
-from project.optim.freeze import Freeze, Freezing
+from project.optim.freeze import Freeze
 from project.optim.groups import group_table, param_groups
 from project.optim.layers import layers
 from project.optim.rates import Length, PlannedRates, Warmup
@@ -18,26 +19,3 @@ from project.optim.schedules import (
     Step,
 )
 from project.optim.swats import SWATS
-
-__all__ = [
-    "SWATS",
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "Freeze",
-    "Freezing",
-    "Interval",
-    "Lambda",
-    "Length",
-    "MultiStep",
-    "OneCycle",
-    "PerGroup",
-    "PlannedRates",
-    "Plateau",
-    "Schedule",
-    "Step",
-    "Warmup",
-    "group_table",
-    "layers",
-    "param_groups",
-]

@@ -1,71 +1,51 @@
 """Freezing: which layers do not train, and until when (advice A21)."""
 
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from project.errors import UserError
-from project.optim.layers import Layer, layers
-from project.optim.rates import matches
+from project.optim.layers import layers
+from project.optim.rates import match_all
 
 
 class Freeze:
-    """Keeps layers as they are: their parameters, and the running statistics of their norms, which stay in eval mode."""
+    """Freezes layers: their parameters, and the running statistics of their norms, which stay in eval mode."""
 
-    def __init__(self, until: int | None = None, every: int | None = None, layers: str | None = None) -> None:
+    def __init__(
+        self, until: PositiveInt | None = None, every: PositiveInt | None = None, layers: str | None = None
+    ) -> None:
         """
         Args:
             until: Epochs for which they stay frozen, 1 or more; null for the whole run (feature extraction).
-            every: Unfreeze stage by stage, from the head down: the first after `until` epochs, one more after every `every` epochs;
-                null unfreezes all at once.
+            every: Epochs from one stage to the next, from the head down, the first after `until`; null: all at once.
             layers: Regular expression for the names of the layers to freeze; null takes all but the head.
         """
-        if until is not None and until < 1:
-            raise UserError(
-                f"model.freeze: until must be 1 or more epochs, not {until}; null freezes for the whole run"
-            )
-        if every is not None and every < 1:
-            raise UserError(
-                f"model.freeze: every must be 1 or more epochs, not {every}; null unfreezes all stages at once"
-            )
         if every is not None and until is None:
-            raise UserError(
-                "model.freeze: every unfreezes stages one by one; it needs until, the epochs before the first"
-            )
+            raise UserError("model.freeze: every needs until, the epochs before the first stage is unfrozen")
         self.until, self.every, self.pattern = until, every, layers
 
     def plan(self, net: nn.Module) -> dict[str, int | None]:
-        """When each frozen tensor begins to train.
+        """When each frozen tensor starts to train.
 
         Returns:
-            Name of a parameter or buffer -> first epoch, counted from 0, in which it trains; None for never. What is not frozen is
-            not in it.
+            Name of a parameter or buffer -> first epoch, counted from 0, in which it trains; None for never.
 
         Raises:
-            UserError: when nothing or everything would be frozen.
+            UserError: nothing or everything would be frozen.
         """
-        frozen = self._chosen(layers(net))
+        ordered = layers(net)
+        names = [layer.name for layer in ordered]
+        chosen = match_all("model.freeze: layers", [self.pattern], names) if self.pattern else [*names[:-1], None]
+        frozen = [layer for layer, match in zip(ordered, chosen, strict=True) if match]
+        if not 0 < len(frozen) < len(ordered):
+            what = "everything" if frozen else "nothing"
+            raise UserError(f"model.freeze: it would freeze {what}; the layers are {', '.join(names)}")
         stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
         plan: dict[str, int | None] = {}
         for layer in frozen:
-            start = self.until
-            if start is not None and self.every is not None:
-                start += stages.index(layer.stage) * self.every
+            start = self.until and self.until + stages.index(layer.stage) * (self.every or 0)
             plan |= dict.fromkeys(layer.tensors, start)
         return plan
-
-    def _chosen(self, ordered: list[Layer]) -> list[Layer]:
-        names = ", ".join(layer.name for layer in ordered)
-        if self.pattern is None:
-            chosen = ordered[:-1]
-        else:
-            chosen = [layer for layer in ordered if matches("model.freeze", self.pattern, layer.name)]
-        if not chosen:
-            reason = f"{self.pattern!r} matches no layer" if self.pattern else "this network has nothing but its head"
-            raise UserError(f"model.freeze: {reason}; the layers are {names}")
-        if len(chosen) == len(ordered):
-            raise UserError(
-                f"model.freeze: {self.pattern!r} would freeze everything, nothing could learn; the layers are {names}"
-            )
-        return chosen
 
 
 class Freezing:
@@ -74,15 +54,11 @@ class Freezing:
     The training calls `apply` when it starts and at the start of every epoch, and `hold` after every `net.train()`.
 
     Attributes:
-        trains_from: Name of a parameter or buffer of the network -> first epoch, counted from 0, in which it trains; None for
-            never. What is not in it trains from the start.
+        trains_from: As Freeze.plan gives it. What is not in it trains from the start.
     """
 
     def __init__(self, net: nn.Module, rule: Freeze | None) -> None:
-        """
-        Args:
-            net: The network.
-            rule: What to freeze, and until when; None freezes nothing.
+        """Freezes nothing where the rule is None.
 
         Raises:
             UserError: see Freeze.plan.
@@ -91,7 +67,7 @@ class Freezing:
         self.trains_from = rule.plan(net) if rule else {}
         self._modules: list[nn.Module] = []  # that own what is frozen now
         for name, parameter in net.named_parameters():
-            # What is unfrozen later keeps its gradient until DDP has wrapped the network: DDP never synchronises it otherwise.
+            # What is unfrozen later keeps its gradient until DDP has wrapped the network, or DDP never synchronises it.
             if self.trains_from.get(name, 0) is None:
                 parameter.requires_grad_(False)
 

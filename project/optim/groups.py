@@ -1,13 +1,14 @@
 """Parameter groups: which parameters share a learning rate and a weight decay (advice A14, A20, A23)."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from project.errors import UserError
 from project.optim.layers import layers
-from project.optim.rates import matches
+from project.optim.rates import match_all
 
 ParamGroup = dict[str, Any]  # name, params, lr, and whatever else the optimizer takes per group
 NO_DECAY = "/no_decay"  # ends the name of a group without weight decay
@@ -20,117 +21,75 @@ def param_groups(
     layer_decay: float = 1.0,
     no_weight_decay: bool = False,
 ) -> list[ParamGroup]:
-    """The groups handed to the optimizer, from the stem to the head. Every group has a name, under which its rate is logged.
+    """The parameter groups of the optimizer, from the stem to the head. Each has a name, under which its lr is logged.
 
     Args:
         net: The network.
         lr: The base learning rate.
-        lr_mult: Ordered regular expression -> factor on the rate of the parameters in whose name it is found; the first that
-            matches counts, 1 where none does.
-        layer_decay: Factor on the rate from each layer to the one below it, above 0 and at most 1; the head has the full rate
-            (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
-        no_weight_decay: Put norms and biases, and what the network itself names in `no_weight_decay()`, into groups without decay.
+        lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
+        layer_decay: Factor on the learning rate from each layer to the one below it, above 0 and at most 1; the head
+            has the full learning rate (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
+        no_weight_decay: Put norms, biases, and what the network lists in `no_weight_decay()` into groups without decay.
 
     Returns:
-        Groups with name, params and lr; those without decay also with weight_decay 0. Frozen parameters are in them too, so that an
-        unfreeze changes no group (A20).
+        Groups with name, params and lr, those without decay with weight_decay 0; frozen parameters included (A20).
 
     Raises:
-        UserError: for a value out of range, or a pattern that decides no parameter.
+        UserError: a value is out of range, or a pattern applies to no parameter.
     """
-    lr_mult = dict(lr_mult or {})
+    lr_mult = lr_mult or {}
     for pattern, factor in lr_mult.items():
         if not factor > 0:
-            raise UserError(
-                f"model.lr_mult: the factor of {pattern!r} must be above 0, not {factor}; to freeze, use model.freeze"
-            )
+            raise UserError(f"model.lr_mult: the factor of {pattern!r} must be above 0, not {factor}; see model.freeze")
     if not 0 < layer_decay <= 1:
         raise UserError(f"model.layer_decay must be above 0 and at most 1, not {layer_decay}")
-    ordered = layers(net)
-    parameters = dict(net.named_parameters())
+    ordered, parameters = layers(net), dict(net.named_parameters())
     spared = without_decay(net) if no_weight_decay else set()
+    patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
 
-    groups: dict[tuple[str, float, bool], ParamGroup] = {}
-    used = set()
-    for place, layer in enumerate(ordered):
-        share = layer_decay ** (len(ordered) - 1 - place)
-        for name in layer.tensors:
-            if name not in parameters:
-                continue  # a buffer
-            pattern = next((pattern for pattern in lr_mult if matches("model.lr_mult", pattern, name)), None)
-            used.add(pattern)
-            title = _title(layer.name if layer_decay < 1 else None, pattern, bool(lr_mult))
-            rate = lr * share * lr_mult.get(pattern, 1.0)
-            key = (title, rate, name in spared)
-            if key not in groups:
-                groups[key] = {"name": title + (NO_DECAY if name in spared else ""), "params": [], "lr": rate}
-                if name in spared:
-                    groups[key]["weight_decay"] = 0.0
-            groups[key]["params"].append(parameters[name])
-    for pattern in lr_mult:
-        if pattern not in used:
-            reason = _why_unused(pattern, list(parameters))
-            raise UserError(f"model.lr_mult: {pattern!r} {reason}")
+    groups: dict[tuple[str, float], ParamGroup] = {}
+    for depth, layer in enumerate(ordered):
+        share = layer_decay ** (len(ordered) - 1 - depth)
+        for name in filter(parameters.__contains__, layer.tensors):  # not its buffers
+            pattern = patterns[name]
+            title = pattern or ("rest" if lr_mult else "all")
+            if layer_decay < 1:
+                title = f"{layer.name} ({pattern})" if pattern else layer.name
+            group = {"name": title, "params": [], "lr": lr * share * lr_mult.get(pattern, 1.0)}
+            if name in spared:
+                group |= {"name": title + NO_DECAY, "weight_decay": 0.0}
+            groups.setdefault((group["name"], group["lr"]), group)["params"].append(parameters[name])
     return list(groups.values())
 
 
-def _title(layer: str | None, pattern: str | None, patterns: bool) -> str:
-    if layer is None:
-        return pattern or ("rest" if patterns else "all")
-    return f"{layer} ({pattern})" if pattern else layer
-
-
-def _why_unused(pattern: str, names: list[str]) -> str:
-    if any(matches("model.lr_mult", pattern, name) for name in names):
-        return "decides nothing: patterns before it match all of its parameters; the first match counts, so put it before them"
-    return f"matches no parameter; they have names such as {names[0]} and {names[-1]}"
-
-
 def without_decay(net: nn.Module) -> set[str]:
-    """Names of the parameters that decay would harm: norms and biases (every vector), and what a timm network names itself.
+    """Names of the parameters that decay would harm: norms and biases (every vector), and what a timm network lists.
 
-    Loshchilov & Hutter leave it open; the habit comes from He et al. 2019, arXiv:1812.01187, section 3.1.
+    A convention (He et al. 2019, arXiv:1812.01187, section 3.1); Loshchilov & Hutter leave it open.
     """
     names = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
     for path, module in net.named_modules():
-        own: Callable[[], set[str]] | None = getattr(module, "no_weight_decay", None)
-        if callable(own):
-            names |= {f"{path}.{name}" if path else name for name in own()}
+        if hasattr(module, "no_weight_decay"):
+            names |= {f"{path}.{name}".lstrip(".") for name in module.no_weight_decay()}
     return names
 
 
 def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None]) -> list[dict[str, Any]]:
-    """What ran, for the record: one row for each group.
+    """What ran, for the record: group, parameters (their number), rate, weight_decay and trainable of each group.
 
     Args:
         groups: Of an optimizer.
-        trains_from: id of a parameter -> epoch from which it trains, None for never; parameters that are not in it train from 0.
-
-    Returns:
-        Rows of group, parameters (their number), rate, weight_decay, trainable (yes, no, from epoch 2; epochs counted from 1).
+        trains_from: id of a parameter -> first epoch in which it trains, None for never; others train from the start.
     """
     rows = []
     for group in groups:
-        starts: dict[int | None, int] = {}  # epoch -> number of parameters that train from it on
+        counts: Counter[str] = Counter()  # when they train -> number of parameters
         for parameter in group["params"]:
             start = trains_from.get(id(parameter), 0)
-            starts[start] = starts.get(start, 0) + parameter.numel()
-        rows.append(
-            {
-                "group": group["name"],
-                "parameters": sum(starts.values()),
-                "rate": group.get("initial_lr", group["lr"]),  # a scheduler has already moved lr to its first step's
-                "weight_decay": group.get("weight_decay", 0.0),
-                "trainable": _trainable(starts),
-            }
-        )
+            counts["no" if start is None else f"from epoch {start + 1}" if start else "yes"] += parameter.numel()
+        row = {"group": group["name"], "parameters": counts.total()}
+        row["rate"] = group.get("initial_lr", group["lr"])  # a scheduler has set lr to that of the first step
+        row["weight_decay"] = group.get("weight_decay", 0.0)
+        row["trainable"] = ", ".join(f"{counts[when]:,} {when}" if len(counts) > 1 else when for when in counts)
+        rows.append(row)
     return rows
-
-
-def _trainable(starts: dict[int | None, int]) -> str:
-    words = {None: "no", 0: "yes"}
-    found = []
-    for start in sorted(starts, key=lambda start: (start is None, start)):
-        word = words.get(start, f"from epoch {(start or 0) + 1}")
-        found.append(word if len(starts) == 1 else f"{starts[start]:,} {word}")
-    return ", ".join(found)

@@ -1,21 +1,24 @@
-"""Learning-rate schedules: a factor on every group's base rate as a function of time (advice A13, A16).
+"""Learning-rate schedules: a factor on every group's base learning rate as a function of time (advice A13, A16).
 
-They know the length of the run, so that nobody types T_max or total_steps. Time is counted in epochs or in optimizer steps,
-from 0 at the start of the run. The rate in force is the product
-
-    model.lr  x  the group's share of it  x  warm-up  x  the schedule's factor
-
-Each factor equals what the scheduler of torch.optim.lr_scheduler in its docstring does to a rate of 1.
+They know the length of the run. Time is counted from 0 at its start, in epochs or optimizer steps: "epochs" below are
+steps with model.schedule_interval=step. Each factor is what torch's scheduler, in parentheses, does to a rate of 1.
 """
 
 import math
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Callable
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from project.errors import UserError
@@ -24,21 +27,13 @@ Interval = Literal["epoch", "step"]
 
 
 class Schedule(ABC):
-    """Base class. One of your own: a subclass in any file, named by its path."""
+    """Base class. To add one, write a subclass in any file and give its path."""
 
-    interval: Interval = "epoch"  # what time is counted in, unless model.schedule_interval says otherwise
-    spans_run = (
-        False  # whether it fills the run from the end of the warm-up on; else it counts from the start of the run
-    )
+    spans_run = False  # counts epochs from the start; True: steps, from the end of the warm-up to the end of the run
 
     @abstractmethod
     def factor(self, done: int, total: int) -> float:
-        """The factor when `done` of the run's `total` epochs or steps are over; 0 <= done, and 1 <= total."""
-
-    def require(self, condition: bool, message: str) -> None:
-        """Raises a UserError in this class's name if the condition is false."""
-        if not condition:
-            raise UserError(f"model.schedule: {type(self).__name__}: {message}")
+        """The factor after `done` of the run's `total` epochs or steps; 0 <= done, and 1 <= total."""
 
 
 class Constant(Schedule):
@@ -48,102 +43,87 @@ class Constant(Schedule):
         return 1.0
 
 
-class Step(Schedule):
-    """Times gamma after every `step_size` epochs (StepLR)."""
-
-    def __init__(self, step_size: int, gamma: float = 0.1) -> None:
-        """
-        Args:
-            step_size: Epochs (or steps, by model.schedule_interval) from one fall to the next.
-            gamma: Factor of each fall, above 0 and at most 1.
-        """
-        self.require(step_size >= 1, f"step_size must be 1 or more, not {step_size}")
-        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
-        self.step_size, self.gamma = step_size, gamma
-
-    def factor(self, done: int, total: int) -> float:
-        return self.gamma ** (done // self.step_size)
-
-
-class MultiStep(Schedule):
-    """Times gamma at each milestone (MultiStepLR)."""
-
-    def __init__(self, milestones: list[int], gamma: float = 0.1) -> None:
-        """
-        Args:
-            milestones: Epochs (or steps, by model.schedule_interval) after which the rate falls.
-            gamma: Factor of each fall, above 0 and at most 1.
-        """
-        self.require(
-            bool(milestones) and min(milestones) >= 1, f"milestones must be numbers of 1 or more, not {milestones}"
-        )
-        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
-        self.milestones, self.gamma = sorted(milestones), gamma
-
-    def factor(self, done: int, total: int) -> float:
-        return self.gamma ** bisect_right(self.milestones, done)
-
-
+@dataclass
 class Exponential(Schedule):
-    """Times gamma after every epoch (ExponentialLR)."""
+    """Times gamma after every epoch (ExponentialLR).
 
-    def __init__(self, gamma: float) -> None:
-        """
-        Args:
-            gamma: Factor of each epoch (or step, by model.schedule_interval), above 0 and at most 1.
-        """
-        self.require(0 < gamma <= 1, f"gamma must be above 0 and at most 1, not {gamma}")
-        self.gamma = gamma
+    Args:
+        gamma: Factor of each epoch, between 0 and 1.
+    """
+
+    gamma: OpenUnitInterval
 
     def factor(self, done: int, total: int) -> float:
         return self.gamma**done
 
 
-class Cosine(Schedule):
-    """Half a cosine from 1 to `end` over the run, or several of them, each from 1 again (Loshchilov & Hutter 2017,
-    arXiv:1608.03983, eq. 5; CosineAnnealingLR, and with cycles CosineAnnealingWarmRestarts).
+@dataclass
+class Step(Schedule):
+    """Times gamma after every `step_size` epochs (StepLR).
+
+    Args:
+        step_size: Epochs from one drop to the next.
+        gamma: Factor of each drop, between 0 and 1.
     """
 
-    interval: Interval = "step"
-    spans_run = True
-
-    def __init__(self, end: float = 0.0, cycles: int = 1) -> None:
-        """
-        Args:
-            end: The lowest factor, 0 to below 1.
-            cycles: Equal parts of the run, each of which starts at the full rate.
-        """
-        self.require(0 <= end < 1, f"end must be at least 0 and below 1 (a share of model.lr), not {end}")
-        self.require(cycles >= 1, f"cycles must be 1 or more, not {cycles}")
-        self.end, self.cycles = end, cycles
+    step_size: PositiveInt
+    gamma: OpenUnitInterval = 0.1
 
     def factor(self, done: int, total: int) -> float:
-        place = done * self.cycles / total % 1 if done < total else 1.0
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * place)) / 2
+        return self.gamma ** (done // self.step_size)
 
 
-class OneCycle(Schedule):
-    """Up to the full rate and down to nearly zero, on cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR, without its
-    change of momentum). model.lr is the peak.
+@dataclass
+class MultiStep(Schedule):
+    """Times gamma at each milestone (MultiStepLR).
+
+    Args:
+        milestones: Epochs after which the learning rate drops.
+        gamma: Factor of each drop, between 0 and 1.
     """
 
-    interval: Interval = "step"
-    spans_run = True
+    milestones: list[PositiveInt]
+    gamma: OpenUnitInterval = 0.1
 
-    def __init__(self, pct_start: float = 0.3, div: float = 25.0, final_div: float = 10_000.0) -> None:
-        """
-        Args:
-            pct_start: Share of the run in which the rate rises, above 0 and below 1.
-            div: The first rate is the peak over this.
-            final_div: The last rate is the first over this.
-        """
-        self.require(0 < pct_start < 1, f"pct_start must lie between 0 and 1 (a share of the run), not {pct_start}")
-        self.require(div >= 1 and final_div >= 1, f"div and final_div must be 1 or more, not {div} and {final_div}")
-        self.pct_start, self.div, self.final_div = pct_start, div, final_div
+    def factor(self, done: int, total: int) -> float:
+        return self.gamma ** sum(milestone <= done for milestone in self.milestones)
+
+
+@dataclass
+class Cosine(Schedule):
+    """Half a cosine over the run, or several (arXiv:1608.03983, eq. 5; CosineAnnealingLR, CosineAnnealingWarmRestarts).
+
+    Args:
+        end: The lowest factor, 0 to 1.
+        cycles: Equal parts of the run, each of which starts at the full learning rate.
+    """
+
+    spans_run = True
+    end: ClosedUnitInterval = 0.0
+    cycles: PositiveInt = 1
+
+    def factor(self, done: int, total: int) -> float:
+        return _between(1.0, self.end, done * self.cycles / total % 1 if done < total else 1.0)
+
+
+@dataclass
+class OneCycle(Schedule):
+    """Up to model.lr and down to nearly 0 along cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR).
+
+    Args:
+        pct_start: Share of the run in which the learning rate rises, between 0 and 1.
+        div: The first learning rate is the peak divided by this.
+        final_div: The last learning rate is the first divided by this.
+    """
+
+    spans_run = True
+    pct_start: OpenUnitInterval = 0.3
+    div: PositiveFloat = 25.0
+    final_div: PositiveFloat = 10_000.0
 
     def factor(self, done: int, total: int) -> float:
         first, last = 1 / self.div, 1 / (self.div * self.final_div)
-        top = self.pct_start * total - 1  # OneCycleLR counts so that the last step has the last rate
+        top = self.pct_start * total - 1  # as OneCycleLR counts: the last step has the last learning rate
         if done == 0:
             return first
         if done <= top:
@@ -151,28 +131,24 @@ class OneCycle(Schedule):
         return _between(1.0, last, min(1.0, (done - top) / (total - 1 - top)))
 
 
+@dataclass
 class Lambda(Schedule):
-    """A function of your own, by its path (LambdaLR)."""
+    """A function of your own (LambdaLR).
 
-    def __init__(self, function: Callable[[int], float]) -> None:
-        """
-        Args:
-            function: Takes the number of epochs that are over (or steps, by model.schedule_interval) and returns the factor;
-                a dotted path, such as my_package.rates.halve_every_ten, or a class with __call__.
-        """
-        self.function = function
+    Args:
+        function: Dotted path, such as my_package.rates.halve_every_ten: epochs done -> factor, 0 or more.
+    """
+
+    function: Callable[[int], float]
 
     def factor(self, done: int, total: int) -> float:
         try:
-            factor = self.function(done)
+            factor = float(self.function(done))
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"it must return 0 or more, not {factor}")
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {reason}") from error
-        self.require(
-            isinstance(factor, Real) and 0 <= factor < math.inf,
-            f"the function must return a number of 0 or more; for {done} it returned {factor!r}",
-        )
-        return float(factor)
+            raise UserError(f"model.schedule: Lambda: the function failed for {done}: {error}") from error
+        return factor
 
 
 class Plateau(Schedule):
@@ -182,70 +158,55 @@ class Plateau(Schedule):
         self,
         monitor: str = "val/loss",
         mode: Literal["min", "max"] | None = None,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        cooldown: int = 0,
-        min_factor: float = 0.0,
+        factor: OpenUnitInterval = 0.1,
+        patience: NonNegativeInt = 10,
+        threshold: NonNegativeFloat = 1e-4,
+        cooldown: NonNegativeInt = 0,
+        min_factor: ClosedUnitInterval = 0.0,
     ) -> None:
         """
         Args:
             monitor: The metric, as it is logged.
-            mode: Whether less (min) or more (max) of it is better; null takes less for a loss, else more.
-            factor: Factor of each fall, above 0 and below 1.
-            patience: Epochs without improvement that are put up with.
-            threshold: Relative change that counts as an improvement.
-            cooldown: Epochs after a fall in which none are counted.
-            min_factor: The rate never falls below this share of model.lr.
+            mode: Whether lower (min) or higher (max) is better; null: lower for a loss, else higher.
+            factor: Factor of each drop, between 0 and 1.
+            patience: Epochs without improvement before a drop.
+            threshold: Relative change that counts as an improvement, 0 or more.
+            cooldown: Epochs after a drop that do not count.
+            min_factor: The learning rate never falls below this share of model.lr.
         """
-        self.require(0 < factor < 1, f"factor must lie between 0 and 1, not {factor}")
-        self.require(
-            patience >= 0 and cooldown >= 0, f"patience and cooldown must be 0 or more, not {patience} and {cooldown}"
-        )
-        self.require(threshold >= 0, f"threshold must be 0 or more, not {threshold}")
-        self.require(0 <= min_factor < 1, f"min_factor must be at least 0 and below 1, not {min_factor}")
         self.monitor = monitor
-        self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a rate of 1
+        self._rate = torch.optim.SGD([torch.zeros(())], lr=1.0)  # torch's own rules, applied to a learning rate of 1
         mode = mode or ("min" if monitor.endswith("loss") else "max")
-        self._rule = ReduceLROnPlateau(
-            self._rate, mode, factor, patience, threshold, cooldown=cooldown, min_lr=min_factor, eps=0.0
-        )
+        self._rule = ReduceLROnPlateau(self._rate, mode, factor, patience, threshold, "rel", cooldown, min_factor, 0.0)
+
+        self.observe = self._rule.step  # takes the metric of an epoch
 
     def factor(self, done: int, total: int) -> float:
         return self._rate.param_groups[0]["lr"]
 
-    def observe(self, value: float) -> None:
-        """The metric after an epoch."""
-        self._rule.step(value)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"factor": self.factor(0, 1), "best": float(self._rule.best), "bad": self._rule.num_bad_epochs,
-                "cooldown": self._rule.cooldown_counter, "metric": [self.monitor, self._rule.mode]}  # fmt: skip
+        # Plain numbers: torch.load(weights_only=True) refuses jsonargparse's types, which the arguments may have.
+        counts = [self._rule.best, self._rule.num_bad_epochs, int(self._rule.cooldown_counter)]
+        return {"factor": float(self.factor(0, 1)), "metric": [self.monitor, self._rule.mode], "counts": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rate.param_groups[0]["lr"] = state["factor"]
-        if state["metric"] != [self.monitor, self._rule.mode]:
-            return  # the best of another metric is none of this one
-        self._rule.best, self._rule.num_bad_epochs = state["best"], state["bad"]
-        self._rule.cooldown_counter = state["cooldown"]
+        if state["metric"] == [self.monitor, self._rule.mode]:  # the best value of another metric means nothing here
+            self._rule.best, self._rule.num_bad_epochs, self._rule.cooldown_counter = state["counts"]
 
 
+@dataclass
 class PerGroup(Schedule):
-    """A schedule for each parameter group (A16)."""
+    """A schedule for each parameter group (A16).
 
-    def __init__(self, schedules: dict[str, Schedule]) -> None:
-        """
-        Args:
-            schedules: Regular expression for names of groups -> schedule; the first that matches counts, and every group needs one.
-        """
-        self.require(bool(schedules), "give at least one schedule")
-        self.require(
-            not any(isinstance(part, PerGroup) for part in schedules.values()), "its schedules cannot be PerGroup again"
-        )
-        self.schedules = schedules
+    Args:
+        schedules: Regular expression for names of groups -> schedule; the first match counts, every group needs one.
+    """
+
+    schedules: dict[str, Schedule]
 
     def factor(self, done: int, total: int) -> float:
-        raise TypeError("each group has a factor of its own: project.optim.rates.assign says which")
+        raise UserError("model.schedule: PerGroup cannot be inside another PerGroup")
 
 
 def _between(start: float, end: float, share: float) -> float:

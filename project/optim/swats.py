@@ -1,4 +1,4 @@
-"""SWATS: begin with Adam, finish with SGD, and let the optimizer say when and at which rate (advice A19)."""
+"""SWATS: start with Adam, finish with SGD; the optimizer determines when, and at which learning rate (advice A19)."""
 
 import math
 from collections.abc import Callable
@@ -10,32 +10,29 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
-from project.errors import UserError
-
 Group = dict[str, Any]  # a parameter group
 
 
 class SWATS(Optimizer):
-    """Adam until the SGD rate that its steps amount to has settled, then SGD with momentum at that rate.
+    """Adam until the learning rate of SGD that matches its steps has settled, then SGD with momentum at that rate.
 
-    Algorithm 1 of Keskar & Socher 2017 (arXiv:1712.07628), with w the weights, g the gradient and p Adam's step number k:
+    Algorithm 1 of Keskar & Socher 2017 (arXiv:1712.07628), with weights w, gradient g and p Adam's step number k:
 
-        rate = p·p / (-p·g)                         SGD's step at this rate, projected on p, is p; left out where p·g = 0
+        rate = p·p / (-p·g)                         SGD's step at this rate, projected on p, is p; skipped where p·g = 0
         moving = beta2 * moving + (1 - beta2) * rate
         average = moving / (1 - beta2^k)
-        if k > 1 and |average - rate| < switch_tol: go on with SGD, from v = 0
+        if k > 1 and |average - rate| < switch_tol: continue with SGD, from v = 0
         SGD: v = beta1 * v + g,  w = w - (1 - beta1) * average * v
 
     Before the switch it is bit by bit `torch.optim.Adam`, afterwards `torch.optim.SGD`. Where the paper leaves room:
 
-    - Every parameter group is projected and switched on its own, which keeps the ratios of layer-wise rates. With a single
-      group it is the paper's algorithm.
-    - p is taken at the group's rate of construction, and a schedule scales the projected rate as it would have scaled that one:
-      no schedule causes or hides a switch.
+    - Every parameter group is projected and switched on its own, which keeps the ratios of layer-wise learning rates.
+    - p is taken at the group's initial learning rate, and a schedule scales the projected rate as it would have scaled
+      that one: no schedule causes or hides a switch.
     - g contains the weight decay, as it does in both phases' steps.
 
-    Every group tells where it stands, in entries that are saved with the state: `steps` taken, `switch_step` (the last one with
-    Adam) and `projected_rate`, both None until then, and `rate_in_force`, the rate that the last step really used.
+    Entries of every group: `steps` taken, `switch_step` (the last with Adam) and `projected_rate`, both None until
+    then, and `rate_in_force`, the learning rate that the last step used.
     """
 
     def __init__(
@@ -49,21 +46,21 @@ class SWATS(Optimizer):
     ) -> None:
         """
         Args:
-            params: Parameters, or parameter groups, which may set any of the other arguments for themselves.
+            params: Parameters, or parameter groups, which may override any of the other arguments.
             lr: Adam's learning rate. SGD's is found, and follows the schedule in proportion.
-            betas: Decay of Adam's averages of the gradient and of its square, 0 to below 1. The first is SGD's momentum too, the
-                second also averages the projected rate.
+            betas: Decay of Adam's averages, 0 to below 1; the first is SGD's momentum, the second averages the rate.
             eps: Added to Adam's denominator.
             weight_decay: L2 penalty, added to the gradient (as Adam and SGD do, unlike AdamW).
-            switch_tol: A group goes over to SGD when its projected rate is closer than this to the rate's average (the paper's
-                epsilon). A larger value switches earlier; 0 never switches.
+            switch_tol: How close to its average the rate must be for the switch (the paper's epsilon); 0: no switch.
+
+        Raises:
+            ValueError: an argument is out of range.
         """
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
-        )
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
+        torch.optim.Adam([torch.zeros(())], lr, betas, eps, weight_decay)  # checks their ranges
+        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
-        _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.update(base_lr=group["lr"], rate_in_force=group["lr"], steps=0, moving_rate=0.0)
@@ -71,119 +68,68 @@ class SWATS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every group that has a gradient.
-
-        Raises:
-            UserError: A gradient is sparse or complex.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-
-        with_grad = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        active = [(group, params) for group, params in with_grad if params]
-        if any(p.grad.is_sparse or p.is_complex() for _, params in active for p in params):
-            raise UserError("SWATS: sparse gradients and complex parameters are not supported; use another optimizer")
-
-        projected, dots = [], []  # the groups in their Adam phase, and what their projection takes
-        for group, params in active:
+        """One step of every group that has a gradient."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        projections = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
             group["steps"] += 1
             if group["switch_step"] is None:
-                projected.append(group)
-                dots.append(self._adam_step(group, params))
+                projections.append((group, self._adam_step(group, params)))
             else:
                 self._sgd_step(group, params)
-        if dots:  # fetched together: a GPU is waited for once in a step, however many groups there are
-            for group, (dd, dg) in zip(
-                projected, torch.stack([dot.to(dots[0].device) for dot in dots]).tolist(), strict=True
-            ):
-                self._project(group, dd, dg)
+        for group, dots in projections:  # read only now, when all groups are under way on a GPU
+            self._project(group, *dots.tolist())
         return loss
 
     def _adam_step(self, group: Group, params: list[Tensor]) -> Tensor:
         """Adam's step, w -= lr * d. Returns d·d and d·g over all parameters of the group, shape (2)."""
         beta1, beta2 = group["betas"]
-        states = [self.state[p] for p in params]
-        for p, state in zip(params, states, strict=True):
-            if not state:
-                state["step"] = torch.tensor(0.0)  # on the CPU, as torch's Adam has it: to read it costs no waiting
-                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        eps, decay = group["eps"], group["weight_decay"]
+        for p in params:
+            state = self.state[p]
+            if not state:  # the step is on the CPU, as in torch's Adam: reading it needs no synchronisation
+                state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        steps, means, squares = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
         grads = [p.grad for p in params]
-        decay = group["weight_decay"]
         decayed = [g.add(p, alpha=decay) for g, p in zip(grads, params, strict=True)] if decay else grads
-        adam(
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=decay,
-            eps=group["eps"],
-            maximize=False,
-        )
+        options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": decay}
+        adam(params, grads, means, squares, [], steps, amsgrad=False, maximize=False, **options)
         group["rate_in_force"] = group["lr"]
 
-        # From the moments and not from the parameters' change, of which rounding leaves little at a small lr, and nothing at 0.
-        # In float32 at least, whatever the parameters are.
+        # From the moments, in float32 at least; rounding leaves little of the change of the parameters at a small lr.
         dots = []
-        for g, state in zip(decayed, states, strict=True):
-            dtype, t = torch.promote_types(g.dtype, torch.float32), state["step"].item()
+        for g, mean, square, step in zip(decayed, means, squares, steps, strict=True):
+            dtype, t = torch.promote_types(g.dtype, torch.float32), step.item()
             correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-            denominator = (
-                state["exp_avg_sq"]
-                .to(dtype)
-                .sqrt()
-                .mul_(correction1 / correction2**0.5)
-                .add_(group["eps"] * correction1)
-            )
-            d = state["exp_avg"].to(dtype) / denominator
+            root = square.to(dtype).sqrt().mul_(correction1 / correction2**0.5)
+            d = mean.to(dtype) / root.add_(eps * correction1)
             dots += [(d * d).sum(), (d * g).sum()]
-        return torch.stack([dot.to(dots[0].device) for dot in dots]).view(-1, 2).sum(dim=0)
+        return torch.stack(dots).view(-1, 2).sum(dim=0)
 
     def _project(self, group: Group, dd: float, dg: float) -> None:
         """The rest of an Adam step: average the projected rate, and switch when it has settled."""
         k, beta2 = group["steps"], group["betas"][1]
         rate = group["base_lr"] * dd / dg if dg else math.nan  # p = -base_lr * d
         if not math.isfinite(rate):
-            return  # as the paper; also where a gradient is not finite, which would spoil the average for good
-        group["moving_rate"] = beta2 * group["moving_rate"] + (1 - beta2) * rate
-        average = group["moving_rate"] / (1 - beta2**k)
-        # Momentum can point uphill, and the rate is negative then. It counts in the average, as in the paper; but SGD needs a
-        # positive rate, of which the paper does not speak. And no switch in a step that a schedule holds at 0.
+            return  # as in the paper; also where a gradient is not finite, which would spoil the average for good
+        moving = group["moving_rate"] = beta2 * group["moving_rate"] + (1 - beta2) * rate
+        average = moving / (1 - beta2**k)
+        # A negative rate, where momentum points uphill, counts in the average as in the paper; but SGD needs a positive
+        # one, which the paper does not discuss. And no switch in a step that a schedule holds at 0.
         if k > 1 and abs(average - rate) < group["switch_tol"] and average > 0 and group["lr"] > 0:
             group.update(switch_step=k, projected_rate=average)
             for p in group["params"]:
-                self.state.pop(p, None)  # frees Adam's moments, and v = 0: torch's SGD begins with v = g
+                self.state.pop(p, None)  # frees Adam's moments, and v = 0: torch's SGD starts with v = g
 
     def _sgd_step(self, group: Group, params: list[Tensor]) -> None:
         beta1 = group["betas"][0]
-        group["rate_in_force"] = (1 - beta1) * group["projected_rate"] * (group["lr"] / group["base_lr"])
-        buffers = [self.state[p].get("momentum_buffer") for p in params]
-        sgd(
-            params,
-            [p.grad for p in params],
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=beta1,
-            lr=group["rate_in_force"],
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+        rate = group["rate_in_force"] = (1 - beta1) * group["projected_rate"] * (group["lr"] / group["base_lr"])
+        grads, buffers = [p.grad for p in params], [self.state[p].get("momentum_buffer") for p in params]
+        options = {"lr": rate, "momentum": beta1, "weight_decay": group["weight_decay"], "dampening": 0.0}
+        sgd(params, grads, buffers, nesterov=False, maximize=False, **options)
         for p, buffer in zip(params, buffers, strict=True):
             self.state[p]["momentum_buffer"] = buffer
-
-
-def _check(group: Group) -> None:
-    for name in ("lr", "eps", "weight_decay", "switch_tol"):
-        if not 0 <= group[name] < math.inf:
-            raise UserError(f"SWATS: {name} must be a number of at least 0, not {group[name]}")
-    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
-        raise UserError(f"SWATS: betas must be two numbers of at least 0 and below 1, not {group['betas']}")

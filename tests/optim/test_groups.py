@@ -1,4 +1,4 @@
-"""Parameter groups: every parameter in exactly one, with the rate and decay that a brute-force loop finds; timm's as an oracle."""
+"""Parameter groups: every parameter in exactly one, with the rate and decay that a brute-force loop finds."""
 
 import re
 from collections import Counter
@@ -13,6 +13,8 @@ from project.errors import UserError
 from project.nets import ConvNet, ResNet, TorchvisionModel
 from project.optim import group_table, layers, param_groups
 from project.optim.groups import without_decay
+
+SLOW = pytest.mark.slow
 
 
 def net() -> nn.Module:
@@ -41,7 +43,7 @@ def test_a_shared_parameter_comes_once() -> None:
 PATTERNS = ["head", "^stages", r"\.norm\.", "bias$", "conv", r"0\.", "weight"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(PATTERNS), unique=True, max_size=3),
     st.lists(st.floats(0.01, 10), min_size=3, max_size=3),
@@ -54,7 +56,7 @@ def test_every_rate_is_that_of_a_plain_loop(patterns, factors, decay, spare) -> 
     names = [name for name, _ in some.named_parameters()]
     first = {name: next((pattern for pattern in lr_mult if re.search(pattern, name)), None) for name in names}
     if set(lr_mult) - set(first.values()):
-        with pytest.raises(UserError, match=r"matches no parameter|decides nothing"):
+        with pytest.raises(UserError, match="applies to none of"):
             param_groups(some, 0.5, lr_mult, decay, spare)
         return
     groups = param_groups(some, 0.5, lr_mult, decay, spare)
@@ -72,7 +74,7 @@ def test_every_rate_is_that_of_a_plain_loop(patterns, factors, decay, spare) -> 
             assert found[name][1] == (not spare or (name.endswith("weight") and some.get_parameter(name).ndim > 1))
 
 
-@pytest.mark.parametrize("name", ["resnet18d", "vit_tiny_patch16_224", "convnext_atto"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", pytest.param("resnet18d", marks=SLOW), "convnext_atto"])
 def test_layer_decay_is_timms(name) -> None:
     timm = pytest.importorskip("timm")
     from timm.optim import param_groups_layer_decay
@@ -120,9 +122,9 @@ def test_norms_biases_and_what_a_network_names_itself_do_not_decay() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"lr_mult": {"nothing": 2}}, "'nothing' matches no parameter; they have names such as stages.0.0.conv.weight"),
-        ({"lr_mult": {"head": 2, "head.bias": 3}}, "'head.bias' decides nothing"),
-        ({"lr_mult": {"(": 2}}, "no regular expression"),
+        ({"lr_mult": {"nothing": 2}}, "'nothing' applies to none of stages.0.0.conv.weight"),
+        ({"lr_mult": {"head": 2, "head.bias": 3}}, "'head.bias' applies to none of"),
+        ({"lr_mult": {"(": 2}}, "not a regular expression"),
         ({"lr_mult": {"head": 0}}, "above 0"),
         ({"lr_mult": {"head": -1}}, "above 0"),
         ({"lr_mult": {"head": float("nan")}}, "above 0"),
@@ -157,7 +159,7 @@ def test_optimizers_take_them_and_keep_their_names(kind) -> None:
         ({}, "yes"),
         ({0: None, 1: None}, "no"),
         ({0: 2, 1: 2}, "from epoch 3"),
-        ({0: None, 1: 4}, "3 from epoch 5, 2 no"),
+        ({0: None, 1: 4}, "2 no, 3 from epoch 5"),
     ],
 )
 def test_when_a_group_trains(starts, words) -> None:

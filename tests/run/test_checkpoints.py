@@ -86,11 +86,7 @@ def test_best_is_saved_before_last_with_its_metrics() -> None:
     """Whatever was interrupted after it: last.ckpt then knows the best score, too."""
     callback = saver()
     assert [name for name, _ in run(callback, [0.1]).saved] == ["best", "last"]
-    assert callback.state_dict()["best_metrics"] == {
-        "epoch": 0.0,
-        "val/acc": pytest.approx(0.1),
-        "train/loss": 1.0,
-    }
+    assert callback.state_dict()["best_metrics"] == {"epoch": 0.0, "val/acc": pytest.approx(0.1), "train/loss": 1.0}
 
 
 def test_without_validation_there_is_no_best() -> None:

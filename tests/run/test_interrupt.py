@@ -32,10 +32,7 @@ def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
 
 
 def places(callback: SafeInterrupt):
-    return [
-        lambda: batch_end(callback),
-        lambda: callback.on_train_epoch_start(None, None),
-    ]
+    return [lambda: batch_end(callback), lambda: callback.on_train_epoch_start(None, None)]
 
 
 def test_unasked_it_does_nothing(callback) -> None:

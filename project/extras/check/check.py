@@ -1,198 +1,128 @@
-"""`python -m project check`: a look at data, model and plan before the training (advice A7, A9 to A13).
+"""`python -m project check`: images, labels, model and plan are checked before the training (advice A7 to A13, A15).
 
-It gets the parsed configuration, not built objects, because what cannot be built is what it reports. The parts are built one by
-one; then the real training begins, without a run's folder, is looked at before its first step, timed for a few steps, and ended.
+It gets the parsed configuration, not built objects, because what cannot be built is what it reports. Then the real
+training starts, without a run folder. `Probe` examines it before its first step, times some steps, and ends it.
 """
 
-import copy
 import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from matplotlib.figure import Figure
-from PIL import Image
 
-from project.classifier import ImageClassifier
+from project.classifier import Batch, ImageClassifier
+from project.cli import build
 from project.data import ImageDataModule
-from project.data.augment import Augment
 from project.errors import UserError
+from project.extras.check.augmentations import check_augmentations
 from project.extras.check.findings import Findings
-from project.extras.check.images import check_classes, check_files, class_table, stand_ins, take_some
-from project.extras.check.labels import check_augmentations
-from project.extras.check.probe import Measured, Probe
-from project.extras.look import figures
-from project.parser import OneLineParser
-from project.run.seed import StepSeed
-from project.trainer import Trainer
+from project.extras.check.images import check_classes, check_files, stand_in
+from project.extras.check.network import check_network
+from project.optim.plan import draw_plan
+from project.run.paths import flatten
+from project.run.plan import advice_for, make_plan
+from project.run.terminal import optimizer_lines
+from project.settings import LINKS
 
-JUDGED = 1500  # training images that show what an augmentation does to the labels; of large ones fewer, for the time it takes
-PIXELS = 40_000_000  # values of all their pixels together
-SHEET = 64  # images on the contact sheet
+OURS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "fast_dev_run": False,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+}
+WARM, TIMED = 2, 20  # steps
+SECONDS = 6.0  # of timing, at most
 
 
-def check(config: dict[str, Any], out: Path, images: int, steps: int, compare_init: bool) -> int:
-    """Look at everything; print the lines, and draw the pictures.
+class Measured(Exception):
+    """Everything is known, and the training is to end."""
+
+
+@dataclass(eq=False)
+class Probe(L.Callback):
+    """Before the first step: the network's start and the plan. Then a few timed steps; then it raises Measured.
 
     Args:
-        config: The parsed configuration of a fit, plain values.
-        out: Folder of the pictures; it is made.
-        images: Of more than so many images, some are looked at.
-        steps: In which one batch is to be learnt by heart.
-        compare_init: Draw all initialisations beside each other.
-
-    Returns:
-        1 if anything is to stop for, else 0.
+        found: Takes lines and pictures.
+        steps: To overfit one batch in.
+        compare: Compare the initialisations.
     """
-    for name, value, least in (("images", images, 100), ("steps", steps, 1)):
-        if value < least:
-            raise UserError(f"{name} must be {least} or more, not {value}")
-    found = Findings()
+
+    found: Findings
+    steps: int
+    compare: bool
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: ImageClassifier, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx:
+            return
+        check_network(pl_module, batch, self.steps, self.compare, self.found)
+        print("\n".join(optimizer_lines(trainer, pl_module)))
+        if plan := make_plan(pl_module):  # the run has a known end
+            self.found.picture("rates.png", "the planned learning rates", draw_plan(plan))
+            rules = [(True, "warning", line, "") for line in advice_for(trainer, pl_module, plan)]
+            self.found.judge("advice", "batch size, learning rate and schedule are in the usual ranges", *rules)
+        self._since, self._before = time.perf_counter(), 0  # when timing began, after how many steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        cuda = pl_module.device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize()
+        now, done = time.perf_counter(), batch_idx + 1
+        if done in (WARM + TIMED, trainer.num_training_batches) or now - self._since > SECONDS:
+            step, epochs = (now - self._since) / (done - self._before), pl_module.length().epochs
+            words = f"{1000 * step:.0f} ms a batch on {pl_module.device.type}"
+            if epochs:  # else the run has no known end
+                count = trainer.num_training_batches * epochs
+                words = f"{timedelta(seconds=round(count * step))} for {count:,} batches, without validation; {words}"
+            self.found.add("ok", "time", words)
+            if cuda:
+                self.found.add("ok", "memory", f"{torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU at most")
+            raise Measured
+        if done <= WARM:
+            self._since, self._before = now, done
+
+
+def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_init: bool) -> int:
+    """Check everything; see project.extras.check.command.check."""
+    found = Findings(folder)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out: no folder can be made at {out} ({error.strerror})") from error
-    drawn: list[str] = []
-
-    def keep(name: str, words: str, figure: Figure) -> None:
-        Image.fromarray(figures.pixels(figure)).save(out / name)
-        drawn.append(f"{out / name}: {words}")
-
-    data = _check_data(config, images, found, keep)
-    if data is None:
-        print("The model and the plan are not looked at, because they need the images.")
-    else:
-        _check_model(config, data, steps, compare_init, found, keep)
-    for line in drawn:
-        print(f"picture    {line}")
-    return _end(found)
-
-
-def _end(found: Findings) -> int:
-    stops, looks = found.count("stop"), found.count("look")
-    advice = (
-        "mend what says stop, and check again"
-        if stops
-        else "look at what says look, then fit"
-        if looks
-        else "go ahead: fit"
-    )
-    print(f"\n{found.count('ok')} ok, {looks} look, {stops} stop: {advice}")
-    return 1 if stops else 0
-
-
-def _check_data(config: dict[str, Any], limit: int, found: Findings, keep: Any) -> ImageDataModule | None:
-    """Files, classes, augmentation; None when there is nothing to train on."""
-    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if config["seed_everything"] is not False:
+            L.seed_everything(config["seed_everything"], verbose=False)
         data = build(ImageDataModule, config["data"])
-        table, whole = class_table(data), data.splits
-        total = take_some(data, limit)
-        if total > limit:
-            count = sum(map(len, data.splits.values()))
-            print(f"Looking at {count:,} of {total:,} images, evenly taken; --images {total} looks at all.")
-        check_files(data, found, total)
-    except UserError as error:
-        found.stop("images", str(error))
-        return None
-    check_classes(table, data.sampler, bool(config["model"]["class_weights"]), found)
-    keep("classes.png", "images of each class in each split", figures.class_counts(table))
-    part = data.loaded["train"]
-    judged = max(200, min(JUDGED, PIXELS // (data.channels * data.image_size**2)))
-    rows = part.index[:: max(1, -(-len(part.index) // judged))]
-    batch = part.images.__getitems__([(0, row) for row in rows])
-    pixels, labels = batch["image"], batch["label"]
-    chosen, columns = _of_each_class(labels.tolist())
-    names = [data.class_names[labels[i]] for i in chosen]
-    keep(
-        "images.png",
-        "training images of each class; do the names fit?",
-        figures.image_grid(pixels[chosen], names, columns),
-    )
-
-    def apply(augmentation: Any, plain: torch.Tensor, epoch: int) -> torch.Tensor:
-        return Augment([augmentation], data.seed)(plain, epoch, batch["index"])
-
-    check_augmentations(data.augment.augmentations, apply, pixels, labels, data.class_names, found)
-    if total > limit:
-        stand_ins(data, whole)
-    return data
-
-
-def _of_each_class(labels: list[int]) -> tuple[list[int], int]:
-    """Some images of every class, class by class, and how many fit side by side."""
-    places: dict[int, list[int]] = {}
-    for i, label in enumerate(labels):
-        places.setdefault(label, []).append(i)
-    each = max(1, min(8, SHEET // len(places)))
-    few = min(each, *(len(rows) for rows in places.values())) if len(places) > 1 else each
-    return [i for label in sorted(places)[:SHEET] for i in places[label][:each]], few if few > 3 else 8
-
-
-def _check_model(
-    config: dict[str, Any], data: ImageDataModule, steps: int, compare: bool, found: Findings, keep: Any
-) -> None:
-    """Build the model, begin the training, and look."""
-    linked = {
-        "class_names": data.class_names,
-        "image_size": data.image_size,
-        "in_channels": data.channels,
-        "resize": data.resize,
-    }
-    try:
-        torch.manual_seed(data.seed if config["seed_everything"] in (False, None) else int(config["seed_everything"]))
+        linked = {name: getattr(data, source) for name, source in LINKS.items()}
         model = build(ImageClassifier, {**config["model"], **linked})
-        probe = Probe(found, keep, steps, compare)
-        with torch.random.fork_rng():
-            _begin(build(Trainer, config["trainer"]), model, data, probe)
-        words = "no step would be trained: see trainer.max_epochs, max_steps and limit_train_batches"
-        found.stop("training", words, "raise the one that is 0")
-    except UserError as error:
-        found.stop("model", str(error))
-    except MisconfigurationException as error:
-        found.stop("trainer", " ".join(str(error).split()))
+        splits, every = data.splits, -(-len(data.source.samples) // images)
+        if every > 1:
+            print(f"Checking one image in {every}; --images {len(data.source.samples)} checks all.")
+            data.splits = {name: rows[::every] for name, rows in splits.items()}
+        check_files(data, found)
+        check_augmentations(data, found)
+        stand_in(data, splits)
+        check_classes(data, flatten(config).get("model.task.init_args.class_weights") is not None, found)
+        settings = {**build(L.Trainer, config["trainer"]), **OURS, "callbacks": Probe(found, steps, compare_init)}
+        L.Trainer(**settings).fit(model, datamodule=data)
+        found.add("error", "training", "no step is trained: trainer.max_epochs, max_steps or limit_train_batches is 0")
     except Measured:
         pass
-    except torch.OutOfMemoryError as error:
-        found.stop(
-            "memory",
-            f"a batch of {data.batch_size} does not fit: {' '.join(str(error).split())[:160]}",
-            "a smaller data.batch_size",
-        )
+    except (UserError, MisconfigurationException) as error:
+        found.add("error", "settings", str(error))
     except Exception as error:  # of a network, an augmentation or an optimizer of the user's
         if os.environ.get("PROJECT_TRACEBACK"):
             raise
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        found.stop("training", f"it breaks: {words}", "PROJECT_TRACEBACK=1 shows where")
-
-
-def _begin(settings: Any, model: ImageClassifier, data: ImageDataModule, probe: Probe) -> None:
-    """Start the fit that the probe ends. Only what changes the training is kept of the callbacks: no loggers, no files."""
-    wanted = settings["callbacks"] or []
-    wanted = wanted if isinstance(wanted, list) else [wanted]
-    callbacks = [copy.copy(each) for each in wanted if isinstance(each, EarlyStopping | WeightAveraging)]
-    own = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "fast_dev_run": False}
-    if settings["devices"] not in ("auto", 1, "1", -1, "-1") or settings["num_nodes"] != 1:
-        print(
-            "Rates, time and memory below are those of one device; several share the time, and lr_scaling follows them."
-        )
-    if settings["accelerator"] != "cpu":
-        own["accelerator"] = settings["accelerator"]
-    one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    trainer = Trainer(**{**settings, **own, **one, "callbacks": [*callbacks, StepSeed(data.seed), probe]})
-    trainer.fit(model, datamodule=data)
-
-
-def build(kind: type, values: dict[str, Any]) -> Any:
-    """What the command line would build of a part; of the trainer its arguments.
-
-    Raises:
-        UserError: when it cannot be built.
-    """
-    parser = OneLineParser(exit_on_error=False)
-    parser.add_lightning_class_args(kind, "part")
-    try:
-        return parser.instantiate_classes(parser.parse_object({"part": values}))["part"]
-    except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        found.add("error", "training", f"{type(error).__name__}: {error}", "PROJECT_TRACEBACK=1 shows where it fails")
+    errors, warnings = found.levels.count("error"), found.levels.count("warning")
+    print(f"\n{errors} errors, {warnings} warnings: {'fix the errors, and check again' if errors else 'ready to fit'}")
+    return int(errors > 0)

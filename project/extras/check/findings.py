@@ -1,35 +1,44 @@
-"""What a check found: lines of ok, look or stop, each with its mend."""
+"""What a check finds: lines of ok, warning or error, each with its fix, and pictures."""
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-Level = Literal["ok", "look", "stop"]
+from PIL import Image
+
+from project.extras.look import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rule = tuple[object, str, str, str]  # whether it applies, level, what was found, how to fix it
 
 
 class Findings:
-    """The lines of a check; each is printed at once, because a check takes a while."""
+    """Prints each finding at once, because a check takes a while."""
 
-    def __init__(self) -> None:
-        self.lines: list[tuple[Level, str, str]] = []
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: Where pictures are saved; it exists.
+        """
+        self.folder = folder
+        self.levels: list[str] = []  # of all lines
 
-    def ok(self, topic: str, words: str) -> None:
-        self._add("ok", topic, words)
+    def add(self, level: str, topic: str, words: str, fix: str = "") -> None:
+        self.levels.append(level)
+        print(f"{level:<7} {topic:<12} {' '.join(words.split())}{fix and f'. Fix: {fix}'}", flush=True)
 
-    def look(self, topic: str, words: str, mend: str) -> None:
-        """Something a person should look at; nothing that must stop the training."""
-        self._add("look", topic, f"{words}. Mend: {mend}")
+    def judge(self, topic: str, fine: str, *rules: Rule) -> None:
+        """A line for every rule that applies, or `fine` if none does."""
+        applying = [rule[1:] for rule in rules if rule[0]]
+        for level, words, fix in applying or [("ok", fine, "")]:
+            self.add(level, topic, words, fix)
 
-    def stop(self, topic: str, words: str, mend: str = "") -> None:
-        """Something that makes the training fail, or its result worthless."""
-        self._add("stop", topic, f"{words}. Mend: {mend}" if mend else words)
-
-    def _add(self, level: Level, topic: str, words: str) -> None:
-        self.lines.append((level, topic, words))
-        print(f"{level:<5} {topic:<13} {words}", flush=True)
-
-    def count(self, level: Level) -> int:
-        return sum(found == level for found, _, _ in self.lines)
+    def picture(self, name: str, words: str, figure: "Figure") -> None:
+        Image.fromarray(figures.pixels(figure)).save(self.folder / name)
+        print(f"picture {self.folder / name}: {words}")
 
 
-def some(names: list[str], shown: int = 3) -> str:
-    """The first few of a list of names."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+def some(names: list[str]) -> str:
+    """How many there are, and the first few."""
+    return f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

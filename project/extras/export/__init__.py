@@ -1,1 +1,1 @@
-"""A trained network as one file for other programs, and the proof that the file gives what the network gives."""
+"""A trained network as one file for other programs, and the proof that the file computes what the network computes."""

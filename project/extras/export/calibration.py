@@ -1,47 +1,44 @@
-"""Honest probabilities: one temperature for all logits, fitted on the validation images."""
+"""Calibrated probabilities: one temperature for all logits, fitted on the validation images."""
 
 import math
 
-import torch
-from torch import Tensor, nn
+from scipy.optimize import minimize_scalar
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
+
+from project.classifier import ImageClassifier
+from project.tasks import Task
 
 BINS = 15  # as in the paper
 LOWEST, HIGHEST = 0.05, 20.0
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature whose probabilities fit the labels best (Guo et al. 2017, arXiv:1706.04599, section 4.2).
+def calibrated(model: ImageClassifier, logits: Tensor, labels: Tensor) -> float:
+    """The temperature that suits these logits (N, outputs) best; prints the expected calibration error (equation 3)."""
+    if not len(labels):
+        print(f"Temperature {model.temperature:.4g}: without validation images there is nothing to calibrate on.")
+        return model.temperature
+    found = fit_temperature(logits, labels, model.task)
+    before, after = (
+        multiclass_calibration_error(model.task.probabilities(logits / t), labels, logits.shape[1], n_bins=BINS)
+        for t in (1.0, found)
+    )
+    print(f"Temperature {found:.3f} ({len(labels)} images): calibration error {before:.4f} before, {after:.4f} after.")
+    return found
 
-    It divides the logits, so it changes how sure the network is and never which class it names.
 
-    Args:
-        logits: (N, classes).
-        labels: (N,).
+def fit_temperature(logits: Tensor, labels: Tensor, task: Task) -> float:
+    """The temperature of the lowest mean loss, 0.05 to 20 (Guo et al. 2017, arXiv:1706.04599, section 4.2).
 
-    Returns:
-        The temperature with the least negative log-likelihood, from 0.05 to 20. 1 when all labels are right (any lower one would
-        then seem better still) or there are none.
+    Dividing the logits (N, outputs) by it changes how confident the network is, never which class it predicts. It is 1
+    where none is better, and where every prediction is right: the lowest temperature would then seem best.
     """
-    if not len(labels) or bool((logits.argmax(dim=1) == labels).all()):
+    if bool((task.probabilities(logits).argmax(dim=1) == labels).all()):
         return 1.0
     logits = logits.double()
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], lr=0.1, max_iter=200, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = nn.functional.cross_entropy(logits / log_temperature.exp(), labels)
-        value.backward()
-        return value
+    def loss(log_temperature: float) -> float:  # convex in 1 / temperature, so it has a single minimum
+        return task.losses(logits / math.exp(log_temperature), labels).mean().item()
 
-    with torch.enable_grad():
-        optimizer.step(loss)
-    found = log_temperature.item()
-    return min(max(math.exp(found), LOWEST), HIGHEST) if math.isfinite(found) else 1.0
-
-
-def calibration_error(logits: Tensor, labels: Tensor, temperature: float) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3): how far confidence and accuracy lie apart, in [0, 1]."""
-    probabilities = (logits.double() / temperature).softmax(dim=1)
-    return multiclass_calibration_error(probabilities, labels, num_classes=logits.shape[1], n_bins=BINS).item()
+    found = minimize_scalar(loss, bounds=(math.log(LOWEST), math.log(HIGHEST)), options={"xatol": 1e-8})
+    return math.exp(found.x) if found.fun < loss(0.0) else 1.0

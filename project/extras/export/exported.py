@@ -1,14 +1,13 @@
-"""An exported file in the place of the classifier, for `python -m project predict` (card C3)."""
+"""An exported file in the place of the classifier, for `python -m project predict`."""
 
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import instantiate_module
 
 from project.classifier import Batch, ImageClassifier
-from project.extras.export.metadata import need, read_metadata
-from project.extras.export.runtime import Run, open_exported
+from project.cli import build
+from project.extras.export.runtime import need, open_exported, read_metadata
 from project.nets.deployable import Deployable
 
 
@@ -25,29 +24,18 @@ class ExportedClassifier(L.LightningModule):
             resize: The file's own.
         """
         super().__init__()
-        self.class_names, self.run = class_names, _open(Path(path))
+        self.class_names, self.run = class_names, open_exported(Path(path))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """index (N,), and probabilities (N, num_classes)."""
         return {"index": batch["index"], "probabilities": torch.from_numpy(self.run(batch["image"].cpu().numpy()))}
 
 
-def _open(path: Path) -> Run:
+def open_weights(path: Path) -> Deployable:
+    """The network of a .safetensors file: built as for training, folded likewise, then given the file's weights."""
     metadata = read_metadata(path)
-    if path.suffix != ".safetensors":
-        return open_exported(path, metadata)
-    need("safetensors")
-    from safetensors.torch import load_model
-
-    # Weights alone: the network is built as it was for training, folded likewise, and takes them over.
-    model = instantiate_module(
-        ImageClassifier, {**metadata["model"], "mean": metadata["mean"], "std": metadata["std"]}
-    ).eval()
-    module = Deployable(model.fused().net, model.mean, model.std, metadata["temperature"]).eval()
-    load_model(module, str(path))
-
-    def run(images: object) -> object:
-        with torch.no_grad():
-            return module(torch.from_numpy(images)).numpy()
-
-    return run
+    model = build(ImageClassifier, {**metadata["model"], "mean": metadata["mean"], "std": metadata["std"]}).eval()
+    net = model.fused().net
+    module = Deployable(net, model.mean, model.std, metadata["temperature"], model.task.probabilities).eval()
+    need("safetensors.torch").load_model(module, str(path))
+    return module

@@ -1,149 +1,120 @@
-"""Compare what an exported file computes with the network that was trained, and name the first layer that differs."""
+"""Run a written file beside the checkpoint: it is kept only if both compute the same."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import ast
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
-from project.extras.export.files import SCOPES, node_modules
-from project.extras.export.metadata import need
+from project.classifier import ImageClassifier
+from project.errors import UserError
+from project.extras.export.exported import open_weights
+from project.extras.export.runtime import need, open_exported, open_onnx, read_metadata
+from project.nets.deployable import Deployable
 
 Outputs = dict[str, np.ndarray]  # module -> its output, in the order of execution
-FAINTEST = 1e-30  # a probability below says little about its logit: float32 runs out of digits
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # of an ONNX node: the modules it comes from
+BATCH = 64
+COMPARED = 16  # images for which every layer is compared
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Between two sets of logits.
+def prove(
+    path: Path, fused: Deployable, trained: ImageClassifier, images: np.ndarray, logits: np.ndarray, tolerance: float
+) -> str:
+    """Compare a file as it was written with the classifier as it was trained; returns what was found, in a line.
 
-    Attributes:
-        absolute: Largest difference.
-        relative: The same, over the largest logit.
-        agreement: Share of images of which both name the same class.
-        images: How many were compared.
+    Args:
+        path: The file.
+        fused: What was written.
+        trained: The checkpoint's classifier.
+        images: uint8 (N, C, H, W).
+        logits: The classifier's for them, (N, outputs).
+        tolerance: Largest difference of the logits, relative to the largest of them, and of the probabilities.
+
+    Raises:
+        UserError: when they differ by more, with the first layer that does.
     """
-
-    absolute: float
-    relative: float
-    agreement: float
-    images: int
-
-
-def compare(logits: np.ndarray, reference: np.ndarray) -> Difference:
-    """Compare logits (N, classes), each image's with their mean taken off: softmax does not see it."""
-    found, expected = (
-        values - values.mean(axis=1, keepdims=True) for values in (logits.astype(float), reference.astype(float))
+    given = images
+    if not read_metadata(path)["preprocess"]:
+        given = trained.normalise(torch.from_numpy(images)).numpy()
+    network = open_layers(path, only="net")  # probabilities near 0 or 1 would hide a difference
+    off = relative_difference(in_batches(lambda part: network(part)["net"], given), logits)
+    found = in_batches(open_exported(path), images)
+    expected = fused.probabilities(torch.from_numpy(logits) / fused.temperature).numpy()
+    shift = np.abs(found - expected).max()
+    words = (
+        f"the logits of {len(images)} validation images differ by up to {off:.1e} of the largest, "
+        f"the probabilities by up to {shift:.1e}"
     )
-    absolute = float(np.abs(found - expected).max())
-    same = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    return Difference(absolute, absolute / max(float(np.abs(expected).max()), 1e-12), same, len(found))
+    if off <= tolerance and shift <= tolerance:  # NaN is not
+        return f"Proof: {words}."
+    written, checkpoint = (outputs_of(module, images[:COMPARED]) for module in (fused, trained))
+    for fold in fused.folds:  # the layer that took in a norm gives what the norm gave
+        checkpoint.pop(f"net.{fold.into}", None)
+    layer = first_difference(written, checkpoint, tolerance)
+    layer = layer or first_difference(open_layers(path)(given[:COMPARED]), written, tolerance)
+    raise UserError(f"nothing was written: {words}; tolerance is {tolerance:g}; first layer that differs: {layer}")
 
 
-def logits_of(probabilities: np.ndarray, temperature: float, reference: np.ndarray) -> np.ndarray:
-    """The logits that gave these probabilities, up to the constant of each image that softmax does not see.
-
-    Those too faint to be told from the probability are taken from the reference, where that is as faint; else they count as
-    the largest logit that is too faint.
-    """
-    visible = probabilities > FAINTEST
-    logits = temperature * np.log(np.maximum(probabilities.astype(float), FAINTEST))
-    best = reference.argmax(axis=1)[:, None]
-    shift = np.take_along_axis(reference, best, 1) - np.take_along_axis(logits, best, 1)
-    found = logits + shift
-    return np.where(visible | ~np.isfinite(probabilities), found, np.minimum(found, reference))
+def in_batches(run: Callable[[np.ndarray], Tensor | np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Run all images: one alone, then batches, so that a file must take any number."""
+    parts = np.split(images, range(1, len(images), BATCH))
+    with torch.no_grad():
+        return np.concatenate([np.asarray(run(part)) for part in parts])
 
 
-def first_difference(found: Outputs, expected: Outputs, bound: float, skip: Sequence[str] = ()) -> str | None:
-    """The first module whose output differs by more than the bound, relative to its largest value; None when none does."""
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, over the largest expected value."""
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
+
+
+def first_difference(found: Outputs, expected: Outputs, bound: float) -> str | None:
+    """The first module whose outputs differ by more than the bound, of those that both sides have."""
     for name, output in expected.items():
-        other = found.get(name)
-        if name in skip or other is None or other.shape != output.shape:
-            continue
-        if not np.abs(other - output).max(initial=0) <= bound * max(np.abs(output).max(initial=0), 1e-6):
+        comparable = name in found and found[name].shape == output.shape
+        if comparable and not relative_difference(found[name], output) <= bound:  # NaN differs as well
             return name
     return None
 
 
-def outputs_of(module: nn.Module, images: Tensor) -> Outputs:
-    """What every module in it puts out."""
+def outputs_of(module: nn.Module, images: np.ndarray, only: str | None = None) -> Outputs:
+    """What every module in it (or only that one) puts out; of a module that is called several times, the last."""
+    # torch.export.unflatten numbers further calls of a module.
+    names = {part: re.sub(r"@\d+", "", name) for name, part in module.named_modules() if name}
     outputs: Outputs = {}
-    with watched(module, outputs), torch.no_grad():
-        module(images)
+
+    def record(part: nn.Module, _inputs: object, output: object) -> None:
+        name = names.get(part)
+        if name and only in (None, name) and isinstance(output, Tensor):
+            outputs.pop(name, None)
+            outputs[name] = output.float().numpy()
+
+    with register_module_forward_hook(record), torch.no_grad():
+        module(torch.from_numpy(images))
     return outputs
 
 
-@contextmanager
-def watched(module: nn.Module, outputs: Outputs) -> Iterator[None]:
-    """Record the outputs of all modules inside the block; of a module that is used several times, the last."""
-
-    def record(name: str) -> object:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                outputs.pop(name, None)
-                outputs[name] = output.detach().float().cpu().numpy()
-
-        return hook
-
-    handles = [part.register_forward_hook(record(name)) for name, part in module.named_modules() if name]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def outputs_in_file(path: Path, only: str | None = None) -> Callable[[np.ndarray], Outputs]:
-    """Open a file so that it tells what its modules put out: the output of the last step of each.
-
-    Args:
-        path: A .onnx or .pt2 file of ours.
-        only: Record this module alone.
-    """
-    return _outputs_of_onnx(path, only) if path.suffix == ".onnx" else _outputs_of_pt2(path, only)
-
-
-def _outputs_of_onnx(path: Path, only: str | None) -> Callable[[np.ndarray], Outputs]:
-    onnx, runtime = need("onnx"), need("onnxruntime")
+def open_layers(path: Path, only: str | None = None) -> Callable[[np.ndarray], Outputs]:
+    """Open an exported file so that it gives what its modules (or only that one) put out, see `outputs_of`."""
+    if path.suffix == ".safetensors":
+        return partial(outputs_of, open_weights(path), only=only)
+    if path.suffix == ".pt2":
+        return partial(outputs_of, torch.export.unflatten(torch.export.load(path)), only=only)
+    onnx = need("onnx")
     model = onnx.load(str(path))
-    last: dict[str, str] = {}
+    last: dict[str, str] = {}  # module -> the output of its last node
     for node in model.graph.node:
         for entry in node.metadata_props:
             if entry.key == SCOPES:
-                last |= {name: node.output[0] for name in node_modules(entry.value) if only in (None, name)}
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(set(last.values()) - known))
-    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = sorted(set(last.values()))
-
-    def run(images: np.ndarray) -> Outputs:
-        values = dict(zip(names, session.run(names, {"images": images}), strict=True)) if names else {}
-        return {module: values[name] for module, name in last.items()}
-
-    return run
-
-
-def _outputs_of_pt2(path: Path, only: str | None) -> Callable[[np.ndarray], Outputs]:
-    graph = torch.export.load(path).module()
-    outputs: Outputs = {}
-
-    class Recorder(torch.fx.Interpreter):
-        def run_node(self, node: torch.fx.Node) -> object:
-            result = super().run_node(node)
-            if isinstance(result, Tensor):
-                for path, _ in node.meta.get("nn_module_stack", {}).values():
-                    name = path.removeprefix("L['self'].").split("@")[0]
-                    if name and only in (None, name):
-                        outputs[name] = result.numpy()
-            return result
-
-    def run(images: np.ndarray) -> Outputs:
-        outputs.clear()
-        with torch.no_grad():
-            Recorder(graph).run(torch.from_numpy(images))
-        return dict(outputs)
-
-    return run
+                modules = ast.literal_eval(entry.value)[1:-1]  # without the whole and the node
+                last |= {name: node.output[0] for name in modules if only in (None, name)}
+    new = set(last.values()) - {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
+    session = open_onnx(model.SerializeToString())
+    return lambda images: dict(zip(last, session.run(list(last.values()), {"images": images}), strict=True))

@@ -1,83 +1,68 @@
-"""What the layers of a network give: hooks that are always removed, and numbers by layer (advice A7, A24)."""
+"""Recording what the layers of a network receive and return, and statistics of it by layer (advice A7, A24)."""
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from project.errors import UserError
-
-RECTIFIERS = (nn.ReLU, nn.ReLU6)  # what they set to 0 has no gradient
+RECTIFIERS = (nn.ReLU, nn.ReLU6)  # where their output is 0, so is the gradient
+PASSING = (nn.Identity, nn.Dropout, nn.Flatten)  # return what they receive
 
 
 @contextmanager
-def watch(module: nn.Module, names: Collection[str] | None = None) -> Iterator[dict[str, Tensor]]:
-    """Collects the outputs of layers while the block runs; the hooks are gone after it, also when it fails.
+def watch(module: nn.Module, names: Collection[str] | None = None, inputs: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Records what layers return while the block runs; the hooks are removed after it, also when it fails.
 
     Args:
         module: Any network.
-        names: Layers, as `named_modules` has them; None takes every module that has no children.
+        names: Layers, as `named_modules` has them, "" for the network itself; None for all `leaves`.
+        inputs: Record what they receive instead, the first argument.
 
     Yields:
-        Layer -> its output in its last call, in the order of these calls: detached, a copy (the next layer may work in place), of
-        the first tensor where it gives several. A layer that is not called, or gives no tensor, is not there.
+        Layer -> a detached copy of the tensor in its last call, in the order of these calls. Layers that are not
+        called, or that return something other than a tensor, are missing.
 
     Raises:
-        UserError: a name that the network does not have; it lists the near ones.
+        AttributeError: the network has no layer of that name.
     """
-    layers = dict(module.named_modules())
-    names = leaves(module) if names is None else list(names)
-    check_layers(layers, names)
-    outputs: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            tensor = first_tensor(output)
-            if tensor is not None:
-                outputs.pop(name, None)
-                outputs[name] = tensor.detach().clone()
+    def keep(name: str, _: nn.Module, received: Any, returned: Any) -> None:
+        tensor = received[0] if inputs else returned
+        if isinstance(tensor, Tensor):
+            tensors.pop(name, None)
+            tensors[name] = tensor.detach().clone()  # the next layer may work in place
 
-        return hook
-
-    handles = []
-    try:
-        for name in names:
-            handles.append(layers[name].register_forward_hook(keep(name)))
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name in leaves(module) if names is None else names:
+            hooks.enter_context(module.get_submodule(name).register_forward_hook(partial(keep, name)))
+        yield tensors
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards for each layer the mode and the buffers that it had: `train()` would wake up what is frozen, and a
-    network may count its forward passes.
+    """Eval mode for the block; afterwards every layer has its own mode again (`train()` would undo a freeze), and every
+    buffer its value (a network may count its calls).
     """
-    modes = [(layer, layer.training) for layer in module.modules()]
-    owners = [(layer._buffers, name, buffer) for layer, _ in modes for name, buffer in layer._buffers.items()]
-    buffers = [(owner, name, buffer, buffer.detach().clone()) for owner, name, buffer in owners if buffer is not None]
+    modes = {layer: layer.training for layer in module.modules()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.eval()
     try:
-        for layer, _ in modes:
-            layer.training = False
         yield
     finally:
-        for layer, mode in modes:
+        for layer, mode in modes.items():
             layer.training = mode
-        with torch.no_grad():
-            for owner, name, buffer, before in buffers:
-                owner[name] = buffer
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def leaves(module: nn.Module) -> list[str]:
-    """Names of the modules that have no children, in the order in which they were made."""
-    return [name for name, layer in module.named_modules() if name and not any(layer.children())]
+    """Names of the modules without children that compute something, in the order of their definition."""
+    modules = module.named_modules()
+    return [name for name, layer in modules if name and not any(layer.children()) and not isinstance(layer, PASSING)]
 
 
 def rectifiers(module: nn.Module) -> set[str]:
@@ -85,28 +70,26 @@ def rectifiers(module: nn.Module) -> set[str]:
     return {name for name, layer in module.named_modules() if isinstance(layer, RECTIFIERS)}
 
 
-def check_layers(known: Collection[str], names: Collection[str]) -> None:
-    """Raises UserError for a name that is not known, with the near ones."""
-    for name in names:
-        if name in known and name:
-            continue
-        near = difflib.get_close_matches(name, [each for each in known if each], n=5, cutoff=0.4)
-        some = near or [each for each in known if each][:5]
-        raise UserError(f"the network has no layer {name!r}; {'near' if near else 'some'}: {', '.join(some)}")
+def first_convolution(net: nn.Module) -> nn.Conv2d | None:
+    """The first 2-D convolution of a network (of a ViT, its patch embedding); None if it has none."""
+    return next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor, or the first of a tuple, list or dict of them."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        output = next((each for each in output if isinstance(each, Tensor)), None)
-    return output if isinstance(output, Tensor) else None
+def map_layers(outputs: Mapping[str, Tensor], relus: Collection[str], count: int) -> list[str]:
+    """Up to `count` layers with feature maps, evenly chosen from the first on; ReLUs only, where they have any."""
+    maps = [name for name, output in outputs.items() if is_map(output)]
+    maps = [name for name in maps if name in relus] or maps
+    return maps[:: -(-len(maps) // count) or 1]
+
+
+def is_map(output: Tensor) -> bool:
+    """Whether an output has shape (N, C, h, w) with two places or more."""
+    return output.ndim == 4 and output.shape[2] * output.shape[3] > 1
 
 
 @dataclass(frozen=True)
 class LayerSpread:
-    """A layer's outputs in three numbers; `dead` is None where the layer is no ReLU."""
+    """Statistics of a layer's outputs; `dead` is None where the layer is not a ReLU."""
 
     name: str
     mean: float
@@ -115,28 +98,18 @@ class LayerSpread:
 
 
 def layer_spread(outputs: Mapping[str, Tensor], relus: Collection[str] = ()) -> list[LayerSpread]:
-    """Mean and standard deviation of each layer's outputs, over images, channels and places; the dead share of ReLUs.
+    """Mean and standard deviation of each layer's outputs, over images, channels and places; the share of dead ReLUs.
 
-    Under a good initialisation the deviation stays about the same from layer to layer (Glorot & Bengio 2010; He et al. 2015,
-    arXiv:1502.01852). How many units look dead depends on the images: the more there are, the fewer.
+    With a good initialisation the standard deviation stays about the same from layer to layer (Glorot & Bengio 2010;
+    He et al. 2015, arXiv:1502.01852). The more images there are, the fewer units look dead.
 
     Args:
-        outputs: Layer -> (N, C, ...), as `watch` yields; channels at dimension 1.
+        outputs: Layer -> (N, C, ...), as `watch` yields.
         relus: Names of the ReLUs among them, see `rectifiers`.
     """
     rows = []
     for name, output in outputs.items():
         values = output.float()
-        dead = None
-        if name in relus and values.ndim > 1 and values.numel():
-            dead = float((values.transpose(0, 1).flatten(1) == 0).all(1).float().mean())
-        mean, std = (
-            (float(values.mean()), float(values.std(correction=0))) if values.numel() else (torch.nan, torch.nan)
-        )
-        rows.append(LayerSpread(name, mean, std, dead))
+        dead = float((values == 0).transpose(0, 1).flatten(1).all(1).float().mean()) if name in relus else None
+        rows.append(LayerSpread(name, float(values.mean()), float(values.std(correction=0)), dead))
     return rows
-
-
-def first_convolution(net: nn.Module) -> nn.Conv2d | None:
-    """The first 2-D convolution of a network, of a ViT its patch embedding; None if it has none."""
-    return next((layer for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)

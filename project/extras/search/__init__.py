@@ -1,1 +1,1 @@
-"""A search for hyperparameters: many fits, each a process of its own."""
+"""A search for hyperparameters: many fits, each in a process of its own."""

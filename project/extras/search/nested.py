@@ -1,42 +1,54 @@
 """Nested evaluation (advice A2): how much the score that chose a configuration flatters it.
 
-The best of many trials is best partly by luck on the validation images. Each outer fold is therefore kept from a whole search, and
-tests its winner once: Cawley & Talbot 2010, JMLR 11:2079-2107; Varma & Simon 2006, BMC Bioinformatics 7:91.
+The best of many trials is best partly by luck on the validation images. Each outer fold is therefore kept from a
+whole search, and tests its winner once: Cawley & Talbot 2010, JMLR 11:2079-2107; Varma & Simon 2006, BMC
+Bioinformatics 7:91.
 """
 
+import json
 import statistics
-from typing import Any
+from dataclasses import replace
+
+from project.extras.search.search import Search
+from project.files import written_whole
 
 
-def report(folds: list[dict[str, float]], metric: str, maximise: bool) -> tuple[dict[str, Any], list[str]]:
-    """The optimism over the outer folds.
+def nested(search: Search, folds: int) -> int:
+    """A search for every outer fold, whose best is tested on images that its search never saw; the exit code."""
+    inner, outer = [], []
+    for fold in range(folds):
+        data = {**search.config["data"], "test_folds": folds, "test_fold": fold}
+        part = replace(search, config={**search.config, "data": data}, name=f"{search.name}/outer_{fold}")
+        code, best = part.run()
+        if best is None:  # nothing to test, stopped, or time is up
+            return code
+        code, metrics = part.test_best(part.folder / "best")
+        if code:
+            return code
+        inner.append(best.value)
+        outer.append(metrics[part.metric.replace("val/", "test/")])
+    found = optimism(inner, outer, search.mode)
+    with written_whole(search.folder / "nested.json") as draft:
+        draft.write_text(json.dumps({"metric": search.metric, **found}, indent=2) + "\n")
+    print(f"\n{search.metric} of the best trials (inner), in the tests on the outer folds, and the gaps between them:")
+    for name, numbers in found.items():
+        print(f"{name}  mean {numbers['mean']:.4f}, standard deviation {numbers['sd']:.4f}", flush=True)
+    return 0
+
+
+def optimism(inner: list[float], outer: list[float], mode: str) -> dict[str, dict[str, float | list[float]]]:
+    """The validation scores of the best trials, their scores on the outer folds, and the gaps between them.
 
     Args:
-        folds: For each outer fold: inner, the validation score of the best trial; outer, its score on the fold's images.
-        metric: Name of the inner score.
-        maximise: Whether more of it is better; the gap is positive where the inner score is the better one.
+        inner: A score for each of two or more outer folds.
+        outer: Likewise.
+        mode: max where more of the score is better, else min; a gap is positive where validation flatters.
 
     Returns:
-        The numbers, and the lines of a table.
+        inner, outer, gap -> the values of the folds, their mean and their standard deviation (sd).
     """
-    sign = 1 if maximise else -1
-    rows = [{**fold, "gap": sign * (fold["inner"] - fold["outer"])} for fold in folds]
-    spread = {
-        name: {
-            "mean": statistics.fmean(row[name] for row in rows),
-            "sd": statistics.stdev(row[name] for row in rows) if len(rows) > 1 else 0.0,
-        }
-        for name in ("inner", "outer", "gap")
+    gap = [(i - o) * (1 if mode == "max" else -1) for i, o in zip(inner, outer, strict=True)]
+    return {
+        name: {"folds": values, "mean": statistics.fmean(values), "sd": statistics.stdev(values)}
+        for name, values in (("inner", inner), ("outer", outer), ("gap", gap))
     }
-    lines = [
-        f"{'fold':>6s}  {'inner':>8s}  {'outer':>8s}  {'gap':>8s}    ({metric} of the best trial, its test on the outer fold)"
-    ]
-    lines += [f"{i:>6d}  {row['inner']:>8.4f}  {row['outer']:>8.4f}  {row['gap']:>+8.4f}" for i, row in enumerate(rows)]
-    for name, words in (("mean", "mean"), ("sd", "spread")):
-        inner, outer, gap = (spread[part][name] for part in ("inner", "outer", "gap"))
-        lines.append(f"{words:>6s}  {inner:>8.4f}  {outer:>8.4f}  {gap:>{'+' if name == 'mean' else ''}8.4f}")
-    lines.append(
-        "The outer mean is the figure to quote for this search; the inner one "
-        + (f"flatters it by {gap:.4f}." if (gap := spread["gap"]["mean"]) > 0 else f"was worse by {-gap:.4f}, by luck.")
-    )
-    return {"metric": metric, "folds": rows, **spread}, lines

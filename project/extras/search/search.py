@@ -1,211 +1,183 @@
-"""The loop of a search: begin trials, listen to them, record how they end (advice A1)."""
+"""One search over the fits of a configuration: checks before the first trial, the trials, what is written after."""
 
-import json
-import os
-import selectors
+import math
+import shlex
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
+from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
+from project.cli import parse
 from project.errors import UserError
-from project.extras.search.space import Space, Values
-from project.extras.search.study import Study
-from project.extras.search.trial import RESULT, Child
+from project.extras.child import run_to_the_end
+from project.extras.search.budget import Budget
+from project.extras.search.space import Space
+from project.extras.search.storage import open_storage, storage_errors
+from project.extras.search.summary import conclude
+from project.extras.search.worker import Worker
 from project.files import written_whole
-from project.run.child import signals
+from project.run.paths import flatten, latest_run, read
 
-SAME = 3  # trials in a row that fail with one and the same error: the settings are at fault, not the values
-PARAMS = "params.yaml"
-TICK = 0.5  # seconds
-PATIENCE = 20.0  # seconds for all trials to stop in good order; SLURM itself gives 30
-
-
-@dataclass
-class Running:
-    """A trial of ours that is under way."""
-
-    trial: optuna.Trial
-    values: Values
-    child: Child
-    slot: int
+FIXED = (  # keys that must be the same in every trial, or scores could not be compared, or that are set here
+    *("data.source", "data.class_names", "data.seed", "data.val_size", "data.test_", "data.split_seed", "data.fold"),
+    *("trainer.limit_val_batches", "trainer.default_root_dir", "trainer.logger", "trainer.callbacks"),
+    *("checkpoint", "record", "seed_everything"),
+)
+PLACE = (  # what may change when a search is resumed, or differ between its workers
+    *("fit.data.root", "fit.data.num_workers", "fit.data.cache", "fit.trainer.accelerator", "fit.trainer.devices"),
+    *("fit.trainer.default_root_dir", "fit.trainer.num_nodes"),
+)
+PYTHON = (sys.executable, "-m", "project")
 
 
 @dataclass
 class Search:
-    """One process's part in a search.
+    """One search: for the whole command, or for one outer fold.
 
     Attributes:
-        study: Where the budget and the results are.
+        config: The configuration of a fit, as plain values.
+        run_name: Name of that configuration, for the folders of its runs.
+        name: Of the search.
         space: What is searched.
-        folder: runs/search/NAME.
-        command: Folder of a trial, with its params.yaml -> what to run.
-        metric: What a trial reports.
-        extra: Settings for every trial besides the searched ones.
-        slots: One for each trial at a time: what its environment has besides ours.
-        timeout: Seconds after which no trial begins any more; None for no end.
+        slots: For each trial at a time, what its environment has besides ours.
+        mode: max or min.
+        trials, storage, resume, sampler, pruner, metric, seed, timeout, heartbeat: As the command has them.
     """
 
-    study: Study
+    config: dict[str, Any]
+    run_name: str
+    name: str
     space: Space
-    folder: Path
-    command: Callable[[Path], Sequence[str]]
+    trials: int
+    storage: str | None
+    resume: bool
+    slots: list[dict[str, str]]
+    sampler: str
+    pruner: str
     metric: str
-    maximise: bool
-    extra: dict[str, Any] = field(default_factory=dict)
-    slots: list[dict[str, str]] = field(default_factory=lambda: [{}])
-    timeout: float | None = None
+    mode: str
+    seed: int
+    timeout: float | None
+    heartbeat: float
 
-    def run(self) -> int:
-        """Spend the budget that is left. Returns the signal that stopped it, or 0.
+    def __post_init__(self) -> None:
+        self.root = Path(self.config["trainer"]["default_root_dir"] or "runs")
+        self.folder = self.root / "search" / self.name
+        self.base = self.folder / "base" / f"{self.run_name}.yaml"  # runs are named after their config
+        self.best = self.folder / "best.yaml"
+        self.keys = [parameter.key for parameter in self.space.parameters]
+        lite = f"sqlite:///{self.folder.absolute()}/study.db?timeout=20"  # seconds, while another process writes
+        self.address = self.storage or lite
 
-        Raises:
-            UserError: when no trial can succeed, or the storage fails; running trials are stopped first.
-        """
-        self._running: list[Running] = []
-        self._errors: list[str] = []
-        self._began, self._looked, self._waiting = time.monotonic(), 0.0, False
-        with signals("Stopping the running trials; a second Ctrl-C does not wait for them.") as asked:
-            try:
-                while not asked and self._go_on():
-                    self._listen()
-                    self._reap()
-                    self.study.beat([running.trial for running in self._running])
-                self._stop()
-            except UserError:
-                with suppress(UserError):  # the first says what is wrong
-                    self._stop()
-                raise
-            finally:
-                for running in self._running:
-                    running.child.kill()
-                    running.child.close()
-        return asked[0] if asked else 0
+    def check(self) -> None:
+        """Parse every choice and both ends of every range as fit would: a bad one is found before the first trial."""
+        with tempfile.TemporaryDirectory() as place:
+            base, candidate = Path(place, "base.yaml"), Path(place, "candidate.yaml")
+            base.write_text(yaml.safe_dump(self.config))
+            for key, value, values in self.space.candidates():
+                settings = self.space.settings(values)
+                if fixed := [leaf for leaf in (key, *flatten(settings)) if leaf.startswith(FIXED)]:
+                    raise UserError(f"space: {fixed[0]} must be the same in every trial: set it in the config")
+                candidate.write_text(yaml.safe_dump(settings))
+                try:
+                    parse(["--config", str(base), "--config", str(candidate)])
+                except UserError as error:
+                    raise UserError(f"space: {key} = {value}: {error}") from error
 
-    def _go_on(self) -> bool:
-        """Fill the free places; False when all is done, here and elsewhere."""
-        elsewhere = 0
-        if len(self._running) < len(self.slots) or time.monotonic() - self._looked > self.study.heartbeat:
-            self._looked = time.monotonic()
-            elsewhere, lines = self.study.sweep({running.trial.number for running in self._running})
-            for line in lines:
-                print(line, flush=True)
-        late = self.timeout is not None and time.monotonic() - self._began > self.timeout
-        while not late and len(self._running) < len(self.slots) and self._begin():
-            pass
-        if self._running or late:
-            return bool(self._running)
-        if elsewhere and not self._waiting:
-            self._waiting = True
-            print(f"waiting for {elsewhere} trials of other workers; Ctrl-C leaves them to those", flush=True)
-        if elsewhere:
-            time.sleep(min(2.0, self.study.heartbeat))
-        return elsewhere > 0 or self.study.left() > 0
+    def run(self) -> tuple[int, FrozenTrial | None]:
+        """Search, and say what was found; the exit code, and the best trial once the budget is spent."""
+        self.check()
+        self.base.parent.mkdir(parents=True, exist_ok=True)
+        with storage_errors():
+            study = self._open()
+            with written_whole(self.base) as draft:
+                draft.write_text(yaml.safe_dump(self.config, sort_keys=False))
+            seed = self.seed + 1_000_003 * len(study.trials)  # other draws after every resumption
+            study.sampler = RandomSampler(seed)
+            if self.sampler == "tpe":  # in groups, because conditions divide the space
+                study.sampler = TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            if self.storage:
+                study.sampler.reseed_rng()  # and in every one of several processes
+            budget = Budget(study, self.trials, self.heartbeat)
+            print(f"search {self.name}: {budget.left()} of {self.trials} trials left, in {self.folder}", flush=True)
+            end = time.monotonic() + (self.timeout or math.inf)
+            stopped = Worker(budget, self._start, self.metric, self.mode, end).run(self.slots)
+            found = conclude(study, self.folder, self.keys, self.metric)
+            left = budget.left()
+        if found is not None:
+            self._write_best(found)
+        if left:
+            print(f"{left} trials are left: the same command with --resume continues", flush=True)
+            return stopped and 128 + stopped, None
+        if found is None:
+            print(f"no trial was completed: {self.folder / 'trials.csv'} has their errors", flush=True)
+        return int(found is None), found
 
-    def _begin(self) -> bool:
-        reserved = self.study.reserve(self.space, self.folder)
-        if reserved is None:
-            return False
-        trial, values = reserved
-        folder = Path(trial.user_attrs["folder"])
+    def _open(self) -> optuna.Study:
+        """The study, new or begun with the same settings."""
         try:
-            folder.mkdir(parents=True)  # a new one: what an earlier trial left there would be taken for this one's
-            settings = {**self.space.settings(values), **self.extra}
-            (folder / PARAMS).write_text(yaml.safe_dump(settings, sort_keys=False))
-            slot = min(set(range(len(self.slots))) - {running.slot for running in self._running})
-            child = Child(self.command(folder), folder, self.metric, values, self.slots[slot])
-        except OSError as error:
-            self.study.interrupt(trial.number)
-            raise UserError(
-                f"{folder} cannot be written or its trial not be started ({error.strerror or error})"
-            ) from error
-        self._running.append(Running(trial, values, child, slot))
-        return True
+            study = optuna.create_study(
+                storage=open_storage(self.address),
+                study_name=self.name,
+                direction=f"{self.mode}imize",
+                load_if_exists=bool(self.resume or self.storage),
+            )
+        except DuplicatedStudyError as error:
+            words = "--resume continues it, --name starts another"
+            raise UserError(f"name: there is a search {self.name} already: {words}") from error
+        setup = flatten({"metric": self.metric, "mode": self.mode, "space": self.space.content, "fit": self.config})
+        setup = {key: value for key, value in setup.items() if not key.startswith(PLACE)}
+        known = study.user_attrs.get("setup", setup)
+        for key in {**setup, **known}:
+            if setup.get(key) != known.get(key):
+                words = f"{key} is {setup.get(key)}, and was {known.get(key)}; --name starts another"
+                raise UserError(f"the search {self.name} was started with other settings: {words}")
+        study.set_user_attr("setup", setup)
+        return study
 
-    def _listen(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for running in self._running:
-                if not running.child.silent:
-                    selector.register(running.child.socket, selectors.EVENT_READ, running)
-            ending = any(running.child.silent for running in self._running)
-            ready = [key.data for key, _ in selector.select(TICK / 10 if ending else TICK)] if self._running else []
-        for running in ready:
-            self._hear(running)
+    def _start(self, trial: optuna.Trial) -> tuple[Path, list[str]]:
+        """Choose the values of a trial: its folder, and the command of its fit."""
+        settings = self._settings(self.space.suggest(trial))
+        arguments = {"storage": self.address, "study": self.name, "trial": trial.number}
+        arguments |= {"metric": self.metric, "pruner": self.pruner}
+        report = {"class_path": "project.extras.search.report_trial.ReportTrial", "init_args": arguments}
+        callbacks = self.config["trainer"]["callbacks"] or []
+        settings["record"] = {"hparams": self.keys, "scores": [self.metric, "val/acc", "val/loss"]}
+        settings.setdefault("trainer", {})["callbacks"] = [*callbacks, report]
+        folder = self.folder / f"trial_{trial.number:04d}"
+        folder.mkdir()
+        (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        command = [*PYTHON, "fit", *self._configs(folder / "params.yaml")]
+        return folder, [*command, "--trainer.default_root_dir", str(folder)]
 
-    def _hear(self, running: Running) -> None:
-        for step, value in running.child.read():
-            if self.study.report(running.trial, step, value):
-                running.child.pruned = True
-            running.child.answer("stop" if running.child.pruned else "go")
+    def _settings(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What is laid over the base; best.ckpt is to be the epoch that made the score."""
+        return {**self.space.settings(values), "checkpoint": {"monitor": self.metric, "mode": self.mode}}
 
-    def _reap(self) -> None:
-        for running in [running for running in self._running if running.child.ended]:
-            self._hear(running)
-            self._record(running)
-            running.child.close()
-            self._running.remove(running)
-            if running.child.refused:
-                raise UserError(running.child.refused)
-            if len(self._errors) >= SAME and len(set(self._errors[-SAME:])) == 1:
-                raise UserError(
-                    f"{SAME} trials in a row failed alike: {self._errors[-1]} (their log: {running.child.folder})"
-                )
+    def _configs(self, top: Path) -> list[str]:
+        return ["--config", str(self.base), "--config", str(top)]
 
-    def _record(self, running: Running) -> None:
-        child, number = running.child, running.trial.number
-        if child.refused:
-            self.study.drop(number)
-            return
-        scores, error = child.scores(), child.error()
-        best = (max(scores) if self.maximise else min(scores)) if scores else None
-        if error is None and best is None and not child.pruned:
-            error = f"{self.metric} was never a number"
-        result = {
-            "state": "fail" if error else "pruned" if child.pruned else "complete",
-            "best": best,
-            "error": error,
-            "seconds": round(time.monotonic() - child.began, 1),
-            "validations": len(child.values),
-        }
-        self._errors = [*self._errors, error] if error else []
-        with suppress(UserError), written_whole(child.folder / RESULT) as draft:  # for the case that the storage fails
-            draft.write_text(json.dumps(result) + "\n")
-        if self.study.finish(number, result):
-            print(line(number, result, self.metric, running.values), flush=True)
-        else:
-            print(f"trial {number}  was taken for dead, and is done by another worker", flush=True)
+    def _write_best(self, best: FrozenTrial) -> None:
+        command = shlex.join(["python", "-m", "project", "fit", *self._configs(self.best)])
+        head = f"# Trial {best.number} of the search {self.name}: {self.metric} {best.value:.4f} in its best epoch.\n"
+        with written_whole(self.best) as draft:
+            draft.write_text(f"{head}#     {command}\n{yaml.safe_dump(self._settings(best.params), sort_keys=False)}")
+        print(f"best        trial {best.number}: {command}", flush=True)
 
-    def _stop(self) -> None:
-        """After a signal: end what runs, so that --resume does it again."""
-        for running in self._running:
-            running.child.ask_to_stop()
-        end = time.monotonic() + PATIENCE
-        for running in self._running:
-            running.child.wait(end - time.monotonic())
-            self.study.interrupt(running.trial.number)
-            print(f"trial {running.trial.number}  interrupted; --resume does it again", flush=True)
-
-
-def line(number: int, result: dict[str, Any], metric: str, values: Values) -> str:
-    """What is said of a trial that has ended."""
-    words = {
-        "complete": "",
-        "pruned": f"pruned after {result['validations']}  ",
-        "fail": f"failed: {result['error']}  ",
-    }
-    score = f"{metric} {result['best']:.4f}  " if result["best"] is not None else ""
-    shown = "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )
-    return f"trial {number}  {words[result['state']]}{score}{shown}  {result['seconds']:.0f} s"
-
-
-def share_of_cores(workers: int) -> dict[str, str]:
-    """Threads for each of several trials on one machine, which would otherwise each take all cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+    def test_best(self, root: Path) -> tuple[int, dict[str, Any]]:
+        """Train the best once more, as an ordinary run below root, and test it; exit code, and metrics of the run."""
+        for command in (["fit", "--trainer.enable_checkpointing", "true"], ["test", "--ckpt_path", "best"]):
+            place = ["--trainer.default_root_dir", str(root)]
+            code, stopped = run_to_the_end([*PYTHON, *command, *self._configs(self.best), *place])
+            if code or stopped:
+                print("the best trial was not tested: the same command with --resume does it", flush=True)
+                return code or 128 + stopped, {}
+        return 0, read(latest_run(root) / "metrics.json")

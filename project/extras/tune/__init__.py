@@ -1,1 +1,1 @@
-"""Learning rate and batch size from a short measurement."""
+"""Learning rate and batch size from short measurements."""

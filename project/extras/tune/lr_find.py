@@ -1,160 +1,49 @@
-"""The learning-rate range test (Smith 2017, arXiv:1506.01186, section 3.3): train while the rate rises, and note the loss.
-
-It runs in Lightning's own training loop, so that clipping, accumulation, precision, augmentation and mixing are what they are in a
-training. Lightning's finder would give all groups one rate; here they rise together, in their proportions.
-"""
+"""`python -m project lr_find`: a learning rate from a range test (advice A12, A13)."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+import numpy as np
 
 from project.errors import UserError
-from project.extras.tune.curve import reach_of
-
-BLOWN = 4.0  # times the lowest smoothed loss, and above the first ones: the test has seen enough
-HELD = (
-    "_lightning_module",
-    "_model",
-    "_optimizers",
-    "_lightning_optimizers",
-    "lr_scheduler_configs",
-)  # by a trainer's strategy
-METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
-FIRST = 5  # steps whose mean loss is the first one
+from project.extras.tune.curve import draw, read_curve
+from project.extras.tune.measure import measure, write_yaml
+from project.files import output_path, written_whole
+from project.optim.advice import USUAL_RATES
 
 
-@dataclass
-class RangeTest:
-    """What a test measured: the rate, as the model's one learning rate, and the loss of each optimizer step; and why it stopped."""
+def find(config: dict[str, Any], out: str, steps: int, min_lr: float, max_lr: float) -> int:
+    """Find a learning rate, print it, and write the YAML file and the figure. Returns the exit code.
 
-    planned: int
-    rates: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)  # finite
-    optimizer: str = ""  # name of its class
-    stopped: str = ""  # empty after all planned steps
+    Where the loss does not fall, it is 1: the figure is written, the YAML file is not.
 
-
-class RateSweep(L.Callback):
-    """Raises the rates of all groups by one factor a step, and notes the losses."""
-
-    def __init__(self, lr: float, rates: Sequence[float]) -> None:
-        """
-        Args:
-            lr: The model's learning rate, in proportion to which its groups were built.
-            rates: What that learning rate is to be at each optimizer step.
-        """
-        self.lr, self.rates = lr, rates
-        self.result = RangeTest(len(rates))
-        self._base: list[float] = []
-        self._batches: list[Tensor] = []  # losses of the batches that one optimizer step accumulates
-        self._weighted = self._weights = 0.0
-        self._best = math.inf
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(trainer.optimizers[0], torch.optim.Rprop):
-            raise UserError("model.optimizer: Rprop sizes every step by itself, so there is no rate to find")
-        self.result.optimizer = type(trainer.optimizers[0]).__name__
-        # A scheduler has put the rate of its first step in force, and keeps the one of before as initial_lr.
-        self._base = [float(group.get("initial_lr", group["lr"])) for group in trainer.optimizers[0].param_groups]
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        rate = self.rates[min(trainer.global_step, len(self.rates) - 1)]
-        for group, base in zip(trainer.optimizers[0].param_groups, self._base, strict=True):
-            group["lr"] = base * (rate / self.lr)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self._batches.append(loss.detach().float() * trainer.accumulate_grad_batches)  # Lightning has divided it
-        if trainer.global_step == len(self.result.losses):
-            return  # gradients still accumulate
-        mean = sum(self._batches) / len(self._batches)
-        self._batches = []
-        self._note(trainer, float(trainer.strategy.reduce(mean, reduce_op="mean")))
-
-    def _note(self, trainer: L.Trainer, loss: float) -> None:
-        rate = self.rates[len(self.result.losses)]
-        if not math.isfinite(loss):
-            self.result.stopped = f"the loss was {loss} at {rate:.3g}"
-            trainer.should_stop = True
-            return
-        self.result.rates.append(rate)
-        self.result.losses.append(loss)
-        keep = math.exp(
-            -1 / reach_of(len(self.rates))
-        )  # a running mean, divided by its weights: it begins without a bias
-        self._weighted, self._weights = keep * self._weighted + loss, keep * self._weights + 1
-        smoothed = self._weighted / self._weights
-        self._best = min(self._best, smoothed)
-        first = sum(self.result.losses[:FIRST]) / len(self.result.losses[:FIRST])
-        if smoothed > max(
-            BLOWN * self._best, first
-        ):  # of an easy task, whose loss is near zero, 4 times that is still low
-            self.result.stopped = f"at {rate:.3g} the loss was {BLOWN:.0f} times its lowest"
-            trainer.should_stop = True
-
-
-def range_test(
-    trainer: L.Trainer,
-    callbacks: list[L.Callback],
-    model: L.LightningModule,
-    data: L.LightningDataModule,
-    lr: float,
-    rates: Sequence[float],
-) -> RangeTest:
-    """Train a model while its rate rises. The model is trained: give a copy. Trainer and random numbers stay what they are.
-
-    Args:
-        trainer: Its loggers, callbacks and validation do not run.
-        callbacks: Those that do.
-        model: With rates that nothing else changes.
-        data: Repeated as often as it takes.
-        lr: The learning rate for which the model builds its groups.
-        rates: What that rate is to be at each step of the optimizer.
+    Raises:
+        UserError: an argument is out of range, a file cannot be written, or the training fails.
     """
-    sweep = RateSweep(lr, rates)
-    with isolate_rng(), borrowed(trainer, [*callbacks, sweep], len(rates)):
-        trainer.fit(model, datamodule=data)
-    return sweep.result
-
-
-@contextmanager
-def borrowed(trainer: L.Trainer, callbacks: list[L.Callback], steps: int) -> Iterator[None]:
-    """Let a trainer make that many optimizer steps (-1: until it is stopped) with these callbacks, without loggers or validation;
-    then put it back as it was.
-    """
-    before, loggers, loop, validate = trainer.callbacks, trainer.loggers, trainer.fit_loop, trainer.limit_val_batches
-    plugin = trainer.precision_plugin.state_dict()  # the scale of 16-mixed
-    # Else a validation without a model would take the one that was tested, which would also stay in memory.
-    parts = (
-        (trainer.strategy, HELD),
-        (trainer._logger_connector, METRICS),
-        (trainer.state, tuple(vars(trainer.state))),
-    )
-    held = [(part, name, getattr(part, name)) for part, names in parts for name in names]
-    trainer.callbacks, trainer.loggers, trainer.limit_val_batches = callbacks, [], 0
-    trainer.fit_loop = type(loop)(trainer, min_epochs=0, max_epochs=-1)
-    trainer.fit_loop.epoch_loop = type(loop.epoch_loop)(trainer, max_steps=steps)
-    try:
-        yield
-    finally:
-        trainer.callbacks, trainer.loggers, trainer.fit_loop, trainer.limit_val_batches = (
-            before,
-            loggers,
-            loop,
-            validate,
+    path, picture = output_path(out, "lr.yaml"), output_path(str(Path(out).with_suffix(".png")), "lr.png")
+    if steps < 10 or max_lr < 10 * min_lr:
+        raise UserError("lr_find needs steps of 10 or more, and a max_lr of at least 10 times min_lr")
+    print(f"lr_find    {steps} steps from {min_lr:g} to {max_lr:g}, without schedule, warm-up and callbacks")
+    rates = np.geomspace(min_lr, max_lr, steps).tolist()
+    found = measure(config, rates)
+    losses = found["losses"]
+    smoothed, edge = read_curve(losses, steps)
+    chosen = None
+    if edge is not None:
+        chosen, why = rates[edge] / 10, "a tenth of the highest learning rate at which the loss is still low"
+        usual = USUAL_RATES.get(found["optimizer"], (0.0, math.inf))[1] / found["scaling"]
+        if edge == steps - 1 and chosen > usual:
+            chosen, why = usual, f"the loss stays low up to {max_lr:g}; the highest usual for {found['optimizer']}"
+        chosen = float(f"{chosen:.3g}")
+    with written_whole(picture) as draft:
+        draw(rates[: len(losses)], losses, smoothed, chosen).savefig(draft, dpi=120)
+    if chosen is None:
+        print(
+            f"nothing    the loss does not fall clearly (see {picture}), so {path.name} was not written.\n"
+            "           Try another range, more --steps or a larger batch; or check the images and labels."
         )
-        trainer.precision_plugin.load_state_dict(plugin)
-        for part, name, value in held:
-            setattr(part, name, value)
-        trainer.should_stop = False
+        return 1
+    print(f"model.lr   {chosen:g}: {why}")
+    write_yaml(path, out, f"{why}; {found['batch']} images per step, {found['optimizer']}", {"model": {"lr": chosen}})
+    return 0

@@ -12,8 +12,6 @@ from project.__main__ import main
 @pytest.fixture(scope="session")
 def exported_once(_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run with its temperature, and model.onnx, model.pt2 and model.safetensors made from it."""
-    from project.__main__ import main
-
     folder = tmp_path_factory.mktemp("exported")
     shutil.copytree(_trained / "runs", folder / "runs")
     before = Path.cwd()

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
 
@@ -22,6 +23,7 @@ def test_the_notebook_code_runs_as_printed(trained, capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_yaml_is_a_setting(cli, workdir) -> None:
     (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (workdir / "part.yaml").write_text(block)

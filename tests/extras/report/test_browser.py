@@ -17,7 +17,7 @@ from project.__main__ import main
 from tests.extras.report.browser import CHROMIUM, Browser
 
 pytestmark = pytest.mark.slow
-if CHROMIUM is None and not os.environ.get("CI_BROWSER"):
+if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("no chromium is installed: apt-get install chromium", allow_module_level=True)
 
 # All elements of the page, those of shadow trees and frames included, which TensorBoard's tabs are made of.

@@ -1,6 +1,7 @@
-"""Real database servers of the tests' own, on loopback."""
+"""A worker whose trials do not train, and real database servers of the tests' own, on loopback."""
 
 import itertools
+import math
 import os
 import shutil
 import socket
@@ -11,14 +12,45 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+import optuna
 import pytest
 
+from project.extras.search.budget import Budget
+from project.extras.search.storage import open_storage
+from project.extras.search.worker import Worker
+
 NUMBER = itertools.count()
+SCORES = {"good": [0.1, 0.3, 0.2], "nan": [math.nan]}
+
+
+def budget_of(address: str, trials: int, heartbeat: float = 60.0) -> Budget:
+    """A budget whose study is at that address; each call is another worker, as far as the study is concerned."""
+    storage, sampler = open_storage(address), optuna.samplers.RandomSampler()
+    study = optuna.create_study(
+        storage=storage, study_name="fake", direction="maximize", sampler=sampler, load_if_exists=True
+    )
+    return Budget(study, trials, heartbeat)
+
+
+def worker_of(budget: Budget, folder: Path, how: str = "good", command: str = "true", end: float = math.inf) -> Worker:
+    """A worker whose trials report at once what a training would in its course, and whose process is a shell."""
+
+    def start(trial: optuna.Trial) -> tuple[Path, list[str]]:
+        trial.suggest_float("lr", 0.0, 1.0)
+        for step, score in enumerate(SCORES.get(how, SCORES["good"]), start=1):
+            trial.report(score, step)
+        if how == "pruned":
+            trial.set_user_attr("pruned", True)
+        place = folder / f"trial_{trial.number:04d}"
+        place.mkdir(parents=True)
+        return place, ["sh", "-c", f"echo $$ > {place}/began; {command}"]
+
+    return Worker(budget, start, "val/acc", "max", end)
 
 
 def without(what: str) -> NoReturn:
-    """Skip, but fail where the tests are to leave nothing out."""
-    (pytest.fail if os.environ.get("CI_SLOW") else pytest.skip)(what)
+    """Skip, but fail in CI, which is to leave nothing out."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
 
 def free_port() -> int:
@@ -48,7 +80,7 @@ def postgresql(postgresql_port: int) -> str:
     connection.autocommit = True
     connection.cursor().execute(f"CREATE DATABASE {name}")
     connection.close()
-    return f"postgresql://postgres@127.0.0.1:{postgresql_port}/{name}"
+    return f"postgresql+pg8000://postgres@127.0.0.1:{postgresql_port}/{name}"
 
 
 @pytest.fixture
@@ -59,7 +91,7 @@ def mysql(mysql_port: int) -> str:
     name = f"study_{next(NUMBER)}"
     with pymysql.connect(host="127.0.0.1", port=mysql_port, user="root") as connection:
         connection.cursor().execute(f"CREATE DATABASE {name}")
-    return f"mysql://root@127.0.0.1:{mysql_port}/{name}"
+    return f"mysql+pymysql://root@127.0.0.1:{mysql_port}/{name}"
 
 
 @pytest.fixture(scope="session")
