@@ -312,7 +312,7 @@ def test_another_batch_on_resume_is_said(cli, few) -> None:
     assert cli(*few, *scaled, "--trainer.max_epochs=1").code == 0
     more = ["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]
     result = cli(*more, "--data.batch_size=4")
-    assert result.code == 0 and "images a step: 8 until here, 4 from now on" in result.out
+    assert result.code == 0 and "images per step: 8 until here, 4 from now on" in result.out
     assert last()["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.025)
 
 

@@ -101,7 +101,7 @@ class RunRecord(L.Callback):
             final = {tag: metrics[name] for name, tag in self.tags.items() if name in metrics}
             trainer.logger.log_metrics(final, step=trainer.global_step)
         if self.run.step == trainer.global_step:
-            say("This checkpoint's training is complete: a larger --trainer.max_epochs continues it.")
+            say("The checkpoint is already at the end: a larger --trainer.max_epochs continues it.")
         say(fit_words(metrics, self.saved, self.run.root))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

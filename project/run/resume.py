@@ -98,7 +98,7 @@ class ResumeChanges(L.Callback):
             if pl_module.recipe.reference_batch and (planned is None or isinstance(optimizer, SWATS)):
                 hint = "the learning rate cannot follow with SWATS or a scheduler of torch"
                 raise UserError(f"the batch was {batch} images a step, and is {self._batch} now: {hint}; keep it")
-            say(_change("images of a step", batch, self._batch))
+            say(_change("images per step", batch, self._batch))
         groups = self._then.get("groups", self._groups)
         for group, now, before in zip(optimizer.param_groups, self._groups, groups, strict=True):
             group |= {key: now[key] for key in now.keys() - NOT_SETTINGS if now[key] != before.get(key)}
