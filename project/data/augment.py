@@ -4,9 +4,8 @@
     images = augment(images, epoch, index)  # uint8 (N, C, H, W), N positions in the data set
 
 What becomes of an image depends on the seed, the epoch and its index alone, to the last bit on one kind of device.
-Every operation is therefore elementwise, a copy, or a sum in a fixed order: a batched mean may round otherwise in
-another batch. An augmentation may do only what leaves the label true: each class says which tasks it breaks. This file
-has those that move or hide pixels. A new one is a class like these, in any file, and a line of YAML.
+Every operation is therefore elementwise, a copy, or a sum in a fixed order: a batched mean may round otherwise. An
+augmentation must leave the label true: each class says which tasks it breaks. A new one is a class and a line of YAML.
 """
 
 import math
@@ -84,29 +83,20 @@ class Flip(Augmentation):
 
 
 class HorizontalFlip(Flip):
-    """Mirrors left and right.
-
-    Safe for most photographs. Breaks tasks in which left and right differ: text, road signs, sides in medicine.
-    """
+    """Mirrors left and right. Breaks tasks in which the two differ: text, digits, road signs, sides in medicine."""
 
     dim = -1
 
 
 class VerticalFlip(Flip):
-    """Mirrors top and bottom.
-
-    For views without an up: cells, tissue, satellite images, textures. Breaks everyday photographs, which have gravity,
-    and text and digits (a 6 becomes nearly a 9).
-    """
+    """Mirrors top and bottom, for views without an up: cells, tissue, satellite images. Breaks photographs and text."""
 
     dim = -2
 
 
 @dataclass
 class Rotate90(Augmentation):
-    """Rotates by 90, 180 or 270 degrees, each as likely. Needs square images.
-
-    For views without an up: cells, tissue, satellite images. Breaks text, digits and everyday photographs.
+    """Rotates by 90, 180 or 270 degrees, each as likely; needs square images. Breaks text, digits and photographs.
 
     Args:
         p: Probability of a rotation, in [0, 1]; the default makes all four orientations equally likely.
@@ -123,8 +113,7 @@ class Rotate90(Augmentation):
 class FlipRotate(Augmentation):
     """One of the eight flips and rotations of a square, each as likely (the dihedral group D4). Needs square images.
 
-    Takes the place of both flips and Rotate90. For views without an up: most tissue, cells and satellite images. Breaks
-    text, digits, everyday photographs, and molecules that differ from their mirror image.
+    Replaces both flips and Rotate90, for views without an up: tissue, satellite images. Breaks text, photographs.
     """
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -158,10 +147,9 @@ class RandomCrop(Augmentation):
 
 @dataclass
 class RandomErasing(Augmentation):
-    """Replaces a rectangle by a flat random grey, so that the network does not rely on one part of the object.
+    """Replaces a rectangle inside the image by a random grey (Zhong et al. 2017, arXiv:1708.04896, algorithm 1).
 
-    Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with the rectangle inside the image. Breaks tasks in which the
-    telling part is small: the rectangle may hide all of it.
+    Breaks tasks in which the telling part is small: the rectangle may hide all of it.
 
     Args:
         p: Probability of erasing, in [0, 1].

@@ -45,17 +45,11 @@ class Jitter(Photometric):
 
 
 class Brightness(Jitter):
-    """Multiplies all values by a random factor.
-
-    Breaks tasks in which the absolute brightness is the measurement: X-ray density, stained assays, thermal images.
-    """
+    """Multiplies all values by a random factor. Breaks tasks in which brightness is the measurement, as in X-rays."""
 
 
 class Contrast(Jitter):
-    """Multiplies the distance from the image's mean grey by a random factor.
-
-    Breaks tasks in which faint structure is the class (haze, low-contrast lesions): little contrast may hide it.
-    """
+    """Multiplies the distance from the image's mean grey by a random factor. Breaks tasks of faint structure (haze)."""
 
     def reference(self, colour: Tensor) -> Tensor:
         """The mean, (N, 1, 1, 1), by halving: `mean` splits a single large image among threads, a batch not."""
@@ -70,7 +64,7 @@ class Contrast(Jitter):
 
 
 class Saturation(Jitter):
-    """Multiplies the distance from each pixel's own grey by a random factor. Needs colour.
+    """Multiplies the distance from each pixel's own grey by a random factor; needs colour.
 
     Breaks tasks in which the colour is the class: ripeness, stains, signal lights, flower and bird species.
     """
@@ -83,9 +77,7 @@ class Saturation(Jitter):
 
 @dataclass
 class Blur(Photometric):
-    """Gaussian blur of a random width.
-
-    Breaks tasks that depend on fine detail: texture, small text, focus grading, all small images (32 pixels).
+    """Gaussian blur of a random width. Breaks tasks of fine detail: texture, text, small images (32 pixels).
 
     Args:
         kernel_size: Width of the window in pixels, odd (an even one is one wider); 6 sigma holds the whole bell.
@@ -110,9 +102,7 @@ class Blur(Photometric):
 
 @dataclass
 class GaussianNoise(Photometric):
-    """Adds independent normal noise to every value.
-
-    Breaks tasks whose signal is as faint as the noise or is noise itself: low light, texture, forgery detection.
+    """Adds independent normal noise to every value. Breaks tasks whose signal is as faint: low light, texture.
 
     Args:
         std: Standard deviation, 0 or more, where the values span [0, 1]; 0.05 is clearly visible.

@@ -18,9 +18,8 @@ ANGLES = 4096  # a table of sines, as torch's own may differ in the last bit fro
 class RandomResize(Augmentation):
     """Zooms in or out about a random place, the output as large as the input.
 
-    A scale above 1 shows a window of 1 / scale of the side, enlarged; below 1 the whole image is shrunk and put at a
-    random place. Breaks tasks in which the size is the class (a cell's size, one product in two sizes), and with a
-    large scale those whose object is small or at the border: the window may miss it.
+    A scale above 1 shows a window of 1 / scale of the side, enlarged; below 1 the image is shrunk. Breaks tasks in
+    which the size is the class, and with a large scale those whose object is small or at the border.
 
     Args:
         scale: Lowest and highest magnification of the sides, drawn uniformly; [0.8, 1.25] is mild.
@@ -43,8 +42,7 @@ class RandomResize(Augmentation):
 class Rotate(Augmentation):
     """Rotates about the centre by a random angle.
 
-    Small angles suit most tasks, digits included (10 degrees). Large ones break whatever has an up: text, a 6 and a 9,
-    everyday photographs. It blurs slightly; for quarter turns alone take Rotate90.
+    Small angles suit most tasks, digits included (10 degrees). Large ones break whatever has an up: text, photographs.
 
     Args:
         degrees: Largest angle either way, up to 180; the angle is uniform over 4096 steps of the range.
@@ -74,8 +72,7 @@ def _centres(images: Tensor) -> list[Tensor]:
 def _sample(images: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
     """Bilinear samples at x and y, which broadcast to (N, H, W) in units of [-1, 1].
 
-    On a CPU `grid_sample` works image by image, so the batch does not matter (tested). The usual `affine_grid` is a
-    batched matrix product, free to round otherwise in another batch.
+    `grid_sample` works image by image (tested); `affine_grid`, a batched matrix product, may round otherwise.
     """
     grid = torch.stack(torch.broadcast_tensors(x, y), -1)  # (N, H, W, 2)
     padding = "zeros" if mode == "constant" else "reflection"

@@ -64,10 +64,7 @@ class Draws:
         return (unit * (high - low) + low).clamp_(max=below)  # the sum may round up to high
 
     def integers(self, high: int) -> Tensor:
-        """int64 (N,) in [0, high), for high from 1 to 2^31; the probabilities are equal to within 2^-32.
-
-        Lemire 2019, "Fast random integer generation in an interval", section 4.
-        """
+        """int64 (N,) in [0, high), high up to 2^31; probabilities equal to within 2^-32 (Lemire 2019, section 4)."""
         return (_shift(self._next(), 32) * high) >> 32
 
     def bernoulli(self, p: float) -> Tensor:
@@ -77,10 +74,7 @@ class Draws:
         return _shift(self._next(), 32) < round(p * 2**32)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """float32 (N, *shape), standard normal to 16 bits: each 64-bit hash yields four quantiles.
-
-        From a table: exact on every device, and a quarter of the hashes that Box-Muller would need.
-        """
+        """float32 (N, *shape), standard normal to 16 bits from a table: each 64-bit hash yields four quantiles."""
         size = math.prod(shape)
         words = torch.arange((size + 3) // 4, device=self._state.device)
         hashed = _output(self._next()[:, None], words)  # (N, words)

@@ -16,10 +16,7 @@ class ArraySource(Source):
 
 
 class Digits(ArraySource):
-    """The 1,797 real handwritten digits that come with scikit-learn: 8x8, grey, ten classes, no download.
-
-    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998).
-    """
+    """The 1,797 handwritten digits of scikit-learn: 8x8, grey, ten classes, no download (Alpaydin & Kaynak 1998)."""
 
     def __init__(self, root: str | None) -> None:
         from sklearn.datasets import load_digits  # here, because scikit-learn takes a second to import

@@ -87,8 +87,8 @@ def survey(
 ) -> list[Verdict]:
     """One verdict for each sample, in order; `pixels`, uint8 (N, C, H, W), takes the decoded images.
 
-    Works in several threads, since Pillow decodes without holding Python's lock. A verdict from an earlier run is
-    believed while path, size and time agree; a good file is then decoded again only for its pixels.
+    A verdict from an earlier run is believed while path, size and time agree; a good file is then decoded again only
+    for its pixels. Threads help, since Pillow decodes without holding Python's lock.
     """
     paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
     # Verdicts are filed in the user's cache folder, under the folder that the images share.

@@ -16,8 +16,7 @@ from project.data.memory import INDEX_LIMIT, Batch, Request
 class EpochBatches:
     """A batch sampler: lists of (epoch, key), the same for any number of workers, and shared out among ranks.
 
-    In training every rank gets equally many images, as DDP needs: the first few of the order may come again. In
-    evaluation each image comes exactly once, on one rank.
+    In training every rank gets equally many images, so the first few may come again; in evaluation each comes once.
     """
 
     index: Sequence[int]  # the images, by their position among all samples

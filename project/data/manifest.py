@@ -13,8 +13,7 @@ COLUMNS = "path,label[,split][,group]"
 class Manifest(FileSource):
     """A CSV file with the columns path,label and, where wanted, split and group; data.root is the file.
 
-    Paths are relative to the file's folder. split is train, val, test or empty. Images of one group (a patient, a
-    burst) never cross splits.
+    Paths are relative to the file's folder; split is train, val, test or empty; a group never crosses splits.
     """
 
     def __init__(self, root: str | None) -> None:

@@ -25,7 +25,7 @@ class Images(Dataset):
     """A data set that is asked for a whole batch at once."""
 
     source: Source
-    index: Sequence[int]  # of each image, its position in `source.samples`: the identity that draws are made from
+    index: Sequence[int]  # of each image, its position in `source.samples`: draws are made from it
     labels: Tensor  # of each, its class, int64 (N,)
     format: ImageFormat
     pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted

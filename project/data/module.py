@@ -54,8 +54,7 @@ class ImageDataModule(L.LightningDataModule):
         Args:
             root: Where the images are: a folder (ImageFolder), a CSV file (Manifest), a folder or an image (predict).
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
-            image_size: Pixels of a side; the network and all else follow. Null measures the training images: the median
-                of their shorter sides, at most 224. Larger usually means more accurate, and slower (advice A8).
+            image_size: Pixels of a side: larger is usually more accurate, and slower (A8). Null: measured, at most 224.
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
             batch_size: Images per step on each device; a power of two, rarely below 16 (advice A11).
@@ -68,12 +67,11 @@ class ImageDataModule(L.LightningDataModule):
             random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps,
                 made on the CPU from the file, which is read anew each epoch; null for none.
             sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
-                replacement (A9); sequential keeps the order of the files, for debugging, not for training.
+                replacement (A9); sequential keeps the order of the files, for debugging.
             on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error) or is left out (skip).
             cache: memory keeps the decoded images; none reads the files anew each epoch; auto chooses by what fits.
-            num_workers: Processes that read images, which changes the speed alone; 0 reads in the main process. Null
-                chooses: 0 when in memory, else one per core, at most 8.
+            num_workers: Processes that read images. Null chooses: 0 when in memory, else one per core, at most 8.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
             test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.

@@ -55,10 +55,7 @@ class FileSource(Source):
 
 
 class ImageFolder(FileSource):
-    """A folder with one sub-folder per class: root/<class>/*, or root/{train,val,test}/<class>/* for a given split.
-
-    Folders may be nested below the class; val may be called valid or validation; "train" beside other classes is one.
-    """
+    """One sub-folder per class, nested at will: root/<class>/**, or root/{train,val,test}/<class>/** (or valid)."""
 
     def __init__(self, root: str | None) -> None:
         folder = existing(root, "a folder with one sub-folder per class")

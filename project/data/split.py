@@ -25,9 +25,8 @@ def split_samples(
 ) -> Splits:
     """Split the samples. A split given by the source stays as it is; a missing one is split off the training images.
 
-    First the test set (`test_size` of all), then validation (`val_size` of the rest). In every class each share is met
-    within one image, as far as groups allow. The order of images is a hash of (split_seed, key). The arguments are
-    those of ImageDataModule. A UserError for a fold out of range or a class with too few images.
+    First the test set (`test_size` of all), then validation (`val_size` of the rest), each class by itself, in order
+    of a hash of (split_seed, key). A UserError for a fold out of range or a class with too few images.
     """
     pool, test, val = (
         [i for i, sample in enumerate(samples) if sample.split in names]

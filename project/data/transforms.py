@@ -62,8 +62,7 @@ def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) 
 def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
 
-    letterbox fills up with grey bars; crop scales the shorter side and cuts out the middle, so it loses the ends of a
-    long image; squash scales both sides and loses the proportions. All of them are bilinear and antialiased.
+    letterbox adds grey bars; crop cuts out the middle; squash distorts. All are bilinear and antialiased.
     """
     image, square = decode(content, channels, hint=image_size), (image_size, image_size)
     if resize == "squash":
