@@ -192,7 +192,7 @@ def test_saved_config_runs_again(cli, trained, workdir) -> None:
         ([*FIT, "--data.num_workers=-1"], ["data.num_workers"]),
         ([*FIT, "--data.resize", "stretch"], ["data.resize", "letterbox"]),
         ([*FIT, "--data.channels", "2"], ["data.channels", "one of 1, 3, 4"]),
-        ([*FIT, "--data.image_size", "2"], ["image_size", "too small"]),
+        ([*FIT, "--data.image_size", "2"], ["image_size", "must be 4 or more"]),
         ([*FIT, "--data.random_resized_crop", "[0.5,2]"], ["data.random_resized_crop"]),
         ([*FIT, "--data.augment+=project.data.Saturation"], ["data.augment", "amount is missing"]),
         ([*FIT, "--model.mean", "[1,2,3]"], ["model.mean", "1 numbers"]),
