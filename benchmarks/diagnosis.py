@@ -173,7 +173,7 @@ def report(runs: list[dict], num_classes: int = 10) -> None:
     for name in dict.fromkeys(run["family"] for run in runs):
         own = [run for run in runs if run["family"] == name]
         truths = truth([run["losses"][-1] for run in own], num_classes)
-        said = [diagnose(run["losses"], num_classes, run["rates"]).shape for run in own]
+        said = [diagnose(run["losses"], math.log(num_classes), run["rates"]).shape for run in own]
         counts.update(zip(truths, said, strict=True))
         wrong = [f"{r['rate']:.2g} {t}, said {s}" for r, t, s in zip(own, truths, said, strict=True) if t != s]
         print(f"| {name} | {len(own) - len(wrong)} of {len(own)} | {'; '.join(wrong)} |")

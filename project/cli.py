@@ -70,16 +70,14 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{data}", f"model.{model}", apply_on="instantiate")
         parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run"}, instantiate=False)
         parser.add_class_arguments(RunRecord, "record", skip={"run", "tensorboard", "saved"}, instantiate=False)
-        words = "A subclass of project.classifier.ImageClassifier in its place, by its path."
-        parser.add_argument("--classifier", type=str | None, help=words)
+        parser.add_argument(
+            "--classifier", type=str | None, help="Path of a subclass of ImageClassifier, in its place."
+        )
         self.own = parser.add_function_arguments(self.command.function, skip={GIVEN[self.command.needs]})
 
     def plain(self) -> dict[str, Any]:
         """Every setting in force, as plain values."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        if config["classifier"] is None:
-            del config["classifier"]
-        return config
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def _parse_ckpt_path(self) -> None:
         """Say what a trained model takes on, and refuse what it cannot any more; `arrange` has settled the order."""
@@ -184,10 +182,6 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
         return CLI(command, *arrange(command, words, openers)).perform()
     except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
         raise UserError(" ".join(str(error).split())) from error
-    except RuntimeError as error:
-        if not str(error).startswith(("Early stopping conditioned on metric", "Found more than one stateful callback")):
-            raise
-        raise UserError(f"trainer.callbacks: {' '.join(str(error).split())}") from error
     except SIGTERMException:
         return 143
     except SystemExit as error:  # Lightning's, after it has ended a run in good order

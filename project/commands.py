@@ -51,7 +51,7 @@ class Command:
 
     @property
     def summary(self) -> str:
-        return inspect.getdoc(self.function).partition("\n")[0]
+        return self.function.__doc__.partition("\n")[0]
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:

@@ -134,8 +134,7 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
     if name is None:
         if not command.trained:
             return Loaded()
-        words = "--ckpt_path best, --ckpt_path last, or the path of a checkpoint"
-        raise UserError(f"{command.name} needs a trained model: {words}")
+        raise UserError(f"{command.name} needs a trained model: --ckpt_path best, --ckpt_path last, or a path")
     path = find_checkpoint(str(name), Path(arguments.value("trainer.default_root_dir") or "runs").expanduser())
     opener = next((each for each in openers if path.suffix in each.endings), None)
     if opener is None:
@@ -145,8 +144,9 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
         content = opener.read(path)
         loaded = Loaded(path, content, {"classifier": opener.model, **content["config"]}, opened=True)
     else:
-        words = f"which can only {' and '.join(opener.commands)}; {command.name} needs a checkpoint"
-        raise UserError(f"ckpt_path: {path} is an exported model, {words}")
+        raise UserError(
+            f"ckpt_path: {path} can only {' and '.join(opener.commands)}; {command.name} needs a checkpoint"
+        )
     for model, data in LINKS.items():
         asked, own = arguments.value(f"data.{data}"), content["hyper_parameters"][model]
         if asked not in (None, own):
@@ -171,7 +171,7 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
     for model, data in LINKS.items():
         if arguments.value(f"model.{model}") is not None:
             raise UserError(f"model.{model} follows the data: set data.{data} instead")
-    if "-h" in words or "--help" in words:
+    if {"-h", "--help"} & set(words):
         return arguments, ["--help"], Loaded()
     loaded = find_loaded(command, arguments, openers)
     if loaded.path is None:

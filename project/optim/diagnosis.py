@@ -6,7 +6,6 @@ and then bounces around a worse level; with a far too high one it grows, or the 
 more than that nothing stands out: a hard task looks the same. benchmarks/diagnosis.py counts how often it is right.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,12 +43,12 @@ class Diagnosis:
     advice: str = ""
 
 
-def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) -> Diagnosis:
+def diagnose(losses: Sequence[float], chance: float, rates: Sequence[float]) -> Diagnosis:
     """The shape of one run's curve.
 
     Args:
         losses: Mean training loss (cross-entropy) of each epoch, in order; may contain NaN or infinity.
-        num_classes: ln(num_classes) is the loss of guessing.
+        chance: The loss of a network that knows nothing, ln C for C classes.
         rates: Mean learning rate of each epoch. Progress is measured against their sum: their decay flattens any curve.
     """
     finite = np.isfinite(losses)
@@ -60,7 +59,6 @@ def diagnose(losses: Sequence[float], num_classes: int, rates: Sequence[float]) 
             "undecided", f"{len(losses)} epochs are too few; it takes {FEWEST}, at a learning rate above 0"
         )
 
-    chance = math.log(num_classes)
     points = _average(np.clip(losses, 0.0, 100 * chance))
     rates = _average(np.divide(rates, max(rates)))
     first, last, lowest, highest = points[0], points[-1], min(points), max(points)

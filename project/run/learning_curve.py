@@ -37,7 +37,7 @@ class LearningCurve(L.Callback):
         if not self.run.writes or not self._points:
             return
         losses, rates = zip(*self._points, strict=True)
-        found = diagnose(losses, pl_module.num_classes, rates)
+        found = diagnose(losses, pl_module.task.chance_loss, rates)
         advice = f"; {found.advice}" if found.advice else ""
         say(f"\nlearning curve: {found.shape}: {found.evidence}{advice}")
         self.run.note(learning_curve=asdict(found))

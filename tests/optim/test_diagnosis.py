@@ -17,7 +17,7 @@ LENGTHS = [6, 10, 15, 30, 100]
 
 def diagnose(losses: list[float], num_classes: int = CLASSES, rates: list[float] | None = None) -> Diagnosis:
     """At a constant learning rate unless others are given."""
-    return module.diagnose(losses, num_classes, rates or [0.1] * len(losses))
+    return module.diagnose(losses, math.log(num_classes), rates or [0.1] * len(losses))
 
 
 def decay(epochs: int, half_lives: float, floor: float = 0.1) -> list[float]:
@@ -160,7 +160,7 @@ RATES = st.floats(min_value=0, allow_nan=False, allow_infinity=False) | st.float
 @given(st.lists(st.tuples(FLOATS, RATES), max_size=60), st.integers(2, 1000))
 def test_any_curve_gets_a_shape_and_a_reason(pairs, num_classes) -> None:
     losses, rates = [loss for loss, _ in pairs], [rate for _, rate in pairs]
-    diagnosis = module.diagnose(losses, num_classes, rates)
+    diagnosis = module.diagnose(losses, math.log(num_classes), rates)
     assert diagnosis.shape in ("diverging", "too high", "good", "too low", "undecided") and diagnosis.evidence
     assert (diagnosis.advice == "") == (diagnosis.shape in ("good", "undecided"))
     if not all(map(math.isfinite, losses)):

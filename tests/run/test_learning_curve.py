@@ -1,6 +1,7 @@
 """The verdict on the loss curve: printed, kept in the run, and of all epochs, an interruption or not."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def check(out: str, epochs: int) -> None:
     """The words are those for the logged losses and rates of all epochs."""
     losses, rates = logged("train/loss"), logged("lr/all")
     assert len(losses) == epochs and rates == pytest.approx([0.05 * 0.8**epoch for epoch in range(epochs)])
-    found = diagnose(losses, 2, rates)
+    found = diagnose(losses, math.log(2), rates)
     assert kept()["shape"] == found.shape
     assert kept() == {"shape": found.shape, "evidence": found.evidence, "advice": found.advice}
     assert printed(out) == f"{found.shape}: {found.evidence}" + (f"; {found.advice}" if found.advice else "")
