@@ -1,6 +1,5 @@
 """`python -m project`: see `python -m project --help`."""
 
-import json
 import os
 import signal
 import sys
@@ -68,8 +67,8 @@ def run_alone(command: Command, words: list[str]) -> int:
     parser.add_function_arguments(command.function, as_positional=True)
     lists = [f"--{name}" for name, option in command.options.items() if get_origin(option.annotation) is list]
     arranged = []
-    for flag, *values in commands.units(words):  # --run A B is --run=["A", "B"] for the parser
-        arranged += [f"{flag}={json.dumps(values)}"] if flag in lists and values else [flag, *values]
+    for flag, *values in commands.units(words):  # --run A B is --run+=A --run+=B for the parser
+        arranged += [f"{flag}+={value}" for value in values] if flag in lists else [flag, *values]
     try:
         values = parser.parse_args(arranged).as_dict()
     except SystemExit as error:  # --help

@@ -240,7 +240,7 @@ def test_bad_input(cli, workdir) -> None:
     torch.save(torchvision.models.squeezenet1_0().state_dict(), "other.pth")
     for options, words in (
         (["--model.freeze.layers", "."], "would freeze everything"),
-        (["--model.weights", "other.pth"], "nothing in other.pth fits the network"),
+        (["--model.weights", "other.pth"], "nothing in other.pth fits ConvNet"),
         (["--model.freeze.until", "0"], "until: must be above 0, not 0"),
     ):
         result = cli(*FIT, *options)

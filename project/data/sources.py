@@ -89,7 +89,9 @@ def existing(root: str | None, what: str) -> Path:
     """The root as a path; a UserError when no root is given or nothing is there."""
     path = Path(root or "").expanduser()
     if not (root and path.exists()):
-        raise UserError(f"data.root: {path if root else 'it'} is missing; it must be {what}: --data.root ~/flowers")
+        raise UserError(
+            f"data.root is missing ({root or 'not given'}); it must be {what}, such as --data.root ~/flowers"
+        )
     return path
 
 

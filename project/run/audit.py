@@ -21,8 +21,8 @@ class FreezeAudit(L.Callback):
         self._sums: dict[str, str] = {}  # name in net -> checksum when it was frozen
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        later = any(pl_module.freezing.trains_from.values())
-        if stage == "fit" and later and isinstance(trainer.strategy, DDPStrategy):
+        ddp = stage == "fit" and isinstance(trainer.strategy, DDPStrategy)
+        if ddp and any(pl_module.freezing.trains_from.values()):
             # For DDP, a parameter without a gradient is an error unless it is told.
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 

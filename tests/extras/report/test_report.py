@@ -244,7 +244,7 @@ def test_bad_options_are_one_line(cli, trained, options, words) -> None:
 
 def test_without_a_run_it_says_how_to_make_one(cli, workdir) -> None:
     result = cli("report")
-    assert result.code == 2 and "there is no run in runs yet" in result.err
+    assert result.code == 2 and "no run in runs yet" in result.err
 
 
 OPTIONS = {

@@ -62,7 +62,7 @@ def search_of(config, workdir):
         ("model.lrr: {float: [0, 1]}", "space: model.lrr = 0.0: lrr: there is no such key"),
         ("model.class_names: {choice: [1, 2]}", "model.class_names follows the data: set data.class_names"),
         ("model.optimizer: {choice: [torch.optim.AdamW, torch.optim.Adamm]}", "model.optimizer = torch.optim.Adamm: "),
-        ("data.batch_size: {float: [1, 2.5]}", "space: data.batch_size = 1.0: "),
+        ("data.batch_size: {float: [1, 2.5]}", "space: data.batch_size = 2.5: "),
         ("data.val_size: {float: [0.1, 0.3]}", "data.val_size must be the same in every trial"),
         ("data: {choice: {a: {val_size: 0.1}, b: {batch_size: 64}}}", "data.val_size must be the same in every trial"),
         ("seed_everything: {int: [0, 9]}", "must be the same in every trial"),
