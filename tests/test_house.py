@@ -82,6 +82,7 @@ def run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HERE, reason="no extra is left to delete")
 def test_without_any_extra_it_trains(tmp_path) -> None:
     folder = copy_without(set(EXTRAS), tmp_path)

@@ -171,6 +171,7 @@ COMMANDS = [Command(count, needs="config", ignores=("data.augment",)), Command(g
 '''
 
 
+@pytest.mark.slow
 def test_a_command_of_one_s_own(tmp_path) -> None:
     """One new file in a folder of its own below project/extras."""
     shutil.copytree(ROOT / "project", tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__", "extras"))

@@ -107,6 +107,7 @@ def test_integers_are_uniform(bins):
         assert chi_square < degrees + 4 * math.sqrt(2 * degrees) + 8  # beyond the 99.99 % quantile for each of these
 
 
+@pytest.mark.slow
 def test_uniform_is_uniform_over_images_epochs_draws_and_streams():
     one, base = torch.tensor([5]), draws(1)
     rows = {

@@ -41,6 +41,7 @@ def fit(cli, folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
     return weights(folder)
 
 
+@pytest.mark.slow
 def test_workers_and_cache_do_not_matter(cli, workdir) -> None:
     base = fit(cli, workdir / "a", *ONE_EPOCH)
     assert_equal(base, fit(cli, workdir / "b", *ONE_EPOCH, "--data.num_workers", "2", "--data.cache", "none"))

@@ -55,6 +55,7 @@ def digit_files(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+@pytest.mark.slow
 def test_the_digits_are_fine(cli, workdir) -> None:
     result = cli("check", *DIGITS, *SMALL, "--model.lr=0.003", "--compare_init=true")
     assert result.code == 0 and not lines(result.out, "warning") and not lines(result.out, "error"), result.out

@@ -172,6 +172,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_trial_is_an_ordinary_run(workdir) -> None:
     Path("space.yaml").write_text(SPACE)
     assert main(["search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "1", "--metric", "val/loss"]) == 0
