@@ -34,9 +34,8 @@ def main(words: list[str]) -> int:
             print(f"project {__version__}")
             return 0
         if words[0] not in known:
-            near = get_close_matches(words[0], known, n=1)
-            help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            raise UserError(f"there is no command {words[0]!r}; {help_}")
+            near = ", ".join(get_close_matches(words[0], known, n=1) or known)
+            raise UserError(f"there is no command {words[0]!r}; did you mean {near}?")
         command = known[words[0]]
         if command.needs == "nothing":
             return run_alone(command, words[1:])

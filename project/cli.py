@@ -56,7 +56,11 @@ class CLI(LightningCLI):
             datamodule_class=ImageDataModule,
             trainer_class=Trainer,
             parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False, "prog": f"python -m project {command.name}"},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": f"python -m project {command.name}",
+                "description": command.summary,
+            },
             save_config_callback=None,  # the run's record has it
             seed_everything_default=0,
             trainer_defaults=DEFAULTS,

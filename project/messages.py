@@ -13,9 +13,10 @@ from jsonargparse import _typehints
 
 from project.errors import UserError
 
-EXAMPLES = {"schedule": "optim.Cosine", "freeze": "optim.Freeze", "net": "nets.ResNet", "source": "data.ImageFolder"}
-EXAMPLES |= {"augment": "data.HorizontalFlip", "task": "tasks.MultiClass"}  # key -> a class of ours to name there
-EXAMPLES = {key: f"project.{path}" for key, path in EXAMPLES.items()} | {"optimizer": "torch.optim.AdamW"}
+# key -> a class to name there
+EXAMPLES = {"schedule": "project.optim.Cosine", "freeze": "project.optim.Freeze", "net": "project.nets.ResNet"}
+EXAMPLES |= {"augment": "project.data.HorizontalFlip", "source": "project.data.ImageFolder"}
+EXAMPLES |= {"task": "project.tasks.MultiClass", "optimizer": "torch.optim.AdamW"}
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}

@@ -78,7 +78,8 @@ def _look_up(path: Path, key: str) -> Any:
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file; a UserError when it is missing or is not valid YAML."""
     try:
-        config = yaml.safe_load(path.read_text())
+        with path.open() as file:
+            config = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--config: {path} cannot be read ({reason})") from error

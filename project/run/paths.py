@@ -50,8 +50,7 @@ def find_checkpoint(name: str, root: Path) -> Path:
     alias = name in ("best", "last")
     path = latest_run(root) / CHECKPOINTS / f"{name}.ckpt" if alias else Path(name).expanduser()
     if not path.is_file():
-        hint = "give a path, last, or best, which a run that was never validated does not have"
-        raise UserError(f"ckpt_path: there is no file {path}; {hint}")
+        raise UserError(f"ckpt_path: {path} is not a file; give one, last, or best (of a run that was validated)")
     return path
 
 

@@ -151,13 +151,13 @@ def test_a_path_needs_no_run(tmp_path, monkeypatch) -> None:
 def test_checkpoints_that_are_not_there(tmp_path) -> None:
     for name in ("missing.ckpt", "Best", str(tmp_path)):  # a folder is no checkpoint
         text = message(find_checkpoint, name, tmp_path)
-        assert "ckpt_path" in text and name in text and "give a path, last, or best" in text
+        assert "ckpt_path" in text and name in text and "give one, last, or best" in text
     run = make_run(tmp_path)
     mark_latest(run)
     for name in ("best", "last"):
         assert f"checkpoints/{name}.ckpt" in message(find_checkpoint, name, tmp_path)
     (run / "checkpoints" / "last.ckpt").touch()
-    assert "never validated" in message(find_checkpoint, "best", tmp_path)
+    assert "of a run that was validated" in message(find_checkpoint, "best", tmp_path)
     assert find_checkpoint("last", tmp_path).name == "last.ckpt"
 
 
