@@ -67,21 +67,21 @@ class ImageClassifier(L.LightningModule):
             task: Class of what is predicted, with its arguments: loss, metrics and probabilities; see project.tasks.
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
-            init: First weights (advice A7); default is PyTorch's own.
-            weights: Weights to start from, as far as they fit (advice A21, A22): published ones of torchvision or timm,
+            init: First weights; default is PyTorch's own.
+            weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
                 such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
-            freeze: Layers that do not train, always or until an epoch (advice A21).
+            freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
             lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
-                {"^head": 10}; the first that matches counts (advice A14, A20).
-            layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1 (advice A23).
+                {"^head": 10}; the first that matches counts.
+            layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1.
             no_weight_decay: No weight decay on norms and biases.
-            schedule: How the learning rate changes (advice A16): of project.optim or torch.optim.lr_scheduler.
+            schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
             schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
-            reference_batch: The batch for which lr is meant; lr_scaling follows the real one (advice A12).
+            reference_batch: The batch for which lr is meant; lr_scaling follows the real one.
             lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
                 arXiv:2205.10287; for Adam) multiplies the learning rate by (batch x devices x accumulation) /
                 reference_batch, or by its root.

@@ -54,20 +54,20 @@ class ImageDataModule(L.LightningDataModule):
         Args:
             root: Where the images are: a folder (ImageFolder), a CSV file (Manifest), a folder or an image (predict).
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
-            image_size: Pixels of a side: larger is usually more accurate, and slower (A8). Null: measured, at most 224.
+            image_size: Pixels of a side: larger is usually more accurate, and slower. Null: measured, at most 224.
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
-            batch_size: Images per step on each device; a power of two, rarely below 16 (advice A11).
+            batch_size: Images per step on each device; a power of two, rarely below 16.
             val_size: Share of what is not test to validate on, where no validation set is given; 0 for none.
             test_size: Share of all images to test on, where no test set is given; 0 for none, 1 for all (test only).
             split_seed: Seed of the split alone, so that training seeds compare on one split.
             folds: k of k-fold cross-validation over what is not test; it replaces val_size. Null for a single split.
             fold: The fold that validates, from 0.
-            augment: Random changes to the training images, in order, on the device; they must fit the task (A10).
+            augment: Random changes to the training images, in order, on the device; they must fit the task.
             random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps,
                 made on the CPU from the file, which is read anew each epoch; null for none.
             sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
-                replacement (A9); sequential keeps the order of the files, for debugging.
+                replacement; sequential keeps the order of the files, for debugging.
             on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error) or is left out (skip).
             cache: memory keeps the decoded images; none reads the files anew each epoch; auto chooses by what fits.
