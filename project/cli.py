@@ -141,7 +141,7 @@ class CLI(LightningCLI):
         """The run that is started, resumed or added to, with paths that work from anywhere."""
         config = {key: value for key, value in self.plain().items() if key not in self.own}
         if config["data"]["root"] is not None:
-            config["data"]["root"] = os.path.abspath(os.path.expanduser(config["data"]["root"]))
+            config["data"]["root"] = os.path.abspath(config["data"]["root"])
         content = self.loaded.content
         return Run(
             Path(config["trainer"]["default_root_dir"]),

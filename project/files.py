@@ -1,11 +1,26 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from project.errors import UserError
+
+
+def expand(name: str) -> str:
+    """A path in full: ~ and $VAR stand for what they name. What is there under the name as it is written, is meant.
+
+    Raises:
+        UserError: for a variable that is not set.
+    """
+    path = os.path.expanduser(name)
+    if not os.path.exists(path):
+        path = os.path.expandvars(path)
+        if unset := re.search(r"\$\{?([A-Za-z_]\w*)", path):
+            raise UserError(f"{name}: there is no variable {unset[1]} in the environment; write the path in full")
+    return path
 
 
 def output_path(name: str, example: str) -> Path:
@@ -18,7 +33,7 @@ def output_path(name: str, example: str) -> Path:
     Raises:
         UserError: when no file can be written there.
     """
-    path = Path(name).expanduser()
+    path = Path(expand(name))
     try:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "not an ordinary file"

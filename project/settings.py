@@ -9,6 +9,7 @@ import yaml
 
 from project.commands import Command, Opener, units
 from project.errors import UserError
+from project.notation import in_full, load
 from project.run.paths import find_checkpoint
 
 PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
@@ -35,13 +36,13 @@ class Arguments:
             name, joined, value = flag.partition("=")
             name = "--config" if name == "-c" else name
             if name[2:] in ("config", *PARTS) and (joined or values):
-                files.append((name[2:], Path(value if joined else values[0]).expanduser()))
+                files.append((name[2:], Path(in_full(name, value if joined else values[0]))))
             elif name[2:] in switches and not joined and not values:
                 options.append([f"{name}=true"])
             else:
                 # The choice of a class goes before its arguments, which would otherwise be those of the class before.
                 place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
-                options.insert(place, [flag, *values])
+                options.insert(place, [name + joined + in_full(name, value), *(in_full(name, each) for each in values)])
         return cls(files, options)
 
     def words(self) -> list[str]:
@@ -56,7 +57,7 @@ class Arguments:
         for unit in reversed(self.options):
             flag, joined, value = unit[0].partition("=")
             if flag == f"--{key}":
-                return yaml.safe_load(value if joined else " ".join(unit[1:]))
+                return load(value if joined else " ".join(unit[1:]))
         part, _, rest = key.partition(".")
         for flag, path in reversed(self.files):
             found = _look_up(path, key if flag == "config" else rest) if flag in ("config", part) else None
@@ -75,18 +76,27 @@ def _look_up(path: Path, key: str) -> Any:
     return value
 
 
+def check_file(path: Path) -> None:
+    """Read a config file and the parts that it names, so that an error says in which file it is."""
+    for value in read_config(path).values():
+        part = path.parent / str(value)
+        if part.suffix == ".yaml" and part.is_file():
+            check_file(part)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file; a UserError when it is missing or is not valid YAML."""
     try:
-        with path.open() as file:
-            config = yaml.safe_load(file)
+        config = load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"--config: {path} cannot be read ({reason})") from error
+        raise UserError(f"config file {path} cannot be read ({reason})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise UserError(f"--config: {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
+        raise UserError(f"config file {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
+    if twice := [key for key in map(str, config) if "." in key and key.partition(".")[0] in config]:
+        raise UserError(f"config file {path}: {twice[0]} is given apart from {twice[0].partition('.')[0]}: put it there")
     return config
 
 
@@ -136,7 +146,7 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
         if not command.trained:
             return Loaded()
         raise UserError(f"{command.name} needs a trained model: --ckpt_path best, --ckpt_path last, or a path")
-    path = find_checkpoint(str(name), Path(arguments.value("trainer.default_root_dir") or "runs").expanduser())
+    path = find_checkpoint(str(name), Path(arguments.value("trainer.default_root_dir") or "runs"))
     opener = next((each for each in openers if path.suffix in each.endings), None)
     if opener is None:
         content = load_checkpoint(path)
@@ -174,6 +184,8 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
             raise UserError(f"model.{model} follows the data: set data.{data} instead")
     if {"-h", "--help"} & set(words):
         return arguments, ["--help"], Loaded()
+    for _, path in arguments.files:
+        check_file(path)
     loaded = find_loaded(command, arguments, openers)
     if loaded.path is None:
         return arguments, arguments.words(), loaded

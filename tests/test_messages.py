@@ -72,8 +72,9 @@ def test_they_were_long(parsed) -> None:
     assert len(raw.splitlines()) > 3 and "\n" not in said and len(said) < len(raw)
 
 
-def test_a_missing_part(parsed) -> None:
-    raw, said = parsed(*FIT, "--data", "missing.yaml")
+def test_a_missing_part(parsed, tmp_path) -> None:
+    (tmp_path / "more.yaml").write_text("data: missing.yaml")
+    raw, said = parsed(*FIT, "--config", tmp_path / "more.yaml")
     assert "missing.yaml" in said and "data" in said and len(said) <= len(raw)
 
 

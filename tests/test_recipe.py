@@ -292,7 +292,7 @@ def test_early_stopping_stops(cli, few) -> None:
         (["--model.schedule=cosine"], "such as project.optim.Cosine"),
         (["--model.schedule=project.optim.Step", "--model.schedule.step_sise=2"], "did you mean step_size?"),
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be 1 or more, not 0"),
-        (["--trainer.gradient_clip_val=-1"], "gradient_clip_val must be above 0, not -1.0"),
+        (["--trainer.gradient_clip_val=-1"], "gradient_clip_val must be above 0, not -1;"),
     ],
 )
 def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
