@@ -115,7 +115,7 @@ class ImageClassifier(L.LightningModule):
         )
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
-        self._new_metrics: dict[str, float] = {}  # of this epoch's validation
+        self._new_metrics: dict[str, float] = {}  # of this epoch's last validation
 
         self.train_loss, self.train_metrics = MeanMetric(), self.task.train_metrics()
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
@@ -175,7 +175,9 @@ class ImageClassifier(L.LightningModule):
         watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
         for each in watched:
             self.check_metric("model.schedule", each.monitor)
-        plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", None)}
+        # Lightning would show a scheduler that waits for a metric the last one again where there is none, and after the
+        # epoch has been saved: `on_train_epoch_end` does it.
+        plan = {"scheduler": scheduler, "interval": interval, "reduce_on_plateau": False}
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def train(self, mode: bool = True) -> "ImageClassifier":
@@ -202,10 +204,14 @@ class ImageClassifier(L.LightningModule):
         """Whether a training starts anew, and takes `weights`; every other command has a checkpoint."""
         return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["new_metrics"] = self._new_metrics
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None or self._trainer.state.fn != "fit":  # training changes the weights it was fitted for
             self.temperature = checkpoint.get("temperature", 1.0)
             return
+        self._new_metrics = checkpoint.get("new_metrics", {})
         averaged = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
         if not averaged and "current_model_state" in checkpoint:
             print(
@@ -241,9 +247,16 @@ class ImageClassifier(L.LightningModule):
         self.log_dict(metrics)
         self.train_loss.reset()
         self.train_metrics.reset()
+        new, scheduler = self._new_metrics | {name: float(value) for name, value in metrics.items()}, self.lr_schedulers()
         if self.planned is not None:
-            self.planned.observe(self._new_metrics | {name: float(value) for name, value in metrics.items()})
+            self.planned.observe(new)
+        elif getattr(scheduler, "monitor", None) in new:
+            scheduler.step(new[scheduler.monitor])
         self._new_metrics = {}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not hasattr(scheduler, "monitor"):
+            super().lr_scheduler_step(scheduler, metric)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """For callbacks: logits (N, outputs)."""
@@ -264,7 +277,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         values = self._log_evaluation("val/", self.val_loss, self.val_metrics)
-        if self.trainer.state.fn == "fit":
+        if self.trainer.validating:  # not before the training, as a check of Lightning's
             self._new_metrics = {name: float(value) for name, value in values.items()}
 
     def on_test_epoch_end(self) -> None:
@@ -284,8 +297,7 @@ class ImageClassifier(L.LightningModule):
     def validates(self) -> bool:
         """Whether this run looks at validation images at all."""
         trainer = self.trainer
-        never = 0 < (trainer.max_epochs or 0) < (trainer.check_val_every_n_epoch or 1)
-        return not never and bool(trainer.limit_val_batches) and bool(trainer.datamodule.splits["val"])
+        return bool(trainer.limit_val_batches) and bool(trainer.datamodule.splits["val"])
 
     def check_metric(self, key: str, name: str) -> None:
         """Raise a UserError where a setting waits for a metric that no epoch logs."""

@@ -72,7 +72,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for model, data in LINKS.items():
             parser.link_arguments(f"data.{data}", f"model.{model}", apply_on="instantiate")
-        parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run"}, instantiate=False)
+        parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run", "saves"}, instantiate=False)
         parser.add_class_arguments(RunRecord, "record", skip={"run", "tensorboard", "saved"}, instantiate=False)
         parser.add_argument(
             "--classifier", type=str | None, help="Path of a subclass of ImageClassifier, in its place."
@@ -113,10 +113,9 @@ class CLI(LightningCLI):
         own_logger = config["logger"] in (None, True)
         run = self._run()
         saved = None
-        if self.command.name == "fit" and config["enable_checkpointing"] is not False:
-            saved = BestAndLast(run, **self.config["checkpoint"])
-        else:
-            kwargs["enable_checkpointing"] = False
+        if self.command.name == "fit":
+            saved = BestAndLast(run, config["enable_checkpointing"] is not False, **self.config["checkpoint"])
+        kwargs["enable_checkpointing"] = bool(saved)
         callbacks = [
             ResumeChanges(),
             RunRecord(run, own_logger, saved, **self.config["record"]),

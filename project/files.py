@@ -1,7 +1,6 @@
 """Files that are written whole or not at all."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +9,9 @@ from project.errors import UserError
 
 
 def expand(name: str) -> str:
-    """A path in full: ~ and $VAR stand for what they name. What is there under the name as it is written, is meant.
-
-    Raises:
-        UserError: for a variable that is not set.
-    """
+    """A path in full: ~ and $VAR stand for what they name. What is there under the name as it is written, is meant."""
     path = os.path.expanduser(name)
-    if not os.path.exists(path):
-        path = os.path.expandvars(path)
-        if unset := re.search(r"\$\{?([A-Za-z_]\w*)", path):
-            raise UserError(f"{name}: there is no variable {unset[1]} in the environment; write the path in full")
-    return path
+    return path if os.path.exists(path) else os.path.expandvars(path)
 
 
 def output_path(name: str, example: str) -> Path:

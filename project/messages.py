@@ -79,7 +79,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
             return f"{key}it takes no lr of its own: model.lr is the one learning rate"
         return f"{key}the chosen class has no argument {found[1]!r}{_nearest(found[1], keys) or found[2] or ''}"
     if found := re.search(r"Unable to load config [\"']([^\"']+)", body):
-        return f"{key}the config file {found[1]} is missing or is not valid YAML"
+        twice = re.search(r"\S+ is given twice.*", body)
+        return f"{key}the config file {found[1]}: {twice[0] if twice else 'it is missing or is not valid YAML'}"
     if found := re.search(r"arguments are required: (\S+)", body):
         where = (
             ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""

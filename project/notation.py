@@ -1,5 +1,6 @@
 """YAML as a person means it: keys given once, numbers and text told apart by their place, paths in full."""
 
+import json
 import re
 from contextlib import suppress
 from typing import Any
@@ -10,10 +11,11 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from project.files import expand
 
-PATH = re.compile(r"(^|[._-])(root|dir|dirpath|path|file|folder|weights|out|space|config|data|model|trainer)\+?$")
+# Ends of the keys that name a path; the last ones can be files with a part of the configuration.
+PATH = re.compile(r"(root|dir|path|file|folder|weights|out|space|config|data|model|trainer)\+?$")
 
 
-class Loader(get_yaml_default_loader()):  # that of jsonargparse: 1e-3 is a number, and there are no dates
+class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no dates
     """Refuses a key that is given twice in one place, and writes out ~ and $VAR in the values of keys named as paths.
 
     What is read otherwise than it is written (010, 1e5, yes) stays text. Where its key wants a number or a truth value
@@ -22,17 +24,19 @@ class Loader(get_yaml_default_loader()):  # that of jsonargparse: 1e-3 is a numb
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                raise yaml.YAMLError(f"{name} is given twice, in lines {lines[name]} and {line}; leave one out")
-            lines[name] = line
-        return {key: in_full(str(key), value) for key, value in super().construct_mapping(node, deep).items()}
+        for key, value in node.value:
+            if key.value in lines:
+                where = f"in lines {lines[key.value]} and {key.start_mark.line + 1}"
+                raise yaml.YAMLError(f"{key.value} is given twice, {where}; leave one out")
+            lines[key.value] = key.start_mark.line + 1
+            if isinstance(value, yaml.ScalarNode):
+                value.value = in_full(key.value, value.value)
+        return super().construct_mapping(node, deep)
 
 
-def in_full(key: str, value: Any) -> Any:
+def in_full(key: str, value: str) -> str:
     """A value, written out where its key means a path."""
-    return expand(value) if isinstance(value, str) and PATH.search(key) else value
+    return expand(value) if PATH.search(key) else value
 
 
 def load(text: str) -> Any:
@@ -41,29 +45,16 @@ def load(text: str) -> Any:
 
 
 def _as_written(loader: Loader, node: Any) -> Any:
-    for kind in (int, float):
-        with suppress(ValueError):
-            if str(value := kind(node.value)) == node.value:
-                return value
-    return {"true": True, "false": False}.get(node.value.lower(), node.value)
+    with suppress(ValueError):
+        if json.dumps(value := json.loads(node.value)) == node.value:
+            return value
+    return node.value
 
 
 for _kind in ("int", "float", "bool"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _as_written)
 set_loader("yaml", load, (yaml.YAMLError,))
 
-# There is no public place for the rest. tests/test_notation.py holds the effects.
-_rank, _adapt = _typehints.union_subtype_sort_key, _typehints.adapt_typehints
-
-
-def _numbers_first(kind: Any) -> int:
-    """Of `float | int`, int is tried first: 1 is one batch, and 1.0 all of them; and of `str | int` too."""
-    return {int: -2, float: -1}.get(kind) or _rank(kind)
-
-
-def _text_for_numbers(value: Any, kind: Any, *arguments: Any, **options: Any) -> Any:
-    """A folder or a class named 1 is text; `Loader` reads as numbers only those that are written like this again."""
-    return _adapt(str(value) if kind is str and type(value) in (int, float) else value, kind, *arguments, **options)
-
-
-_typehints.union_subtype_sort_key, _typehints.adapt_typehints = _numbers_first, _text_for_numbers
+# Of `float | int`, int is tried first: 1 is one batch, 1.0 all of them. There is no public place for it.
+_rank = _typehints.union_subtype_sort_key
+_typehints.union_subtype_sort_key = lambda kind: -1 if kind is int else _rank(kind)

@@ -76,14 +76,6 @@ def _look_up(path: Path, key: str) -> Any:
     return value
 
 
-def check_file(path: Path) -> None:
-    """Read a config file and the parts that it names, so that an error says in which file it is."""
-    for value in read_config(path).values():
-        part = path.parent / str(value)
-        if part.suffix == ".yaml" and part.is_file():
-            check_file(part)
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file; a UserError when it is missing or is not valid YAML."""
     try:
@@ -95,8 +87,6 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"config file {path} must hold keys and values, such as `data: {{batch_size: 32}}`")
-    if twice := [key for key in map(str, config) if "." in key and key.partition(".")[0] in config]:
-        raise UserError(f"config file {path}: {twice[0]} is given apart from {twice[0].partition('.')[0]}: put it there")
     return config
 
 
@@ -184,8 +174,6 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
             raise UserError(f"model.{model} follows the data: set data.{data} instead")
     if {"-h", "--help"} & set(words):
         return arguments, ["--help"], Loaded()
-    for _, path in arguments.files:
-        check_file(path)
     loaded = find_loaded(command, arguments, openers)
     if loaded.path is None:
         return arguments, arguments.words(), loaded

@@ -58,7 +58,7 @@ def advice_for(trainer: L.Trainer, model: L.LightningModule, plan: Plan) -> list
     data = trainer.datamodule
     # What waits for a metric may lower the learning rate, although no plan can show it.
     waits = (
-        model.planned.plateaus if model.planned else [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
+        model.planned.plateaus if model.planned else hasattr(trainer.lr_scheduler_configs[0].scheduler, "monitor")
     )
     return advise(
         data.batch_size,

@@ -93,8 +93,7 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not self.run.writes:
             return
-        best = self.saved.best_metrics if self.saved else {}  # {} without validation: then those of the last epoch
-        metrics = best or {"epoch": float(trainer.current_epoch - 1)} | logged(trainer)
+        metrics = self.saved.best_metrics or self.saved.metrics  # without validation, those of the last epoch
         self.run.add_metrics(metrics | _evaluated(trainer, "val"))
         self.run.note(finished=True)
         if self.tensorboard:

@@ -32,25 +32,36 @@ class TerminalBar(TQDMProgressBar):
 
 
 class EpochLine(L.Callback):
-    """Prints one line after every epoch: losses, accuracy, learning rates (advice A17), time."""
+    """Prints one line after every epoch: losses, accuracy, learning rates (advice A17), time.
+
+    A validation within an epoch has a line of its own, without the rest.
+    """
 
     def __init__(self) -> None:
-        self._epoch, self._start, self._validated = 0, 0.0, False  # counted from 1; 0 before the first
+        self._epoch, self._start = 0, 0.0  # counted from 1; 0 before the first
+        self._validated = -1  # optimizer steps of the weights that were validated last
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.on_train_end(trainer)  # of the epoch before: its metrics are complete only after its last hook
-        self._epoch, self._start, self._validated = trainer.current_epoch + 1, time.monotonic(), False
+        self._epoch, self._start = trainer.current_epoch + 1, time.monotonic()
 
-    def on_validation_end(self, *_: Any) -> None:
-        self._validated = True
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._validated = trainer.global_step
+        if not trainer.fit_loop.epoch_loop.done:
+            self._write(trainer, "val/")
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        new = ("val/",) * (self._validated == trainer.global_step)
+        self._write(trainer, "train/", "lr/", *new)
+
+    def _write(self, trainer: L.Trainer, *new: str) -> None:
+        """Of the metrics whose names begin like this."""
         if not self._epoch or not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
-        shown = ("train/loss", "val/loss", "val/acc") if self._validated else ("train/loss",)
-        scores = "".join(f"  {name} {float(metrics[name]):.4f}" for name in shown if name in metrics)
-        rates = rate_words({name: float(value) for name, value in metrics.items() if name.startswith("lr/")})
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(new)}
+        shown = ("train/loss", "val/loss", "val/acc")
+        scores = "".join(f"  {name} {metrics[name]:.4f}" for name in shown if name in metrics)
+        rates = rate_words({name: rate for name, rate in metrics.items() if name.startswith("lr/")})
         of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
         seconds = time.monotonic() - self._start
         Tqdm.write(f"epoch {self._epoch}{of}{scores}  {rates}  {seconds:.1f} s")  # above the bar, if there is one
@@ -111,13 +122,13 @@ def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     return lines
 
 
-def fit_words(metrics: dict[str, float], saved: BestAndLast | None, root: Path) -> str:
+def fit_words(metrics: dict[str, float], saved: BestAndLast, root: Path) -> str:
     """After fit: metrics of the best epoch (of the last, without validation), its checkpoint, the next commands."""
     lines = [""]
     if "val/acc" in metrics:
-        which = f"the best by {saved.monitor}" if saved else "the last"
-        lines.append(f"Validation accuracy {metrics['val/acc']:.2%} (epoch {metrics['epoch'] + 1:.0f}, {which})")
-    if checkpoint := saved and (saved.path("best") or saved.path("last")):
+        which = f"(epoch {metrics['epoch'] + 1:.0f}, the best by {saved.monitor})"
+        lines.append(f"Validation accuracy {metrics['val/acc']:.2%} {which}")
+    if checkpoint := saved.path("best") or saved.path("last"):
         name = short_name(checkpoint)
         lines += [
             f"checkpoint  {checkpoint}",
