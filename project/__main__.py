@@ -89,4 +89,5 @@ def _listen() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _leave)
+    sys.stdout.reconfigure(errors="replace")  # of letters that the terminal cannot show
     sys.exit(main(sys.argv[1:]))

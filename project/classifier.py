@@ -16,6 +16,7 @@ from project.nets.deployable import Deployable
 from project.nets.fuse import fuse
 from project.nets.normalise import Normalise
 from project.nets.weights import fetch_weights, load_weights
+from project.notation import written
 from project.optim import Interval, Length, PlannedRates, Schedule
 from project.optim.freeze import Freeze, Freezing
 from project.recipe import OptimizerCallable, Recipe, Scaling, SchedulerCallable
@@ -94,6 +95,9 @@ class ImageClassifier(L.LightningModule):
         if mixup < 0 or cutmix < 0:
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
+        settings = written(self.hparams)
+        self.hparams.clear()  # from Python they can hold classes, which no checkpoint of plain values can
+        self.hparams.update(settings, _instantiator="lightning.pytorch.cli.instantiate_module")
         self.class_names, self.num_classes = list(class_names), len(class_names)
         self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
         self.weights, self.load_report = weights, None

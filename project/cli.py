@@ -133,7 +133,7 @@ class CLI(LightningCLI):
         logger = False if own_logger else config["logger"]  # the record makes it, in the run's folder
         try:
             return self._instantiate_trainer({**config, **kwargs, "logger": logger}, callbacks)
-        except TypeError as error:  # Lightning's, for devices
+        except (TypeError, MisconfigurationException) as error:  # Lightning's, for devices
             raise UserError(f"trainer: {error}") from error
 
     def _run(self) -> Run:
@@ -185,6 +185,11 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
         return CLI(command, *arrange(command, words, openers)).perform()
     except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
         raise UserError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        words = "of one image and a feature map of one pixel: raise it, or data.image_size, or use less pooling"
+        raise UserError(f"data.batch_size: batch norm has nothing to average in a batch {words}") from error
     except SIGTERMException:
         return 143
     except SystemExit as error:  # Lightning's, after it has ended a run in good order
@@ -226,10 +231,7 @@ def load_trained(path: Path) -> tuple[ImageClassifier, ImageDataModule]:
     content = load_checkpoint(path)
     config = checkpoint_config(content, "validate")
     data = build(ImageDataModule, config["data"])
-    links = {name: content["hyper_parameters"][name] for name in LINKS}
-    model = build(_model_class(config.get("classifier")), {**config["model"], **links})
-    model.load_state_dict(content["state_dict"])
-    model.temperature = content.get("temperature", 1.0)
+    model = _model_class(config.get("classifier")).load_from_checkpoint(path, "cpu", weights_only=True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), data
 
 
@@ -249,6 +251,8 @@ def _check_trainer(config: Any) -> None:
     clip, accumulated = config["gradient_clip_val"], config["accumulate_grad_batches"]
     for wrong, words in (
         (config["overfit_batches"], "overfit_batches has no effect: use --trainer.limit_train_batches"),
+        (0 in (config["max_epochs"], config["max_steps"]), "max_epochs and max_steps must be above 0, to train at all"),
+        (config["limit_train_batches"] == 0, "limit_train_batches must be above 0, to train at all"),
         (accumulated < 1, f"accumulate_grad_batches must be 1 or more, not {accumulated}"),
         (clip is not None and not clip > 0, f"gradient_clip_val must be above 0, not {clip}; null does not clip"),
         (config["gradient_clip_algorithm"] and clip is None, "gradient_clip_algorithm needs gradient_clip_val"),

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from project.files import expand
+
 if TYPE_CHECKING:
     from lightning import LightningDataModule as Data
     from lightning import LightningModule as Model
@@ -140,13 +142,14 @@ CORE = [
 
 
 def units(words: list[str]) -> list[list[str]]:
-    """A command line as options, each with the values that follow it."""
+    """A command line as options, each with the values that follow it, ~ and $VAR written out."""
     found: list[list[str]] = []
     for word in words:
         if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
-            found.append([word])
+            flag, joined, value = word.partition("=")
+            found.append([flag + joined + expand(value)])
         else:
-            found[-1].append(word)
+            found[-1].append(expand(word))
     return found
 
 

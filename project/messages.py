@@ -72,6 +72,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
     found = re.search(r'^Parser key "([^"]+)":', message)
     key, name = (f"{found[1]}: ", found[1]) if found else ("", "")
     body = re.sub(r"<class '([\w.]+)'>", r"\1", message[found.end() if found else 0 :])
+    if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", body):
+        return f"{found[1]} stands alone: give the option that it belongs to before it; --help lists them"
     if found := re.search(r"(?:does not accept option|unrecognized arguments:) '?-*([\w.+]+)", body):
         return _unknown(found[1].rstrip("+"), keys)
     if found := re.search(r"Option '([^']+)' is not accepted(; did you mean [^?]*\?)?", body):

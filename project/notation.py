@@ -1,8 +1,8 @@
 """YAML as a person means it: keys given once, numbers and text told apart by their place, paths in full."""
 
 import json
-import re
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import yaml
@@ -11,12 +11,8 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from project.files import expand
 
-# Ends of the keys that name a path; the last ones can be files with a part of the configuration.
-PATH = re.compile(r"(root|dir|path|file|folder|weights|out|space|config|data|model|trainer)\+?$")
-
-
 class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no dates
-    """Refuses a key that is given twice in one place, and writes out ~ and $VAR in the values of keys named as paths.
+    """Refuses a key that is given twice in one place, and writes out ~ and $VAR in the values of keys, never in keys or lists.
 
     What is read otherwise than it is written (010, 1e5, yes) stays text. Where its key wants a number or a truth value
     the parser turns it into one, and where it wants text, such as the name of a class, it is already right.
@@ -30,13 +26,25 @@ class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no d
                 raise yaml.YAMLError(f"{key.value} is given twice, {where}; leave one out")
             lines[key.value] = key.start_mark.line + 1
             if isinstance(value, yaml.ScalarNode):
-                value.value = in_full(key.value, value.value)
+                value.value = expand(value.value)
         return super().construct_mapping(node, deep)
 
 
-def in_full(key: str, value: str) -> str:
-    """A value, written out where its key means a path."""
-    return expand(value) if PATH.search(key) else value
+def written(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as YAML has them, and so a checkpoint: a class, or a partial of one, is its path with its arguments.
+
+    What YAML cannot say is left out, such as a function.
+    """
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, (type, partial)):
+            made = partial(value)
+            arguments = {"init_args": written(made.keywords)} if made.keywords else {}
+            value = {"class_path": f"{made.func.__module__}.{made.func.__qualname__}", **arguments}
+        with suppress(yaml.YAMLError):
+            yaml.safe_dump(value)
+            found[name] = value
+    return found
 
 
 def load(text: str) -> Any:

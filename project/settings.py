@@ -9,7 +9,7 @@ import yaml
 
 from project.commands import Command, Opener, units
 from project.errors import UserError
-from project.notation import in_full, load
+from project.notation import load
 from project.run.paths import find_checkpoint
 
 PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
@@ -36,13 +36,13 @@ class Arguments:
             name, joined, value = flag.partition("=")
             name = "--config" if name == "-c" else name
             if name[2:] in ("config", *PARTS) and (joined or values):
-                files.append((name[2:], Path(in_full(name, value if joined else values[0]))))
+                files.append((name[2:], Path(value if joined else values[0])))
             elif name[2:] in switches and not joined and not values:
                 options.append([f"{name}=true"])
             else:
                 # The choice of a class goes before its arguments, which would otherwise be those of the class before.
                 place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
-                options.insert(place, [name + joined + in_full(name, value), *(in_full(name, each) for each in values)])
+                options.insert(place, [flag, *values])
         return cls(files, options)
 
     def words(self) -> list[str]:

@@ -90,7 +90,7 @@ def existing(root: str | None, what: str) -> Path:
     path = Path(root or "").expanduser()
     if not (root and path.exists()):
         raise UserError(
-            f"data.root is missing ({root or 'not given'}); it must be {what}, such as --data.root ~/flowers"
+            f"data.root {f'{root} does not exist' if root else 'is not given'}: it must be {what}, such as ~/flowers"
         )
     return path
 

@@ -67,12 +67,12 @@ class BestAndLast(Checkpoint):
         if self._validated == trainer.global_step:
             self._save_best(trainer, True, False)
         else:
-            self.metrics = _logged_now(trainer, False)
+            self.metrics = logged_now(trainer, False)
         self._save_last(trainer)
 
     def _save_best(self, trainer: L.Trainer, *validated: bool) -> None:
-        """If these weights are the best; see `_logged_now`."""
-        self.metrics = metrics = _logged_now(trainer, *validated)
+        """If these weights are the best; see `logged_now`."""
+        self.metrics = metrics = logged_now(trainer, *validated)
         if self.monitor not in metrics:
             known = ", ".join(sorted(metrics))
             raise UserError(f"checkpoint.monitor: no metric {self.monitor!r} is logged; choose from {known}")
@@ -110,7 +110,7 @@ class BestAndLast(Checkpoint):
         if trainer.global_step > self._saved_step and trainer.world_size == 1:
             self.metrics = {}  # they are an earlier epoch's
             self._save_last(trainer)
-        if not isinstance(exception, UserError) and (last := self.path("last")):
+        if self._saved_step < math.inf and not isinstance(exception, UserError) and (last := self.path("last")):
             say(f"\nStopped. Saved {last}\nresume      python -m project fit --ckpt_path {short_name(last)}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class BestAndLast(Checkpoint):
             self.best_score, self.best_metrics = state["best_score"], state["best_metrics"]
 
 
-def _logged_now(trainer: L.Trainer, *validated: bool) -> dict[str, float]:
+def logged_now(trainer: L.Trainer, *validated: bool) -> dict[str, float]:
     """The epoch, and the metrics of the validation (True), of the training (False) or of both, where they are new."""
     found = {name: value for name, value in logged(trainer).items() if name.startswith("val/") in validated}
     return {"epoch": float(trainer.current_epoch)} | found

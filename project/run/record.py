@@ -106,20 +106,18 @@ class RunRecord(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        run, metrics = self.run, logged(trainer)
-        print(score_table(run.metrics | metrics, pl_module.class_names, run.checkpoint), flush=True)
-        if run.folder is None or trainer.fast_dev_run:
-            return
-        if not trainer.datamodule.same_split:
-            print(f"Not added to {run.folder}: these are not its test images.")
-            return
-        epoch = {"test/epoch": run.metrics["epoch"]} if run.metrics else {}
-        run.add_metrics(epoch | metrics | _evaluated(trainer, "test"))
-        if any(run.folder.glob("events.out.tfevents.*")):
-            with SummaryWriter(run.folder) as writer:
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value, run.step)
-        print(f"Added to {run.folder / 'metrics.json'}.")
+        run, metrics, where = self.run, logged(trainer), ""
+        if run.folder is not None and not trainer.fast_dev_run:
+            where = f"Not added to {run.folder}: these are not its test images."
+            if trainer.datamodule.same_split:
+                where = f"Added to {run.folder / 'metrics.json'}."
+                epoch = {"test/epoch": run.metrics["epoch"]} if run.metrics else {}
+                run.add_metrics(epoch | metrics | _evaluated(trainer, "test"))
+                if any(run.folder.glob("events.out.tfevents.*")):
+                    with SummaryWriter(run.folder) as writer:
+                        for name, value in metrics.items():
+                            writer.add_scalar(name, value, run.step)
+        print(score_table(run.metrics | metrics, pl_module.class_names, run.checkpoint), where, sep="\n", flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "validate":

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from project.messages import say
-from project.run.checkpoints import BestAndLast
+from project.run.checkpoints import BestAndLast, logged_now
 from project.run.paths import short_name
 from project.run.plan import groups_of
 
@@ -48,17 +48,16 @@ class EpochLine(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._validated = trainer.global_step
         if not trainer.fit_loop.epoch_loop.done:
-            self._write(trainer, "val/")
+            self._write(trainer, True)
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        new = ("val/",) * (self._validated == trainer.global_step)
-        self._write(trainer, "train/", "lr/", *new)
+        self._write(trainer, False, self._validated == trainer.global_step)
 
-    def _write(self, trainer: L.Trainer, *new: str) -> None:
-        """Of the metrics whose names begin like this."""
+    def _write(self, trainer: L.Trainer, *validated: bool) -> None:
+        """See `logged_now`."""
         if not self._epoch or not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(new)}
+        metrics = logged_now(trainer, *validated)
         shown = ("train/loss", "val/loss", "val/acc")
         scores = "".join(f"  {name} {metrics[name]:.4f}" for name in shown if name in metrics)
         rates = rate_words({name: rate for name, rate in metrics.items() if name.startswith("lr/")})

@@ -47,7 +47,7 @@ def verify(file: str) -> None:
     """
     from project.extras.export.runtime import verify_file
 
-    print(verify_file(Path(file).expanduser()))
+    print(verify_file(Path(file)))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def read_run(name: str) -> Run:
     Raises:
         UserError: when there is no such run.
     """
-    path = latest_run(Path("runs")) if name == "last" else Path(name).expanduser()
+    path = latest_run(Path("runs")) if name == "last" else Path(name)
     folder = run_of(path) if path.is_file() else path
     if folder is None or not (folder / "config.yaml").is_file():
         inside = sorted(path.rglob("config.yaml"))

@@ -116,10 +116,11 @@ class Search:
             self._write_best(found)
         if left:
             print(f"{left} trials are left: the same command with --resume continues", flush=True)
-            return stopped and 128 + stopped, None
         if found is None:
-            print(f"no trial was completed: {self.folder / 'trials.csv'} has their errors", flush=True)
-        return int(found is None), found
+            errors = [trial.user_attrs["error"] for trial in study.trials if "error" in trial.user_attrs]
+            first = f"; the first failed with: {errors[0]}" if errors else ""
+            print(f"no trial was completed{first}; {self.folder / 'trials.csv'} has them all", flush=True)
+        return stopped and 128 + stopped or int(found is None), None if left else found
 
     def _open(self) -> optuna.Study:
         """The study, new or begun with the same settings."""

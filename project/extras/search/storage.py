@@ -1,10 +1,10 @@
 """Where a study is kept: a database, or a journal file on a shared disk; and its errors in one line."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError
@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from project.errors import UserError
+from project.files import expand
 
 
 def open_storage(address: str) -> JournalStorage | RDBStorage:
@@ -20,7 +21,7 @@ def open_storage(address: str) -> JournalStorage | RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     if address.startswith("journal:"):
-        return JournalStorage(JournalFileBackend(str(Path(address.removeprefix("journal:")).expanduser().absolute())))
+        return JournalStorage(JournalFileBackend(os.path.abspath(expand(address.removeprefix("journal:")))))
     return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})  # a server may have dropped the connection
 
 
