@@ -24,7 +24,7 @@ def output_path(name: str, example: str) -> Path:
     Raises:
         UserError: when no file can be written there.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     try:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "not an ordinary file"

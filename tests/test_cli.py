@@ -311,7 +311,7 @@ def test_checkpoint_that_is_none(cli, workdir, trained) -> None:
 def test_predict_needs_a_folder_of_its_own(cli, trained, workdir) -> None:
     assert "data.root is missing" in cli("predict", "--ckpt_path", "best").err
     (workdir / "empty").mkdir()
-    for root, words in (("nowhere", "is missing (nowhere)"), ("empty", "no image in empty")):
+    for root, words in (("nowhere", "nowhere does not exist"), ("empty", "no image in empty")):
         result = cli("predict", "--ckpt_path", "best", "--data.root", root)
         assert result.code == 2 and words in result.err
     make_folder(workdir / "some", {"red": 2})

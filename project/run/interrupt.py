@@ -34,9 +34,11 @@ class SafeInterrupt(L.Callback):
             raise SIGTERMException if self._asked == signal.SIGTERM else KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Not after the last batch: a resumed run would never validate this epoch. Nor while gradients accumulate:
-        # a checkpoint does not hold them.
-        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        # Not before a validation or after the last batch: a resumed run would leave that validation out. Nor while
+        # gradients accumulate: a checkpoint does not hold them.
+        loop = trainer.fit_loop
+        due = trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not due and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._stop()
 
     def on_train_epoch_start(self, *_: Any) -> None:

@@ -45,7 +45,7 @@ class PredictionWriter(L.Callback):
                 print(f"not predicted: {key}: {why}", file=sys.stderr)
             counts = f", {uncertain} of them {UNCERTAIN}" if uncertain else ""
             counts += f", {len(bad)} could not be read" if bad else ""
-            print(f"{len(rows)} prediction{"s" * (len(rows) != 1)} in {self.path}{counts}.")
+            print(f"{len(rows)} prediction{'s' * (len(rows) != 1)} in {self.path}{counts}.")
 
     def _write(self, rows, samples, names) -> int:
         """The number of uncertain images."""

@@ -15,9 +15,9 @@ from project.errors import UserError
 from project.run.checkpoints import BestAndLast
 
 
-def saver(*arguments: str, folder: Path | None = None, **named: str) -> BestAndLast:
+def saver(folder: Path | None = None, **named: str) -> BestAndLast:
     """It saves to a new folder, as in a run that has started."""
-    return BestAndLast(SimpleNamespace(checkpoints=folder or Path(tempfile.mkdtemp())), *arguments, **named)
+    return BestAndLast(SimpleNamespace(checkpoints=folder or Path(tempfile.mkdtemp())), **named)
 
 
 class FakeTrainer:
@@ -27,6 +27,8 @@ class FakeTrainer:
         self.current_epoch, self.global_step, self.world_size, self.is_global_zero = 0, 0, 1, True
         self.callback_metrics: dict[str, torch.Tensor] = {}
         self.state, self.validating, self.callbacks = SimpleNamespace(fn="fit"), False, []
+        self.max_steps, self.max_epochs, self.should_stop, self.enable_validation = -1, -1, False, False
+        self.val_check_batch, self.fit_loop = None, SimpleNamespace(epoch_loop=SimpleNamespace(done=True))
         self.saved: list[tuple[str, int]] = []
 
     def save_checkpoint(self, path: Path) -> None:
@@ -97,7 +99,7 @@ def test_without_validation_there_is_no_best() -> None:
 
 def test_an_unknown_monitor_names_those_there_are() -> None:
     with pytest.raises(UserError) as caught:
-        run(saver("val/accuracy"), [0.1])
+        run(saver(monitor="val/accuracy"), [0.1])
     text = str(caught.value)
     assert (
         "checkpoint.monitor" in text and "'val/accuracy'" in text and "train/loss, val/acc" in text and "\n" not in text
@@ -132,7 +134,7 @@ def test_paths(tmp_path) -> None:
 def test_resumed(monitor, mode, scores, saved) -> None:
     before = saver()
     run(before, [0.2, 0.5])
-    after = saver(monitor, mode)
+    after = saver(monitor=monitor, mode=mode)
     after.load_state_dict(before.state_dict())
     assert best_epochs(run(after, scores, start=2, name=monitor)) == saved
 
@@ -173,7 +175,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(monkeypatch) -> None:
 
 
 def test_less_of_a_loss_is_better() -> None:
-    assert saver("val/loss").mode == "min" and saver("val/acc").mode == "max"
+    assert saver(monitor="val/loss").mode == "min" and saver("val/acc").mode == "max"
 
 
 def test_interruptions_keep_what_is_new() -> None:
@@ -207,6 +209,7 @@ def test_interruptions_that_save_nothing(attribute, value) -> None:
 )
 def test_last_words(capsys, tmp_path, exception, said) -> None:
     callback = saver(folder=tmp_path)
+    callback.on_train_start(FakeTrainer(), None)
     callback.on_exception(FakeTrainer(), None, exception)
     assert capsys.readouterr().out == ""  # nothing was saved
     (tmp_path / "last.ckpt").touch()

@@ -27,8 +27,14 @@ def callback(trainer):
         signal.signal(number, handler)
 
 
+def at_batch(last: bool = False, validates: bool = False, accumulated: int = 1) -> SimpleNamespace:
+    loop = SimpleNamespace(_should_check_val_fx=lambda fetcher: validates)
+    fit_loop = SimpleNamespace(epoch_loop=loop, _data_fetcher=None)
+    return SimpleNamespace(is_last_batch=last, accumulate_grad_batches=accumulated, fit_loop=fit_loop)
+
+
 def batch_end(callback: SafeInterrupt, last: bool = False) -> None:
-    callback.on_train_batch_end(SimpleNamespace(is_last_batch=last, accumulate_grad_batches=1), None, None, None, 0)
+    callback.on_train_batch_end(at_batch(last), None, None, None, 0)
 
 
 def places(callback: SafeInterrupt):
@@ -56,10 +62,17 @@ def test_a_validation_is_finished_and_said_to_be(callback, trainer, capsys) -> N
 
 def test_an_accumulation_is_not_torn_apart(callback) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    run = SimpleNamespace(is_last_batch=False, accumulate_grad_batches=2)
+    run = at_batch(accumulated=2)
     callback.on_train_batch_end(run, None, None, None, 0)
     with pytest.raises(SIGTERMException):
         callback.on_train_batch_end(run, None, None, None, 1)
+
+
+def test_a_validation_within_the_epoch_is_not_left_out(callback) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    callback.on_train_batch_end(at_batch(validates=True), None, None, None, 0)
+    with pytest.raises(SIGTERMException):
+        callback.on_train_batch_end(at_batch(), None, None, None, 1)
 
 
 def test_the_end_of_an_epoch_is_not_torn_apart(callback) -> None:

@@ -59,7 +59,7 @@ def test_the_curve_of_all_epochs_is_judged_after_a_resume_too(cli, few) -> None:
     assert result.code == 0, result.err
     assert (
         kept()["shape"] == "undecided"
-        and printed(result.out) == "undecided: 3 epochs are too few; it takes 4, at a learning rate above 0"
+        and printed(result.out) == "undecided: too few epochs (3); it takes 4, at a learning rate above 0"
     )
     check(result.out, 3)
     result = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs=6")

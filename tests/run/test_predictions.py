@@ -43,7 +43,7 @@ def test_columns_and_order(tmp_path, capsys, classes) -> None:
         best = sorted(zip(probabilities[k].tolist(), names, strict=True), reverse=True)[:5]
         assert [row["class"], *(row[f"class_{n}"] for n in range(2, len(best) + 1))] == [name for _, name in best]
         assert row["probability"] == f"{best[0][0]:.6f}" and all(value for value in row.values())
-    assert f"7 predictions are in {tmp_path / 'p.csv'}.\n" == capsys.readouterr().out
+    assert f"7 predictions in {tmp_path / 'p.csv'}.\n" == capsys.readouterr().out
 
 
 def test_names_are_quoted_where_they_must_be(tmp_path) -> None:
@@ -56,7 +56,7 @@ def test_images_that_could_not_be_read_are_told(tmp_path, capsys) -> None:
     bad = [("broken.png", "the file is empty"), ("text.jpg", "not an image")]
     write(tmp_path / "p.csv", ["a", "b"], ["x.png"], [([0], torch.tensor([[0.2, 0.8]]))], bad)
     out, err = capsys.readouterr()
-    assert "1 predictions" in out and "2 could not be read" in out
+    assert "1 prediction in" in out and "2 could not be read" in out
     assert err.splitlines() == [f"not predicted: {key}: {why}" for key, why in bad]
 
 

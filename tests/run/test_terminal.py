@@ -143,8 +143,10 @@ def run_epochs(count: int, validated: Sequence[int] = (0, 1, 2), **arguments) ->
             "lr/rest": torch.tensor(2e-6),
         }
         named = {"callback_metrics": {}, "is_global_zero": True, "max_epochs": count, **arguments}
-        trainer = SimpleNamespace(current_epoch=epoch, **named)
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(done=True))
+        trainer = SimpleNamespace(current_epoch=epoch, global_step=epoch, fit_loop=loop, **named)
         line.on_train_epoch_start(trainer, None)
+        trainer.global_step += 1
         trainer.callback_metrics.update(metrics | {"val/acc": torch.tensor(0.25), "val/loss": torch.tensor(2.0)})
         if epoch in validated:
             line.on_validation_end(trainer, None)
