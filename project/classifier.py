@@ -84,8 +84,7 @@ class ImageClassifier(L.LightningModule):
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one.
             lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
-                arXiv:2205.10287; for Adam) multiplies the learning rate by (batch x devices x accumulation) /
-                reference_batch, or by its root.
+                arXiv:2205.10287; for Adam) multiplies lr by images of a step / reference_batch, or by its root.
             mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
@@ -95,9 +94,8 @@ class ImageClassifier(L.LightningModule):
         if mixup < 0 or cutmix < 0:
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
-        settings = written(self.hparams)
-        self.hparams.clear()  # from Python they can hold classes, which no checkpoint of plain values can
-        self.hparams.update(settings, _instantiator="lightning.pytorch.cli.instantiate_module")
+        maker = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # reads plain values, as YAML has them
+        self._hparams = type(self.hparams)(written(self.hparams) | maker)
         self.class_names, self.num_classes = list(class_names), len(class_names)
         self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
         self.weights, self.load_report = weights, None
@@ -114,9 +112,7 @@ class ImageClassifier(L.LightningModule):
         )  # fmt: skip
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         self.mixers = [mixer(alpha=alpha, num_classes=self.task.outputs) for mixer, alpha in mixers if alpha]
-        self.temperature = (
-            1.0  # logits are divided by it before the probabilities; export fits it, the checkpoint keeps it
-        )
+        self.temperature = 1.0  # divides the logits before the probabilities; export fits it, the checkpoint keeps it
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
         self._new_metrics: dict[str, float] = {}  # of this epoch's last validation
@@ -126,8 +122,6 @@ class ImageClassifier(L.LightningModule):
         self.train_metrics.persistent(True)
         self.val_loss, self.val_metrics = MeanMetric(), self.task.metrics("val/")
         self.test_loss, self.test_metrics = MeanMetric(), self.task.metrics("test/")
-
-    # From images to probabilities
 
     mean = property(lambda self: self.normalise.mean, doc="Of each channel in [0, 1], (1, C, 1, 1).")
     std = property(lambda self: self.normalise.std, doc="Likewise.")
@@ -144,16 +138,12 @@ class ImageClassifier(L.LightningModule):
     def fused(self) -> Deployable:
         """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
 
-        Returns:
-            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). Its `folds` say
-            what became of each batch norm, its `net` is the network alone.
+        An ordinary module, images as in `forward` -> logits; its `folds` say what became of each batch norm.
         """
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         net, folds = fuse(self.net, self.normalise(example.to(self.mean.device)))
         return Deployable(net, self.mean, self.std, folds=folds).eval()
-
-    # Optimizer, schedule, weights to start from
 
     @property
     def batch(self) -> int:
@@ -179,8 +169,7 @@ class ImageClassifier(L.LightningModule):
         watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
         for each in watched:
             self.check_metric("model.schedule", each.monitor)
-        # Lightning would show a scheduler that waits for a metric the last one again where there is none, and after the
-        # epoch has been saved: `on_train_epoch_end` does it.
+        # `on_train_epoch_end` steps what waits for a metric: Lightning would do it after saving, with old metrics too.
         plan = {"scheduler": scheduler, "interval": interval, "reduce_on_plateau": False}
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
@@ -218,9 +207,7 @@ class ImageClassifier(L.LightningModule):
         self._new_metrics = checkpoint.get("new_metrics", {})
         averaged = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
         if not averaged and "current_model_state" in checkpoint:
-            print(
-                "The checkpoint has averaged weights, and no EMA is configured: resuming from the weights themselves."
-            )
+            print("Averaged weights, and no EMA is configured: resuming from the weights themselves.")
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # Steps. Metrics are updated in each and logged once an epoch: self.log would cost more than a small network's step.
@@ -251,7 +238,10 @@ class ImageClassifier(L.LightningModule):
         self.log_dict(metrics)
         self.train_loss.reset()
         self.train_metrics.reset()
-        new, scheduler = self._new_metrics | {name: float(value) for name, value in metrics.items()}, self.lr_schedulers()
+        new, scheduler = (
+            self._new_metrics | {name: float(value) for name, value in metrics.items()},
+            self.lr_schedulers(),
+        )
         if self.planned is not None:
             self.planned.observe(new)
         elif getattr(scheduler, "monitor", None) in new:
@@ -295,8 +285,6 @@ class ImageClassifier(L.LightningModule):
         metrics.reset()
         return values
 
-    # Which metrics there are, for what watches one
-
     @property
     def validates(self) -> bool:
         """Whether this run looks at validation images at all."""
@@ -308,5 +296,5 @@ class ImageClassifier(L.LightningModule):
         validated = {"val/loss", *self.task.score_names("val/")} if self.validates else set()
         known = {"train/loss", *self.train_metrics, *validated}
         if name not in known:
-            some = ", ".join(sorted(each for each in known if "/acc_class/" not in each))
-            raise UserError(f"{key}: no metric {name!r} is logged; there are {some}")
+            some = sorted(each for each in known if "/acc_class/" not in each)
+            raise UserError(f"{key}: no metric {name!r} is logged; there are {', '.join(some)}")

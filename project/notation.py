@@ -11,8 +11,9 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from project.files import expand
 
+
 class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no dates
-    """Refuses a key that is given twice in one place, and writes out ~ and $VAR in the values of keys, never in keys or lists.
+    """Refuses a key that is given twice in one place, and writes out ~ and $VAR in values, not in keys or lists.
 
     What is read otherwise than it is written (010, 1e5, yes) stays text. Where its key wants a number or a truth value
     the parser turns it into one, and where it wants text, such as the name of a class, it is already right.

@@ -271,6 +271,30 @@ def test_early_stopping_by_an_unknown_metric_is_one_line(cli, workdir) -> None:
     assert "there are train/acc" in result.err and "epoch 1/" not in result.out
 
 
+def test_nothing_to_train_is_an_error(cli, trained) -> None:
+    fewer = ("--trainer.max_epochs 1", "max_epochs=1")
+    for options, words in (
+        ("--trainer.max_epochs 0", "trainer.max_epochs and max_steps must be above 0"),
+        ("--trainer.max_steps 0", "trainer.max_epochs and max_steps must be above 0"),
+        ("--trainer.limit_train_batches 0", "trainer.limit_train_batches must be above 0"),
+        ("--trainer.accelerator gpu", "trainer: No supported gpu backend"),
+        fewer,
+    ):
+        if "gpu" in options and torch.cuda.is_available():
+            continue
+        result = cli("fit", "--ckpt_path", "last", *options.split())
+        assert result.code == 2 and words in result.err and result.err.count("\n") == 1
+        assert "Stopped" not in result.out
+
+
+def test_a_batch_that_batch_norm_cannot_take(cli, workdir) -> None:
+    """One image, and a feature map of one pixel."""
+    net = ["--model.net", "project.nets.ResNet", "--model.net.init_args.depths", "[1,1,1,1]"]
+    result = cli("fit", *DIGITS, *net, "--model.net.init_args.width", "4", "--data.batch_size", "1")
+    assert result.code == 2 and result.err.count("\n") == 1 and "data.batch_size: batch norm" in result.err
+    assert "epoch 1" not in result.out and not list(workdir.glob("runs/*/*/checkpoints/*"))
+
+
 def test_going_on_at_the_end_says_so(cli, trained) -> None:
     result = cli("fit", "--ckpt_path", "last")
     assert result.code == 0 and "already at the end" in result.out

@@ -55,9 +55,7 @@ def diagnose(losses: Sequence[float], chance: float, rates: Sequence[float]) -> 
     if not finite.all():
         return Diagnosis("diverging", f"the loss of epoch {finite.argmin() + 1} is not finite", MUCH_LOWER)
     if len(losses) < FEWEST or not any(rates):
-        return Diagnosis(
-            "undecided", f"too few epochs ({len(losses)}); it takes {FEWEST}, at a learning rate above 0"
-        )
+        return Diagnosis("undecided", f"too few epochs ({len(losses)}); it takes {FEWEST}, at a learning rate above 0")
 
     points = _average(np.clip(losses, 0.0, 100 * chance))
     rates = _average(np.divide(rates, max(rates)))

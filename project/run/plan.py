@@ -57,9 +57,7 @@ def advice_for(trainer: L.Trainer, model: L.LightningModule, plan: Plan) -> list
     """What looks unusual about this run: one sentence each."""
     data = trainer.datamodule
     # What waits for a metric may lower the learning rate, although no plan can show it.
-    waits = (
-        model.planned.plateaus if model.planned else hasattr(trainer.lr_scheduler_configs[0].scheduler, "monitor")
-    )
+    waits = model.planned.plateaus if model.planned else hasattr(trainer.lr_scheduler_configs[0].scheduler, "monitor")
     return advise(
         data.batch_size,
         type(trainer.optimizers[0]).__name__,

@@ -120,7 +120,7 @@ class Search:
             errors = [trial.user_attrs["error"] for trial in study.trials if "error" in trial.user_attrs]
             first = f"; the first failed with: {errors[0]}" if errors else ""
             print(f"no trial was completed{first}; {self.folder / 'trials.csv'} has them all", flush=True)
-        return stopped and 128 + stopped or int(found is None), None if left else found
+        return (stopped and 128 + stopped) or int(found is None), None if left else found
 
     def _open(self) -> optuna.Study:
         """The study, new or begun with the same settings."""

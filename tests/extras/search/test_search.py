@@ -244,7 +244,8 @@ def test_nested_evaluation_keeps_each_outer_fold_from_its_search(workdir, cli) -
 def test_without_a_completed_trial_the_exit_code_is_1(workdir, cli) -> None:
     Path("space.yaml").write_text("model.lr: {choice: [.nan, -1.0]}")
     result = cli("search", *DIGITS, *TINY, "--space", "space.yaml", "--trials", "2")
-    assert result.code == 1 and "no trial was completed: runs/search/digits/trials.csv has their errors" in result.out
+    said = "no trial was completed; the first failed with: error: model.lr must be above 0, not "
+    assert result.code == 1 and said in result.out and "runs/search/digits/trials.csv has them all" in result.out
     assert [row["state"] for row in rows_of(Path("runs/search/digits"))] == ["fail"] * 2
     assert not list(workdir.rglob("best.yaml"))
 
