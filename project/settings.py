@@ -112,7 +112,9 @@ def checkpoint_config(checkpoint: dict[str, Any], command: str) -> dict[str, Any
         return config
     if command == "predict":  # other images than the ones it was trained on
         config["data"]["root"] = None
-    return {name: config[name] for name in ("classifier", "data", "model") if name in config}
+    limit = config["trainer"].get("limit_val_batches") if command == "validate" else None  # for the same score
+    kept = {"trainer": {"limit_val_batches": limit}} if limit else {}
+    return {name: config[name] for name in ("classifier", "data", "model") if name in config} | kept
 
 
 @dataclass
