@@ -56,11 +56,12 @@ class ImageClassifier(L.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         channels_last: bool = True,
+        value_range: list[float] | None = None,
     ) -> None:
         """
         Args:
             net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.ResNet...
-            class_names: One name for each class, in order. The data module gives this and the next three.
+            class_names: One name for each class, in order. The data module gives this, the next three and value_range.
             in_channels: Channels of the images.
             image_size: Pixels of a side.
             resize: How images are brought to that size; kept for whoever uses the model.
@@ -89,13 +90,14 @@ class ImageClassifier(L.LightningModule):
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
+            value_range: What is black and white in images of more than 8 bits; kept for whoever uses the model.
         """
         super().__init__()
         if mixup < 0 or cutmix < 0:
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
+        self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
         self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
         self.net = net(in_channels, self.task.outputs, image_size)

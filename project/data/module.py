@@ -12,12 +12,12 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
-from project.data.load import Loaded, common_size, describe_bad, load
+from project.data.load import Loaded, describe_bad, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
-from project.data.transforms import ImageFormat, Resize
+from project.data.transforms import MAX_PIXELS, ImageFormat, Resize
 from project.errors import UserError
 from project.messages import say
 
@@ -29,7 +29,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         root: str | None = None,
         source: Callable[[str | None], Source] = ImageFolder,
-        image_size: PositiveInt | None = None,
+        image_size: PositiveInt | list[int] | None = None,
         channels: Literal[1, 3, 4] = 3,
         resize: Resize = "letterbox",
         batch_size: PositiveInt = 64,
@@ -49,6 +49,8 @@ class ImageDataModule(L.LightningDataModule):
         seed: int | None = None,
         test_folds: int | None = None,
         test_fold: int = 0,
+        value_range: list[float] | None = None,
+        max_pixels: PositiveInt = MAX_PIXELS,
     ) -> None:
         """
         Args:
@@ -76,16 +78,29 @@ class ImageDataModule(L.LightningDataModule):
             seed: Of order and augmentation; null takes seed_everything.
             test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
+            value_range: Black and white of images of more than 8 bits, as [0, 4095]. Null: measured on the training
+                images, as 0 and the smallest of 1, 255, 1023, 4095, 16383 and 65535 that holds them; empty: by image.
+            max_pixels: Pixels that an image may have: more are taken for an attack on the memory.
         """
         super().__init__()
         if random_resized_crop and not 0 < random_resized_crop[0] <= random_resized_crop[1] <= 1:
             raise UserError(f"data.random_resized_crop must be 0 < smallest <= largest <= 1, not {random_resized_crop}")
         self.root, self._make_source = root, source
+        if isinstance(image_size, list):
+            raise UserError(
+                f"data.image_size: images are square here: give one number, such as {max(image_size, default=64)}; "
+                "data.resize letterbox keeps the whole of other shapes, squash distorts them, crop cuts out the middle"
+            )
+        if value_range and len(set(value_range)) != 2:
+            raise UserError(f"data.value_range must be two numbers, black and white, not {value_range}")
+        if value_range is not None:
+            self.value_range = value_range
         if image_size:  # given: the property below is not computed; likewise the class names
             self.image_size = int(image_size)  # a plain number, for the checkpoint
         if class_names:
             self.class_names = class_names
         self.channels, self.resize, self.random_resized_crop = channels, resize, random_resized_crop
+        self.max_pixels = max_pixels
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
@@ -120,7 +135,21 @@ class ImageDataModule(L.LightningDataModule):
     @cached_property
     def image_size(self) -> int:
         """Pixels of a side."""
-        return common_size(self.source, [self.source.samples[i] for i in self.splits["train"]])
+        return self._measured[0]
+
+    @cached_property
+    def value_range(self) -> list[float]:
+        """Of images of more than 8 bits, what is black and what is white."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[int, list[float]]:
+        samples = [self.source.samples[i] for i in self.splits["train"]]
+        return measure(self.source, samples, self.max_pixels)
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(self.image_size, self.channels, self.resize, self.value_range, self.max_pixels)
 
     @property
     def class_counts(self) -> list[int]:
@@ -145,15 +174,15 @@ class ImageDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2)."""
-        size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
-        image_format = ImageFormat(size, self.channels, self.resize)
+        image_format, names = self.image_format, {"validate": ["val"]}.get(stage, [stage])
         if stage == "predict":
             self.source = ImageFiles(self.root)
             self.splits = {"predict": range(len(self.source.samples))}
         if stage == "fit":
             names = ["train", "val"] if self.splits["val"] else ["train"]
             # Colour does not go with grey images, for example: say so before training.
-            self.augment(torch.zeros(2, self.channels, size, size, dtype=torch.uint8), 0, torch.arange(2))
+            size = (2, self.channels, self.image_size, self.image_size)
+            self.augment(torch.zeros(size, dtype=torch.uint8), 0, torch.arange(2))
         for name in names:
             if name not in self.loaded:
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None

@@ -8,7 +8,7 @@ from PIL import Image
 
 from project.data import ImageDataModule
 from project.data.load import Loaded, load
-from project.data.memory import INDEX_LIMIT, ImageFormat
+from project.data.memory import INDEX_LIMIT
 from project.extras.check.findings import Findings, some
 from project.extras.look import figures
 
@@ -38,8 +38,7 @@ def check_files(data: ImageDataModule, found: Findings) -> None:
     data.setup("fit")
     parts = dict(data.loaded)
     if test := data.splits["test"]:
-        image_format = ImageFormat(data.image_size, data.channels, data.resize)
-        parts["test"] = load(data.source, test, [-1] * len(test), image_format, in_memory=False)
+        parts["test"] = load(data.source, test, [-1] * len(test), data.image_format, in_memory=False)
     bad = [f"{key}: {why}" for part in parts.values() for key, why in part.bad]
     fix = "replace or remove them, or leave them out with --data.on_bad_image skip"
     found.judge("images", "all can be read", (bad, level, f"unreadable: {some(bad)}", fix))

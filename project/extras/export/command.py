@@ -56,6 +56,7 @@ def read(path: Path) -> dict[str, Any]:
 
     metadata = read_metadata(path)
     data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize")}
+    data["value_range"] = metadata.get("value_range", [])
     config = {"data": {**data, "root": None}, "model": {"path": str(path)}}
     return {"hyper_parameters": {**data, "in_channels": data["channels"]}, "config": config}
 
