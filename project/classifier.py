@@ -1,6 +1,6 @@
 """The image classifier (card C3), top to bottom: network, task, optimizer, steps, and the fused network for use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -56,7 +56,7 @@ class ImageClassifier(L.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         channels_last: bool = True,
-        value_range: list[float] | None = None,
+        value_range: Sequence[float] = (0.0, 65535.0),
     ) -> None:
         """
         Args:

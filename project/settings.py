@@ -99,7 +99,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     if not isinstance(checkpoint, dict) or not {"config", "hyper_parameters"} <= set(checkpoint):
         raise UserError(f"ckpt_path: {path} was not written by this project's fit: it does not say what model it holds")
-    checkpoint["hyper_parameters"].setdefault("value_range", [])  # of before there was the key: each image by itself
+    checkpoint["hyper_parameters"].setdefault("value_range", [0.0, 65535.0])  # of before there was the key
     return checkpoint
 
 

@@ -25,7 +25,6 @@ from project.errors import UserError
 from project.files import written_whole
 from project.messages import say
 
-LIMITS = (1, 255, 1023, 4095, 16383, 65535)  # of floats, and of 8 to 16 bits
 CGROUPS = (  # limit and use of the memory of a container: version 2, version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -36,10 +35,9 @@ SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 class Verdict(NamedTuple):
     """What is known of one image file."""
 
-    state: str  # size and time of the last change when it was read; empty when it was not
+    state: str  # size and time of the last change when it was read; empty when it is to be read again
     digest: int  # 64-bit blake2b of the content, signed: the image's identity, whatever its name
     fault: str  # why it cannot be read; empty when it can
-    odd: bool = False  # whether its colour profile cannot be used
 
 
 @dataclass
@@ -78,17 +76,14 @@ def load(
     pixels, size = None, image_format.image_size
     if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
         pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
-    verdicts = survey(source, [source.samples[row] for row in rows], image_format, pixels)
-    bad = [
-        (source.samples[row].key, verdict.fault) for row, verdict in zip(rows, verdicts, strict=True) if verdict.fault
-    ]
-    good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
+    samples = [source.samples[row] for row in rows]
+    verdicts = survey(source, samples, image_format, pixels)
+    bad = [(sample.key, each.fault) for sample, each in zip(samples, verdicts, strict=True) if each.fault]
+    good = [i for i, each in enumerate(verdicts) if not each.fault]
     if not good:
         raise UserError(f"no image is left: {describe_bad(bad)}")
     if pixels is not None and bad:
         pixels = pixels[good]
-    if odd := [source.samples[rows[i]].key for i in good if verdicts[i].odd]:
-        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {odd[0]}.")
     digests = {rows[i]: verdicts[i].digest for i in good}
     labels = torch.tensor(labels)[good]
     return Loaded(Images(source, list(digests), labels, image_format, pixels, seed, area), digests, bad)
@@ -108,17 +103,17 @@ def survey(
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
     cause = f"{folder} {PIL.__version__} {image_format.max_pixels} {sorted(Image.registered_extensions())}"
     file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(cause), digest_size=8).hexdigest()}.json"
-    known = {}
+    known, odd = {}, []
     with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
-        path, state, content, fault, odd = paths[position], "", b"", "", False
+        path, state, content, fault = paths[position], "", b"", ""
         try:
             if path:
                 status, verdict = os.stat(path), known.get(path)
                 state = f"{status.st_size} {status.st_mtime_ns}"
-                if verdict and verdict.state == state and not verdict.fault and pixels is None:
+                if verdict and verdict.state == state and pixels is None:
                     return verdict
             content = source.content(samples[position])
             image = load_image(content, image_format)
@@ -127,7 +122,8 @@ def survey(
             with open_image(content, image_format.max_pixels) as opened:
                 to_srgb(opened.info.get("icc_profile"), opened.mode)
         except PyCMSError:
-            odd = True
+            state = ""  # and is said every time
+            odd.append(samples[position].key)
         except MemoryError:
             raise
         except UnidentifiedImageError:
@@ -135,10 +131,12 @@ def survey(
         except Exception as error:  # every one of Pillow's decoders has exceptions of its own
             fault = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
         digest = int.from_bytes(hashlib.blake2b(bytes(content), digest_size=8).digest(), "big", signed=True)
-        return Verdict(state if len(content) else "", digest, fault, odd)
+        return Verdict("" if fault else state, digest, fault)  # what could not be read is tried again
 
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(judge, range(len(samples))))
+    if odd:
+        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {odd[0]}.")
     verdicts = known | {path: verdict for path, verdict in zip(paths, found, strict=True) if path}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
@@ -165,21 +163,20 @@ def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     return f"{len(bad)} of the images cannot be read: {names}; remove them, or use --data.on_bad_image skip"
 
 
-def measure(source: Source, samples: Sequence[Sample], max_pixels: int) -> tuple[int, list[float]]:
-    """Measure 500 images, evenly taken; of those of 8 bits only the header is read.
+def measure(source: Source, rows: Sequence[int], max_pixels: int) -> tuple[int, list[float]]:
+    """Measure 250 to 500 of the images at these positions, evenly taken; of those of 8 bits only the header is read.
 
     Returns:
         Pixels of a side: the median shorter side, in steps of 32 above 64, at most 224 (advice A8). And what is black
-        and white in grey images of more than 8 bits: from 0, or the lowest value below it, to the smallest usual limit
-        that holds the values, or the largest one where that is less than a quarter of it. Empty where there are none.
+        and white in grey images of more than 8 bits: from 0, or the lowest value below it, to the highest value of the
+        bits that they use, 2^n - 1: 4095 for those of 12 bits, in whatever file.
     """
-    sides, extrema = [], []
-    for sample in samples[:: max(1, -(-len(samples) // 500))]:
+    sides, values = [], []
+    for row in rows[:: 1 + len(rows) // 500]:
+        sample = source.samples[row]
         with suppress(Exception), open_image(source.path(sample) or source.content(sample), max_pixels) as image:
             sides.append(min(image.size))  # what cannot be read is named by the survey, which is next
             if image.mode[0] in "IF":
-                extrema += filter(math.isfinite, image.getextrema())
-    side, top = median_high(sides or [224]), max(extrema, default=0)
-    white = next((limit for limit in LIMITS if limit / 4 <= top <= limit), top or 1)
-    size = side if side <= 64 else min(224, round(side / 32) * 32)
-    return size, [float(min(0, *extrema)), float(white)] if extrema else []
+                values += filter(math.isfinite, image.getextrema())
+    side, white = median_high(sides or [224]), 2.0 ** math.ceil(max(values, default=255)).bit_length() - 1
+    return side if side <= 64 else min(224, round(side / 32) * 32), [min([0.0, *values]), white or 1.0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from PIL import Image
@@ -10,14 +11,12 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
 
-from project.data.draws import Draws
 from project.data.sources import Source
 from project.data.transforms import ImageFormat, decode, load_image
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
 INDEX_LIMIT = 2**40
-CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which count up from 0
 
 
 @dataclass(eq=False)
@@ -49,9 +48,8 @@ class Images(Dataset):
             return load_image(content, self.format)
         # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6), exactly torchvision's.
         image = decode(content, self.format)
-        seed = Draws(self.seed, epoch, torch.tensor([key])).stream(CROP_STREAM).integers(2**31)
         with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
-            torch.default_generator.manual_seed(int(seed))
+            torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
             top, left, height, width = RandomResizedCrop.get_params(image, self.area, (3 / 4, 4 / 3))
         size, box = self.format.image_size, (left, top, left + width, top + height)
         return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

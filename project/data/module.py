@@ -29,7 +29,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         root: str | None = None,
         source: Callable[[str | None], Source] = ImageFolder,
-        image_size: PositiveInt | list[int] | None = None,
+        image_size: PositiveInt | None = None,
         channels: Literal[1, 3, 4] = 3,
         resize: Resize = "letterbox",
         batch_size: PositiveInt = 64,
@@ -49,7 +49,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int | None = None,
         test_folds: int | None = None,
         test_fold: int = 0,
-        value_range: list[float] | None = None,
+        value_range: tuple[float, float] | None = None,
         max_pixels: PositiveInt = MAX_PIXELS,
     ) -> None:
         """
@@ -79,22 +79,15 @@ class ImageDataModule(L.LightningDataModule):
             test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
             value_range: Black and white of images of more than 8 bits, as [0, 4095]. Null: measured on the training
-                images, as 0 and the smallest of 1, 255, 1023, 4095, 16383 and 65535 that holds them; empty: by image.
+                images, as 0 and the highest value of the bits that they use.
             max_pixels: Pixels that an image may have: more are taken for an attack on the memory.
         """
         super().__init__()
         if random_resized_crop and not 0 < random_resized_crop[0] <= random_resized_crop[1] <= 1:
             raise UserError(f"data.random_resized_crop must be 0 < smallest <= largest <= 1, not {random_resized_crop}")
         self.root, self._make_source = root, source
-        if isinstance(image_size, list):
-            raise UserError(
-                f"data.image_size: images are square here: give one number, such as {max(image_size, default=64)}; "
-                "data.resize letterbox keeps the whole of other shapes, squash distorts them, crop cuts out the middle"
-            )
-        if value_range and len(set(value_range)) != 2:
-            raise UserError(f"data.value_range must be two numbers, black and white, not {value_range}")
-        if value_range is not None:
-            self.value_range = value_range
+        if value_range:
+            self.value_range = list(value_range)
         if image_size:  # given: the property below is not computed; likewise the class names
             self.image_size = int(image_size)  # a plain number, for the checkpoint
         if class_names:
@@ -144,12 +137,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @cached_property
     def _measured(self) -> tuple[int, list[float]]:
-        samples = [self.source.samples[i] for i in self.splits["train"]]
-        return measure(self.source, samples, self.max_pixels)
-
-    @property
-    def image_format(self) -> ImageFormat:
-        return ImageFormat(self.image_size, self.channels, self.resize, self.value_range, self.max_pixels)
+        return measure(self.source, self.splits["train"], self.max_pixels)
 
     @property
     def class_counts(self) -> list[int]:
@@ -174,15 +162,22 @@ class ImageDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2)."""
-        image_format, names = self.image_format, {"validate": ["val"]}.get(stage, [stage])
+        size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
+        image_format = ImageFormat(size, self.channels, self.resize, self.value_range, self.max_pixels)
         if stage == "predict":
             self.source = ImageFiles(self.root)
             self.splits = {"predict": range(len(self.source.samples))}
         if stage == "fit":
             names = ["train", "val"] if self.splits["val"] else ["train"]
             # Colour does not go with grey images, for example: say so before training.
-            size = (2, self.channels, self.image_size, self.image_size)
-            self.augment(torch.zeros(size, dtype=torch.uint8), 0, torch.arange(2))
+            self.augment(torch.zeros(2, self.channels, size, size, dtype=torch.uint8), 0, torch.arange(2))
+            if self.random_resized_crop:  # Touvron et al. 2019, arXiv:1906.06423
+                say(  # the mean of share ** -0.5, of the sides
+                    "advice     random_resized_crop shows objects about "
+                    f"{2 / sum(share**0.5 for share in self.random_resized_crop):.2g} times as large as validation and "
+                    "prediction do, beside letterbox bars more; raise its smallest share, or end with a fit without it "
+                    "(model.weights)"
+                )
         for name in names:
             if name not in self.loaded:
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
