@@ -7,10 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from project.data.transforms import decode, load_image
+from project.data import transforms
+from project.data.transforms import ImageFormat
 
 MODE = {1: "L", 3: "RGB", 4: "RGBA"}
 HEIGHT, WIDTH = 6, 9
+
+
+def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None, **options) -> Image.Image:
+    return transforms.decode(content, ImageFormat(8, channels, "squash", **options), hint)
+
+
+def load_image(content: bytes | np.ndarray, size: int, channels: int, how: str) -> torch.Tensor:
+    return transforms.load_image(content, ImageFormat(size, channels, how))
 
 
 def stored(image: Image.Image, kind: str, **options) -> bytes:
@@ -118,11 +127,15 @@ def expected_pixels(seen: np.ndarray, channels: int) -> np.ndarray:
     return color if channels == 3 else color @ [0.299, 0.587, 0.114]
 
 
+RANGES = {"I up to 255": (0, 255), "I beyond": (0, 10**6), "I below 0": (0, 255)}
+RANGES |= {"F up to 1": (0, 1), "F up to 255": (0, 255)}
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_image_has_the_right_pixels(name, channels):
     content, seen = CASES[name]
-    image = decode(content, channels)
+    image = decode(content, channels, value_range=RANGES.get(name, (0, 65535)))
     assert image.mode == MODE[channels]
     assert image.size == (seen.shape[1], seen.shape[0])
     pixels, wanted = np.asarray(image, dtype=float), expected_pixels(seen, channels)
@@ -139,7 +152,8 @@ def test_eight_bits_stored_wider_come_back_exactly(mode):
         "F": levels.astype(np.float32),
     }
     content = stored(Image.fromarray(wide[mode]), "TIFF")
-    assert np.array_equal(np.asarray(decode(content, 1)), levels)
+    high = 255 if mode == "F" else 65535
+    assert np.array_equal(np.asarray(decode(content, 1, value_range=(0, high))), levels)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

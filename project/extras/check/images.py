@@ -89,12 +89,14 @@ def _check_shapes(data: ImageDataModule, rows: list[int], found: Findings) -> No
         (long, "warning", f"sides of more than {LONG} to 1: {some(long)}", f"crop them; data.resize is {data.resize}"),
     )
     part = data.loaded["train"]
-    pixels = part.images.__getitems__([(0, row) for row in part.index[:: 1 + len(part.index) // LOOKED_AT]])["image"]
-    levels = median(len(image.unique()) for image in pixels[:, :3])
-    low, high = np.percentile(pixels[:, :3][pixels[:, :3] != GREY], (1, 99))
-    words = f"{levels:.0f} levels in half of the images, and 98 % of the pixels from {low:.0f} to {high:.0f} of 255"
+    images = part.images.__getitems__([(0, row) for row in part.index[:: 1 + len(part.index) // LOOKED_AT]])["image"][
+        :, :3
+    ]
+    levels = median(len(image.unique()) for image in images)
+    span = np.ptp(np.percentile(images[images != GREY], (1, 99)))
+    words = f"{levels:.0f} levels in half of the images, and 98 % of the pixels within {span:.0f} of 255"
     fix = f"set --data.value_range (now {data.value_range}) to the values in use; save colours of 16 bits as 8 bits"
-    few = levels < LEVELS and high - low < SPAN  # in files of 8 bits that may be meant, as in drawings
+    few = levels < LEVELS and span < SPAN  # in files of 8 bits that may be meant, as in drawings
     found.judge("brightness", words, (few, "error" if deep else "warning", f"only {words}", fix))
 
 

@@ -13,7 +13,7 @@ from conftest import DIGITS, ROOT, make_folder
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from project.data.transforms import MODES, load_image
+from project.data.transforms import MODES, ImageFormat, load_image
 from project.extras.export.runtime import read_metadata
 
 SUFFIXES = ("onnx", "pt2", "safetensors")
@@ -169,8 +169,9 @@ def test_the_program_to_copy_loads_images_as_the_training_does(tmp_path, channel
     spec.loader.exec_module(deploy)
     for path in make_pictures(tmp_path / "pictures").iterdir():
         for size in (16, 33):
-            expected = load_image(path.read_bytes(), size, channels, resize)[None].numpy()
-            found = deploy.load(str(path), size, MODES[channels], resize)
+            image_format = ImageFormat(size, channels, resize, (-5.0, 4095.0))
+            expected = load_image(path.read_bytes(), image_format)[None].numpy()
+            found = deploy.load(str(path), size, MODES[channels], resize, image_format.value_range)
             assert found.dtype == np.uint8 and np.array_equal(found, expected), (path.name, size)
 
 
