@@ -96,10 +96,10 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         for sign, words in (("v>=", "at least "), ("v<=", "at most "), ("v>", "above "), ("v<", "below ")):
             bounds = bounds.replace(sign, words)
         expected = f"must be {bounds}" if bounds else f"expected a {'whole ' if found[1] == 'Int' else ''}number"
-        return f"{key}{expected}, not {value}"
+        return f"{key}{expected}, not {value}{HINTS.get(name, '')}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
-    return f"{key}{_reason(body, name) or ' '.join(body.split())}{HINTS.get(name, '')}"[:LIMIT]
+    return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]
 
 
 def _unknown(name: str, keys: Iterable[str]) -> str:

@@ -81,7 +81,7 @@ def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | N
     # Pillow's own conversion clips 16-bit images and shows what hides under transparency.
     if mode[0] in "IF":
         low, high = image_format.value_range
-        values = (np.asarray(image, dtype=np.float64) - low) * 255 / (high - low)
+        values = (np.asarray(image, dtype=np.float64) - low) * 255 / (high - low or np.nan)
         if not np.median(values) <= 4 * 255:
             raise ValueError(f"its values are not numbers, or far beyond data.value_range {low:g} to {high:g}")
         image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))

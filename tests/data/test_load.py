@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from profiles import grey_profile, rgb_profile
 
 from project.data import load as load_module
 from project.data.embedded import Digits
@@ -213,6 +214,61 @@ def test_common_size_of_files(tmp_path):
     assert common_size(source, range(len(source.samples))) == 40
     assert common_size(source, [3]) == 224
     assert common_size(source, []) == 224
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        ([np.full((3, 4), 200, np.uint8)], (0, 255)),  # 8 bits know no range
+        ([np.array([[0, 4000]], np.uint16), np.array([[3, 9]], np.uint16)], (0, 4095)),
+        ([np.array([[0, 65535]], np.uint16)], (0, 65535)),
+        ([np.array([[0, 700]], np.uint16), np.full((3, 4), 255, np.uint8)], (0, 1023)),
+        ([np.array([[0, 250]], np.uint16)], (0, 255)),  # 8 bits in a file of 16
+        ([np.array([[0, 1]], np.uint16)], (0, 1)),  # a mask
+        ([np.array([[0, 0]], np.uint16)], (0, 1)),
+        ([np.array([[-1024, 3071]], np.int32)], (-1024, 4095)),  # computed tomography
+        ([np.array([[0, 0.7]], np.float32)], (0, 1)),
+        ([np.array([[0, 1.0]], np.float32)], (0, 1)),
+        ([np.array([[-1.5, 3.2]], np.float32)], (-1.5, 7)),
+        ([np.array([[0, 254.5]], np.float32)], (0, 255)),
+        ([np.array([[0, np.inf]], np.float32), np.array([[0, 0.5]], np.float32)], (0, 1)),
+    ],
+)
+def test_the_range_of_deep_images_is_that_of_the_bits_in_use(tmp_path, images, wanted):
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+    (tmp_path / "bad.tif").write_text("no image")
+    source = ImageFiles(str(tmp_path))
+    assert measure(source, range(len(source.samples)), MAX_PIXELS)[1] == list(wanted)
+    assert {type(value) for value in measure(source, range(len(source.samples)), MAX_PIXELS)[1]} <= {
+        int,
+        float,
+    }  # plain
+
+
+def test_of_images_of_8_bits_only_headers_are_read_to_measure_them(tmp_path, monkeypatch):
+    source = pictures(tmp_path, 6)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFolder, "content", lambda *_: pytest.fail("read"))
+    assert measure(source, range(6), MAX_PIXELS) == (31, [0, 255])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unusable_profiles_are_counted_and_said_every_time(tmp_path, capsys, in_memory):
+    source = pictures(tmp_path, 6)
+    for i, profile in ((1, b"broken"), (3, grey_profile(2.2)), (5, rgb_profile("Display P3"))):
+        path = source.path(source.samples[i])
+        with Image.open(path) as image:
+            image.convert("RGB").save(path.with_suffix(".png"), icc_profile=profile)
+        if path.suffix != ".png":
+            path.unlink()
+    source = ImageFolder(str(tmp_path))
+    for _ in range(2):
+        loaded = load(source, range(6), [0] * 6, FORMAT, in_memory)
+        assert not loaded.bad and len(loaded.images) == 6
+        out = capsys.readouterr().out
+        assert out.startswith("2 images have a colour profile that cannot be used, and are taken as sRGB, such as c")
+        assert out.count("\n") == 1
 
 
 # Verdicts
