@@ -119,8 +119,8 @@ def survey(
             image = load_image(content, image_format)
             if pixels is not None:
                 pixels[position] = image
-            with open_image(content, image_format.max_pixels) as opened:
-                to_srgb(opened.info.get("icc_profile"), opened.mode)
+            opened = open_image(content, image_format.max_pixels)
+            to_srgb(opened.info.get("icc_profile"), opened.mode)
         except PyCMSError:
             state = ""  # and is said every time
             odd.append(samples[position].key)

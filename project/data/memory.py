@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
@@ -50,6 +49,4 @@ class Images(Dataset):
         image = decode(content, self.format)
         with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
             torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
-            top, left, height, width = RandomResizedCrop.get_params(image, self.area, (3 / 4, 4 / 3))
-        size, box = self.format.image_size, (left, top, left + width, top + height)
-        return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            return pil_to_tensor(RandomResizedCrop(self.format.image_size, self.area)(image))

@@ -171,12 +171,11 @@ class ImageDataModule(L.LightningDataModule):
             names = ["train", "val"] if self.splits["val"] else ["train"]
             # Colour does not go with grey images, for example: say so before training.
             self.augment(torch.zeros(2, self.channels, size, size, dtype=torch.uint8), 0, torch.arange(2))
-            if self.random_resized_crop:  # Touvron et al. 2019, arXiv:1906.06423
-                say(  # the mean of share ** -0.5, of the sides
-                    "advice     random_resized_crop shows objects about "
-                    f"{2 / sum(share**0.5 for share in self.random_resized_crop):.2g} times as large as validation and "
-                    "prediction do, beside letterbox bars more; raise its smallest share, or end with a fit without it "
-                    "(model.weights)"
+            if self.random_resized_crop:  # Touvron et al. 2019, arXiv:1906.06423; the mean of share ** -0.5
+                say(
+                    "advice     random_resized_crop: objects are about "
+                    f"{2 / sum(share**0.5 for share in self.random_resized_crop):.2g} times as large as in validation; "
+                    "raise its smallest share, or end with a short fit without it (model.weights)"
                 )
         for name in names:
             if name not in self.loaded:

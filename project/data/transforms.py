@@ -60,8 +60,8 @@ def to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | No
     """
     if not profile or "sRGB" in ImageCms.getProfileDescription(io.BytesIO(profile)):
         return None
-    grey = mode[0] in "1LIF" and profile[16:20] == b"GRAY"  # the colour space of its input
-    mode = "L" if grey else "CMYK" if mode == "CMYK" else "RGB"
+    # Bytes 16 to 20 are the colour space of its input.
+    mode = "L" if mode[0] in "1LIF" and profile[16:20] == b"GRAY" else "CMYK" if mode == "CMYK" else "RGB"
     return ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
 
 
@@ -81,10 +81,10 @@ def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | N
     # Pillow's own conversion clips 16-bit images and shows what hides under transparency.
     if mode[0] in "IF":
         low, high = image_format.value_range
-        values = (np.asarray(image, dtype=np.float64) - low) * 255 / (high - low or np.nan)
+        values = (np.asarray(image, float) - low) * 255 / (high - low or np.nan)
         if not np.median(values) <= 4 * 255:
             raise ValueError(f"its values are not numbers, or far beyond data.value_range {low:g} to {high:g}")
-        image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))
+        image = Image.fromarray(np.uint8(np.clip(values, 0, 255).round()))
     if image.has_transparency_data:
         image = image.convert("RGBA")
     with suppress(ImageCms.PyCMSError):
@@ -108,11 +108,11 @@ def load_image(content: bytes | np.ndarray, image_format: ImageFormat) -> Tensor
     image_size, channels, resize, *_ = image_format
     image, square = decode(content, image_format, image_size), (image_size, image_size)
     if resize == "squash":
-        return pil_to_tensor(image.resize(square, Image.Resampling.BILINEAR))
+        return pil_to_tensor(image.resize(square, Image.BILINEAR))
     if resize == "crop":
-        return pil_to_tensor(ImageOps.fit(image, square, Image.Resampling.BILINEAR))
+        return pil_to_tensor(ImageOps.fit(image, square, Image.BILINEAR))
     scale = image_size / max(image.size)
     sides = [max(1, round(side * scale)) for side in image.size]
     canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[:channels])
-    canvas.paste(image.resize(sides, Image.Resampling.BILINEAR), tuple((image_size - side) // 2 for side in sides))
+    canvas.paste(image.resize(sides, Image.BILINEAR), tuple((image_size - side) // 2 for side in sides))
     return pil_to_tensor(canvas)

@@ -661,4 +661,4 @@ def test_the_larger_objects_of_random_crops_are_said(folder, capsys, area) -> No
     assert out.count("random_resized_crop") == bool(area)
     if area:
         mean = (np.linspace(*area, 100_001) ** -0.5).mean()
-        assert f"objects about {mean:.2g} times as large as validation" in out
+        assert f"objects are about {mean:.2g} times as large as in validation" in out

@@ -4,19 +4,15 @@ from collections import Counter, defaultdict
 from itertools import count, islice
 from statistics import median
 
-import numpy as np
-
 from project.data import ImageDataModule
 from project.data.load import Loaded, load
 from project.data.memory import INDEX_LIMIT
-from project.data.transforms import GREY, open_image
+from project.data.transforms import open_image
 from project.extras.check.findings import Findings, some
 from project.extras.look import figures
 
 FEW = 5  # training images of a class; with fewer it can hardly be learnt
 UNEQUAL = 10  # ratio of the largest class to the smallest, beyond which plain training neglects the small ones
-LOOKED_AT = 50  # images whose levels are counted
-LEVELS, SPAN = 32, 64  # of 256; fewer within less, and the detail is lost
 LONG = 3  # ratio of the sides, beyond which letterbox leaves little of an image and crop cuts off most
 
 
@@ -71,13 +67,12 @@ def _check_copies(data: ImageDataModule, parts: dict[str, Loaded], found: Findin
 
 
 def _check_shapes(data: ImageDataModule, rows: list[int], found: Findings) -> None:
-    """Too small, too long, read from the headers of the files; and some training images of few grey levels."""
-    small, long, deep, size = [], [], False, data.image_size
+    """Too small, too long; read from the headers of the files."""
+    small, long, size = [], [], data.image_size
     for sample in [data.source.samples[row] for row in rows]:
         if path := data.source.path(sample):
             with open_image(path, data.max_pixels) as image:
                 name = f"{sample.key}: {image.width}x{image.height}"
-                deep |= image.mode[0] in "IF" or ";16" in str(image.tile)  # the second in colours, too
                 if min(image.size) < size / 2:
                     small.append(name)
                 if max(image.size) > LONG * min(image.size):
@@ -88,16 +83,6 @@ def _check_shapes(data: ImageDataModule, rows: list[int], found: Findings) -> No
         (small, "warning", f"smaller than half of image_size {size}: {some(small)}", "lower --data.image_size"),
         (long, "warning", f"sides of more than {LONG} to 1: {some(long)}", f"crop them; data.resize is {data.resize}"),
     )
-    part = data.loaded["train"]
-    images = part.images.__getitems__([(0, row) for row in part.index[:: 1 + len(part.index) // LOOKED_AT]])["image"][
-        :, :3
-    ]
-    levels = median(len(image.unique()) for image in images)
-    span = np.ptp(np.percentile(images[images != GREY], (1, 99)))
-    words = f"{levels:.0f} levels in half of the images, and 98 % of the pixels within {span:.0f} of 255"
-    fix = f"set --data.value_range (now {data.value_range}) to the values in use; save colours of 16 bits as 8 bits"
-    few = levels < LEVELS and span < SPAN  # in files of 8 bits that may be meant, as in drawings
-    found.judge("brightness", words, (few, "error" if deep else "warning", f"only {words}", fix))
 
 
 def check_classes(data: ImageDataModule, weighted: bool, found: Findings) -> None:

@@ -257,7 +257,7 @@ def test_copies_and_shapes_are_warned_of_and_nothing_is_written_beside_the_pictu
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"),
+    "case",
     slow_but(
         [
             ("12 bits in 16", "ok"),  # measured
@@ -271,7 +271,8 @@ def test_copies_and_shapes_are_warned_of_and_nothing_is_written_beside_the_pictu
         ("0 to 16 in 8", "warning"),
     ),
 )
-def test_few_levels_stop_deep_images_and_are_warned_of_in_others(cli, tmp_path, no_pictures, kind, level) -> None:
+def test_few_levels_stop_deep_images_and_are_warned_of_in_others(cli, tmp_path, no_pictures, case) -> None:
+    kind, level = case
     digits, folder = load_digits(), tmp_path / "set"
     for i in range(80):
         image, label = np.kron(digits.images[i], np.ones((2, 3))), digits.target[i] % 2
