@@ -7,6 +7,7 @@ Copy it into your own service: everything that the training did to an image befo
 
 import io
 import json
+import math
 import sys
 
 import numpy as np
@@ -24,8 +25,10 @@ def load(path: str, size: int, mode: str, resize: str, value_range: tuple[float,
         image = ImageOps.exif_transpose(image)
     profile, stored = image.info.get("icc_profile"), image.mode
     if stored[0] in "IF":  # grey, more than 8 bits: one range for all images, that of the training
-        low, high = value_range
-        values = (np.asarray(image, dtype=np.float64) - low) * 255 / (high - low)
+        values, (low, high) = np.asarray(image, dtype=np.float64), value_range
+        if low == high:  # the training had no such images: by the bits that this one uses
+            high = 2.0 ** math.ceil(values.max()).bit_length() - 1 or 1.0
+        values = (values - low) * 255 / (high - low)
         if not np.median(values) <= 4 * 255:
             raise ValueError(f"{path}: its values are not numbers, or far beyond {low:g} to {high:g}")
         image = Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from project.data.memory import Images
 from project.data.sources import Sample, Source
-from project.data.transforms import ImageFormat, load_image, open_image, to_srgb
+from project.data.transforms import ImageFormat, load_image, open_image, to_srgb, white
 from project.errors import UserError
 from project.files import written_whole
 from project.messages import say
@@ -168,8 +168,8 @@ def measure(source: Source, rows: Sequence[int], max_pixels: int) -> tuple[int, 
 
     Returns:
         Pixels of a side: the median shorter side, in steps of 32 above 64, at most 224 (advice A8). And what is black
-        and white in grey images of more than 8 bits: from 0, or the lowest value below it, to the highest value of the
-        bits that they use, 2^n - 1: 4095 for those of 12 bits, in whatever file.
+        and white in grey images of more than 8 bits: from 0, or the lowest value below it, to the highest of the bits
+        that they use, in whatever file; twice 0 where there are none.
     """
     sides, values = [], []
     for row in rows[:: 1 + len(rows) // 500]:
@@ -178,5 +178,5 @@ def measure(source: Source, rows: Sequence[int], max_pixels: int) -> tuple[int, 
             sides.append(min(image.size))  # what cannot be read is named by the survey, which is next
             if image.mode[0] in "IF":
                 values += filter(math.isfinite, image.getextrema())
-    side, white = median_high(sides or [224]), 2.0 ** math.ceil(max(values, default=255)).bit_length() - 1
-    return side if side <= 64 else min(224, round(side / 32) * 32), [min([0.0, *values]), white or 1.0]
+    side, high = median_high(sides or [224]), white(max(values)) if values else 0.0
+    return side if side <= 64 else min(224, round(side / 32) * 32), [min([0.0, *values]), high]

@@ -79,7 +79,7 @@ class ImageDataModule(L.LightningDataModule):
             test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
             value_range: Black and white of images of more than 8 bits, as [0, 4095]. Null: measured on the training
-                images, as 0 and the highest value of the bits that they use.
+                images, as 0 and the highest value of the bits that they use; [0, 0]: by the bits of each image.
             max_pixels: Pixels that an image may have: more are taken for an attack on the memory.
         """
         super().__init__()

@@ -1,6 +1,7 @@
 """From the raw content of an image to uint8 of one size: what every image goes through, in training and later alike."""
 
 import io
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -27,7 +28,8 @@ class ImageFormat(NamedTuple):
         channels: Grey (1), RGB (3) or RGBA (4).
         resize: How other shapes are resized.
         value_range: What becomes 0 and 255 in grey images of more than 8 bits: one range for the whole data set. Values
-            between are rounded, those beyond clipped; an image that is mostly far beyond is refused.
+            between are rounded, those beyond clipped; an image that is mostly far beyond is refused. Where the two are
+            equal, the highest value is that of the bits that each image uses.
         max_pixels: Of a file; one of more is taken for damaged, or for an attack on the memory.
     """
 
@@ -65,6 +67,11 @@ def to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | No
     return ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
 
 
+def white(top: float) -> float:
+    """The highest value of the bits that values up to `top` use, 2^n - 1: 4095 of 12 bits, 1 of fractions."""
+    return 2.0 ** math.ceil(top).bit_length() - 1 or 1.0
+
+
 def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | None = None) -> Image.Image:
     """Decode to 8 bits, upright, in sRGB, in the format's channels; any exception when the content is damaged.
 
@@ -80,8 +87,10 @@ def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | N
     profile, mode = image.info.get("icc_profile"), image.mode
     # Pillow's own conversion clips 16-bit images and shows what hides under transparency.
     if mode[0] in "IF":
-        low, high = image_format.value_range
-        values = (np.asarray(image, float) - low) * 255 / (high - low or np.nan)
+        values, (low, high) = np.asarray(image, float), image_format.value_range
+        if low == high:
+            high = white(values.max())
+        values = (values - low) * 255 / (high - low)
         if not np.median(values) <= 4 * 255:
             raise ValueError(f"its values are not numbers, or far beyond data.value_range {low:g} to {high:g}")
         image = Image.fromarray(np.uint8(np.clip(values, 0, 255).round()))

@@ -219,7 +219,7 @@ def test_common_size_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("images", "wanted"),
     [
-        ([np.full((3, 4), 200, np.uint8)], (0, 255)),  # 8 bits know no range
+        ([np.full((3, 4), 200, np.uint8)], (0, 0)),  # 8 bits know no range
         ([np.array([[0, 4000]], np.uint16), np.array([[3, 9]], np.uint16)], (0, 4095)),
         ([np.array([[0, 65535]], np.uint16)], (0, 65535)),
         ([np.array([[0, 700]], np.uint16), np.full((3, 4), 255, np.uint8)], (0, 1023)),
@@ -250,7 +250,7 @@ def test_of_images_of_8_bits_only_headers_are_read_to_measure_them(tmp_path, mon
     source = pictures(tmp_path, 6)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     monkeypatch.setattr(ImageFolder, "content", lambda *_: pytest.fail("read"))
-    assert measure(source, range(6), MAX_PIXELS) == (31, [0, 255])
+    assert measure(source, range(6), MAX_PIXELS) == (31, [0, 0])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

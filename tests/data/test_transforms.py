@@ -371,6 +371,25 @@ def test_an_image_far_beyond_the_range_is_refused_and_a_bright_spot_is_not():
     assert pixels[0, 0] == 255 and (pixels[1:5] == 100).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "top", "wanted"),
+    [
+        (np.uint16, 4000, 4095),
+        (np.uint16, 65535, 65535),
+        (np.uint16, 255, 255),
+        (np.uint16, 0, 1),
+        (np.int32, 10**6, 2**20 - 1),
+        (np.float32, 1, 1),
+        (np.float32, 0.5, 1),
+        (np.float32, 200, 255),
+    ],
+)
+def test_without_a_range_an_image_counts_by_its_own_bits(kind, top, wanted):
+    values = np.linspace(0, top, 48).reshape(6, 8).astype(kind)
+    pixels = np.asarray(decode(stored(Image.fromarray(values), "TIFF"), 1, value_range=(0, 0)))
+    assert np.abs(pixels - values * (255 / wanted)).max() <= 0.5 + 1e-5
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_eight_bits_know_no_range(channels):
     content = stored(Image.fromarray(noise(16, 16).astype(np.uint8)), "PNG")

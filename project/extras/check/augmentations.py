@@ -25,7 +25,7 @@ def check_augmentations(data: ImageDataModule, found: Findings) -> None:
     batch = part.images.__getitems__([(0, row) for row in part.index[::every]])
     pixels = batch["image"][:, :3, ::4, ::4]
     span = np.ptp(np.percentile(pixels[pixels != GREY], (1, 99)))  # without letterbox bars
-    level = "error" if data.value_range != [0, 255] or span < FEW / 2 else "warning"  # drawings may be meant so
+    level = "error" if any(data.value_range) or span < FEW / 2 else "warning"  # drawings may be meant so
     words = f"98 % of the pixels are within {span:.0f} of the 255 levels"
     fix = f"set --data.value_range (now {data.value_range}) to the values in use, or save images that use all 8 bits"
     found.judge("brightness", words, (span < FEW, level, words, fix))

@@ -183,8 +183,8 @@ def test_the_program_to_copy_loads_images_as_the_training_does(tmp_path, channel
     deploy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(deploy)
     for path in make_pictures(tmp_path / "pictures").iterdir():
-        for size in (16, 33):
-            image_format = ImageFormat(size, channels, resize, (-5.0, 4095.0))
+        for size, value_range in ((16, (-5.0, 4095.0)), (33, (0.0, 0.0))):
+            image_format = ImageFormat(size, channels, resize, value_range)
             expected = load_image(path.read_bytes(), image_format)[None].numpy()
             found = deploy.load(str(path), size, MODES[channels], resize, image_format.value_range)
             assert found.dtype == np.uint8 and np.array_equal(found, expected), (path.name, size)
