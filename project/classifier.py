@@ -115,8 +115,8 @@ class ImageClassifier(L.LightningModule):
         self._length: Length | None = None
         self._new_metrics: dict[str, Tensor] = {}  # of this epoch's validation
 
-        # A loss that is not a number is one: torchmetrics would leave it out of the mean.
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        # torchmetrics would leave a loss that is not a number out of the mean (and its "disable" ignores weights).
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=torch.nan) for _ in range(3))
         self.train_metrics = self.task.train_metrics()
         self.val_metrics, self.test_metrics = map(self.task.metrics, ("val/", "test/"))
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
@@ -231,8 +231,8 @@ class ImageClassifier(L.LightningModule):
         if (every := trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
-        # Lightning adds up means / accumulate_grad_batches, and averages over ranks, which have equally many images. A step
-        # shall be the mean over all its images, also an epoch's last. Batches of a loader of another hand count equally.
+        # Lightning adds up means / accumulate_grad_batches, and averages over ranks, which have equally many images.
+        # Also an epoch's last step shall be the mean over its images. With another loader batches count equally.
         together = trainer.accumulate_grad_batches
         first = batch_idx // together * together
         last = min(first + together, trainer.num_training_batches)

@@ -171,7 +171,7 @@ class _WeightedLoss(MeanMetric):
     """The plain losses, weighted by class, over the sum of the weights."""
 
     def __init__(self, task: MultiClass) -> None:
-        super().__init__(nan_strategy="disable")
+        super().__init__(nan_strategy=torch.nan)
         self._losses, self._weights = task.losses, task.weights
 
     def update(self, logits: Tensor, targets: Tensor) -> None:

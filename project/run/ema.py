@@ -22,8 +22,8 @@ class EMA(WeightAveraging):
                 A batch k times as large keeps decay ** k, so that the average covers as many images (Busbridge et al.
                 2023, arXiv:2307.13813). After n steps at most (1 + n) / (10 + n) is kept, so that the first weights are
                 soon forgotten (TensorFlow's tf.train.ExponentialMovingAverage with num_updates).
-            update_starting_at_step: Optimizer steps before the average begins; until then it is the weights. Null begins at
-                once.
+            update_starting_at_step: Optimizer steps before the average begins, null for none; until then it is the
+                weights themselves.
         """
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be at least 0 and below 1, not {decay}")

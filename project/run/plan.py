@@ -31,11 +31,6 @@ class RatePlan(L.Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def setup(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        for name in [kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__]:
-            if name in INSTEAD:
-                raise UserError(f"trainer.callbacks: {name} does not keep to the planned run; use {INSTEAD[name]}")
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After ResumeChanges, which comes first among the callbacks, has put changed settings in force."""
         if not self.run.writes:
@@ -61,6 +56,13 @@ class RatePlan(L.Callback):
                 logger.experiment.add_figure("rates/planned", figure, trainer.global_step)
                 if found:
                     logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
+
+
+def check_callbacks(callbacks: list[L.Callback]) -> None:
+    """Refuse those that do not keep to the plan."""
+    for name in [kind.__name__ for callback in callbacks for kind in type(callback).__mro__]:
+        if name in INSTEAD:
+            raise UserError(f"trainer.callbacks: {name} does not keep to the planned run; use {INSTEAD[name]}")
 
 
 def groups_of(trainer: L.Trainer, model: L.LightningModule) -> list[dict[str, Any]]:
