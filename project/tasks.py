@@ -112,9 +112,8 @@ class MultiClass(Task):
         torch's own weights would weigh each term of a smoothed target by the class of that term, which pulls large
         classes towards small ones: here an image has one weight.
         """
-        reduction = "none" if self.weighted else "mean"
         loss = nn.functional.cross_entropy(
-            logits.float(), targets, reduction=reduction, label_smoothing=self.label_smoothing
+            logits.float(), targets, reduction="none" if self.weighted else "mean", label_smoothing=self.label_smoothing
         )
         return (loss * self.weights(targets)).mean() if self.weighted else loss
 
