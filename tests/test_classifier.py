@@ -230,12 +230,13 @@ def test_given_weights_have_a_mean_of_1_over_the_training_images(tmp_path, given
 def test_weights_by_name_from_the_command_line(cli, workdir) -> None:
     given = "{" + ", ".join(f"{i}: {i + 1}" for i in range(10)) + "}"  # YAML reads these names as numbers
     options = [*DIGITS, *SMALL, "--trainer.max_epochs=1", "--model.task.class_weights", given]
-    result = cli("fit", *options)
+    result = cli("fit", "--checkpoint.monitor=val/weighted_loss", *options)
     assert result.code == 0, result.err
     saved = torch.load("runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)
     weights = saved["state_dict"]["task.class_weights"]
     assert (weights / weights[0]).tolist() == pytest.approx([i + 1 for i in range(10)])
-    assert "val/weighted_loss" in saved["callbacks"]["BestAndLast"]["metrics"]
+    best = saved["callbacks"]["BestAndLast"]
+    assert best["mode"] == "min" and best["best_score"] == best["metrics"]["val/weighted_loss"]
     assert cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2").code == 0
     resumed = torch.load("runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)
     assert torch.equal(resumed["state_dict"]["task.class_weights"], weights)

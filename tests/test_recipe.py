@@ -227,6 +227,8 @@ def test_mixed_runs_go_on_bit_by_bit_and_0_is_none(cli, few, workdir, monkeypatc
 
 # What users expect of a trainer
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
 
 @pytest.fixture
 def recorded(cli, few, monkeypatch):
@@ -260,9 +262,10 @@ def recorded(cli, few, monkeypatch):
         (["--trainer.accumulate_grad_batches=3"], 3, 1e9, [8, 8, 8, 8]),  # the last step has one batch
         (["--trainer.accumulate_grad_batches=4", "--data.batch_size=7"], 4, 1e9, [7, 7, 7, 7, 4]),
         (["--trainer.accumulate_grad_batches=3", "--data.batch_size=7"], 3, 1e9, [7, 7, 7, 7, 4]),  # unequal batches
-        (["--trainer.accumulate_grad_batches=9", "--data.batch_size=31"], 9, 1e9, [31]),  # a single image is left out
-        (["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"], 2, 1e9, [8, 8, 8]),
         (["--trainer.accumulate_grad_batches=3", "--model.task.class_weights=[1, 5]"], 3, 1e9, [8, 8, 8, 8]),
+        # A single image is left out, and a limit cuts a step short.
+        slow(["--trainer.accumulate_grad_batches=9", "--data.batch_size=31"], 9, 1e9, [31]),
+        slow(["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"], 2, 1e9, [8, 8, 8]),
     ],
 )
 def test_clipping_and_accumulation_are_a_plain_loop(recorded, options, together, limit, images) -> None:

@@ -120,37 +120,28 @@ def test_frozen_weights_do_not_drift(cli, few) -> None:
     assert "unchanged by their checksums" in result.out
 
 
-def test_until_it_begins_the_average_is_the_weights(cli, few, workdir) -> None:
-    """What is validated and saved; also weights that are loaded after Lightning has copied the model."""
+def test_until_it_begins_the_average_is_the_weights(cli, few, workdir, monkeypatch) -> None:
+    """What is validated and saved, also before the first step; and weights loaded after Lightning has copied the model."""
     assert cli(*few).code == 0
     published = torch.load(LAST, weights_only=True)
-    start = ["--model.weights", str(workdir / LAST), "--model.lr=1e-12", "--seed_everything=5"]
-    result = cli(*few, *ema("update_starting_at_step=7"), *start, "--trainer.max_epochs=3")
-    assert result.code == 0, result.err
-    for name in ("best", "last"):
-        saved = torch.load(f"runs/fit/version_1/checkpoints/{name}.ckpt", weights_only=True)
-        loss = saved["callbacks"]["BestAndLast"]["best_metrics"]["val/loss"]
-        # The statistics of the norms go on; random weights have a loss of 0.7.
-        assert loss == pytest.approx(published["callbacks"]["BestAndLast"]["metrics"]["val/loss"], abs=0.05)
-        for key in ("state_dict", "current_model_state"):
-            head = saved[key]["net.head.weight"]
-            assert torch.allclose(head, published["state_dict"]["net.head.weight"], atol=1e-6)
-
-
-def test_validated_before_the_first_step(cli, few, workdir) -> None:
-    """While gradients accumulate: the loaded weights, not the random ones from before."""
-    assert cli(*few).code == 0
-    loss = torch.load(LAST, weights_only=True)["callbacks"]["BestAndLast"]["metrics"]["val/loss"]
-    seen, load = [], ["--model.weights", str(workdir / LAST), "--model.lr=1e-12", "--seed_everything=5"]
+    expected = published["callbacks"]["BestAndLast"]["metrics"]["val/loss"]
+    losses = []
 
     class Losses(L.Callback):
         def on_validation_end(self, trainer, pl_module) -> None:
-            seen.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+            losses.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
-    early = ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=1", "--trainer.max_epochs=1"]
-    with pytest.MonkeyPatch.context() as patch:
-        assert watched(patch, cli, Losses(), *few, *ema(), *load, *early).code == 0
-    assert seen[0][0] == 0 and seen[0][1] == pytest.approx(loss, rel=0.05)
+    load = ["--model.weights", str(workdir / LAST), "--model.lr=1e-12", "--seed_everything=5"]
+    steps = ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=1"]  # one an epoch
+    result = watched(monkeypatch, cli, Losses(), *few, *ema("update_starting_at_step=2"), *load, *steps)
+    assert result.code == 0, result.err
+    # The statistics of the norms go on; random weights have a loss of 0.7.
+    assert losses[0][0] == 0 and [loss for _, loss in losses] == pytest.approx([expected] * 9, abs=0.05)
+    for name in ("best", "last"):
+        saved = torch.load(f"runs/fit/version_1/checkpoints/{name}.ckpt", weights_only=True)
+        for key in ("state_dict", "current_model_state"):
+            head = saved[key]["net.head.weight"]
+            assert torch.allclose(head, published["state_dict"]["net.head.weight"], atol=1e-6)
 
 
 @pytest.mark.slow
@@ -176,6 +167,7 @@ def test_what_cannot_be_averaged_is_one_line(cli, few, options, words) -> None:
     assert result.code == 2 and result.err.count("\n") == 1 and words in result.err, result.err
 
 
+@pytest.mark.slow
 def test_a_trial_run_is_shorter_than_the_start(cli, few) -> None:
     assert cli(*few, *ema("update_starting_at_step=5"), "--trainer.fast_dev_run=true").code == 0
 
