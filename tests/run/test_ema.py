@@ -121,7 +121,7 @@ def test_frozen_weights_do_not_drift(cli, few) -> None:
 
 
 def test_until_it_begins_the_average_is_the_weights(cli, few, workdir, monkeypatch) -> None:
-    """What is validated and saved, also before the first step; and weights loaded after Lightning has copied the model."""
+    """What is validated and saved, also before the first step; with weights loaded after Lightning copied the model."""
     assert cli(*few).code == 0
     published = torch.load(LAST, weights_only=True)
     expected = published["callbacks"]["BestAndLast"]["metrics"]["val/loss"]
