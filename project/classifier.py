@@ -69,13 +69,11 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
-                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
+            weights: To start from, as far as they fit: published ones, as DEFAULT; .pt, .pth, .safetensors; a checkpoint.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
-                {"^head": 10}; the first that matches counts.
+            lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
             layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1.
             no_weight_decay: No weight decay on norms and biases.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
