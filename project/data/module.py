@@ -125,15 +125,8 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(f"there is only one class, {names[0]!r}; two or more are needed, each in its own folder")
         return names
 
-    @cached_property
-    def image_size(self) -> int:
-        """Pixels of a side."""
-        return self._measured[0]
-
-    @cached_property
-    def value_range(self) -> list[float]:
-        """Of images of more than 8 bits, what is black and what is white."""
-        return self._measured[1]
+    image_size = cached_property(lambda self: self._measured[0])  # pixels of a side
+    value_range = cached_property(lambda self: self._measured[1])  # black and white of images of more than 8 bits
 
     @cached_property
     def _measured(self) -> tuple[int, list[float]]:
