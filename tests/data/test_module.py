@@ -598,6 +598,7 @@ def test_the_range_is_kept_for_whatever_uses_the_model(cli, workdir, fit) -> Non
     assert same.code == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_the_range_takes_files_as_16_bits(cli, workdir, fit) -> None:
     root = xrays(workdir / "set", 12)
     assert fit(root, *GREY).code == 0

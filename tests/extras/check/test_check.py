@@ -268,7 +268,6 @@ def test_copies_and_shapes_are_warned_of_and_nothing_is_written_beside_the_pictu
             ("drawing", "ok"),
         ],
         ("12 bits in 16, too wide", "error"),
-        ("0 to 16 in 8", "warning"),
     ),
 )
 def test_few_levels_stop_deep_images_and_are_warned_of_in_others(cli, tmp_path, no_pictures, case) -> None:
