@@ -1,6 +1,6 @@
 """The image classifier (card C3), top to bottom: network, task, optimizer, steps, and the fused network for use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,7 @@ from project.nets.deployable import Deployable
 from project.nets.fuse import fuse
 from project.nets.normalise import Normalise
 from project.nets.weights import fetch_weights, load_weights
-from project.notation import written
+from project.notation import MAKER, written
 from project.optim import Interval, Length, PlannedRates, Schedule
 from project.optim.freeze import Freeze, Freezing
 from project.recipe import OptimizerCallable, Recipe, Scaling, SchedulerCallable
@@ -57,11 +57,12 @@ class ImageClassifier(L.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         channels_last: bool = True,
+        value_range: Sequence[float] = (0.0, 65535.0),
     ) -> None:
         """
         Args:
             net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.ResNet...
-            class_names: One name for each class, in order. The data module gives this and the next three.
+            class_names: One name for each class, in order. The data module gives this, the next three and value_range.
             in_channels: Channels of the images.
             image_size: Pixels of a side.
             resize: How images are brought to that size; kept for whoever uses the model.
@@ -69,13 +70,11 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
-                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
+            weights: To start from, as far as they fit: published (DEFAULT); .pt, .pth, .safetensors; a checkpoint.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
-                {"^head": 10}; the first that matches counts.
+            lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
             layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1.
             no_weight_decay: No weight decay on norms and biases.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
@@ -83,21 +82,21 @@ class ImageClassifier(L.LightningModule):
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one.
-            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
-                arXiv:2205.10287; for Adam) multiplies lr by images of a step / reference_batch, or by its root.
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD): lr x images of a step / reference_batch. sqrt
+                (for Adam; Malladi et al. 2022, arXiv:2205.10287; betas and eps stay): lr and weight decay x its root.
             mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
+            value_range: What is black and white in images of more than 8 bits; kept for whoever uses the model.
         """
         super().__init__()
         if mixup < 0 or cutmix < 0:
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
-        maker = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # reads plain values, as YAML has them
-        self._hparams = type(self.hparams)(written(self.hparams) | maker)
+        self._hparams = type(self.hparams)(written(self.hparams) | MAKER)  # as the command line gives them
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
+        self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
         self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
         self.net = net(in_channels, self.task.outputs, image_size)
@@ -115,13 +114,13 @@ class ImageClassifier(L.LightningModule):
         self.temperature = 1.0  # divides the logits before the probabilities; export fits it, the checkpoint keeps it
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
-        self._new_metrics: dict[str, float] = {}  # of this epoch's last validation
-
-        self.train_loss, self.train_metrics = MeanMetric(), self.task.train_metrics()
+        self._new_metrics: dict[str, Tensor] = {}  # of this epoch's last validation
+        # torchmetrics would leave a loss that is not a number out of the mean (and its "disable" ignores weights).
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=torch.nan) for _ in range(3))
+        self.train_metrics = self.task.train_metrics()
+        self.val_metrics, self.test_metrics = map(self.task.metrics, ("val/", "test/"))
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
         self.train_metrics.persistent(True)
-        self.val_loss, self.val_metrics = MeanMetric(), self.task.metrics("val/")
-        self.test_loss, self.test_metrics = MeanMetric(), self.task.metrics("test/")
 
     mean = property(lambda self: self.normalise.mean, doc="Of each channel in [0, 1], (1, C, 1, 1).")
     std = property(lambda self: self.normalise.std, doc="Likewise.")
@@ -136,10 +135,7 @@ class ImageClassifier(L.LightningModule):
         return self.task.probabilities(self(images).float() / self.temperature)
 
     def fused(self) -> Deployable:
-        """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
-
-        An ordinary module, images as in `forward` -> logits; its `folds` say what became of each batch norm.
-        """
+        """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6)."""
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         net, folds = fuse(self.net, self.normalise(example.to(self.mean.device)))
@@ -166,8 +162,8 @@ class ImageClassifier(L.LightningModule):
         optimizer = self.recipe.optimizer(self.net, self.batch)
         scheduler, interval = self.recipe.scheduler(optimizer, self.length)
         self.planned = scheduler if isinstance(scheduler, PlannedRates) else None
-        watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
-        for each in watched:
+        self.watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
+        for each in self.watched:
             self.check_metric("model.schedule", each.monitor)
         # `on_train_epoch_end` steps what waits for a metric: Lightning would do it after saving, with old metrics too.
         plan = {"scheduler": scheduler, "interval": interval, "reduce_on_plateau": False}
@@ -181,12 +177,12 @@ class ImageClassifier(L.LightningModule):
 
     def prepare_data(self) -> None:
         """Download published weights, in one process."""
-        if self.weights is not None and self._starts:
+        if self._starts:
             fetch_weights(self.net, self.weights)
 
     def setup(self, stage: str) -> None:
         """Load the weights to start from, and let the task look at the training images."""
-        if self.weights is not None and self._starts:
+        if self._starts:
             self.load_report = load_weights(self.net, self.weights, self.class_names)
             self.normalise.take(self.load_report.mean, self.load_report.std)
         if stage == "fit":
@@ -195,7 +191,7 @@ class ImageClassifier(L.LightningModule):
     @property
     def _starts(self) -> bool:
         """Whether a training starts anew, and takes `weights`; every other command has a checkpoint."""
-        return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+        return self.weights is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["new_metrics"] = self._new_metrics
@@ -207,7 +203,7 @@ class ImageClassifier(L.LightningModule):
         self._new_metrics = checkpoint.get("new_metrics", {})
         averaged = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
         if not averaged and "current_model_state" in checkpoint:
-            print("Averaged weights, and no EMA is configured: resuming from the weights themselves.")
+            print("The checkpoint has averaged weights, and no EMA is set: resuming from the weights themselves.")
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # Steps. Metrics are updated in each and logged once an epoch: self.log would cost more than a small network's step.
@@ -224,32 +220,35 @@ class ImageClassifier(L.LightningModule):
         if self.mixers:  # drawn from torch's generator, which each step seeds anew
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             images, labels = mixer(images, self.task.shares(labels))
-        logits = self.net(images)
+        logits, trainer = self.net(images), self.trainer
         loss = self.task.loss(logits, labels)
         self.train_loss.update(loss.detach(), len(logits))
         self.train_metrics.update(logits.detach(), self.task.unmixed(labels))
-        if (every := self.trainer.log_every_n_steps) and self.global_step % every == 0:
+        if (every := trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
-        return {"loss": loss, "labels": labels}
+        # Lightning adds up means / accumulate_grad_batches, and averages over ranks, which have equally many images.
+        # Also an epoch's last step shall be the mean over its images. With another loader batches count equally.
+        together = trainer.accumulate_grad_batches
+        first = batch_idx // together * together
+        last = min(first + together, trainer.num_training_batches)
+        places = getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "places", None)
+        share = together * len(logits) / len(places(first, last)) if places else together / (last - first)
+        return {"loss": loss * share, "labels": labels}
 
     def on_train_epoch_end(self) -> None:
         metrics = {"train/loss": self.train_loss.compute(), **self.train_metrics.compute()}
         self.log_dict(metrics)
         self.train_loss.reset()
         self.train_metrics.reset()
-        new, scheduler = (
-            self._new_metrics | {name: float(value) for name, value in metrics.items()},
-            self.lr_schedulers(),
-        )
+        new, self._new_metrics = self._new_metrics | metrics, {}
         if self.planned is not None:
             self.planned.observe(new)
-        elif getattr(scheduler, "monitor", None) in new:
-            scheduler.step(new[scheduler.monitor])
-        self._new_metrics = {}
+        elif self.watched and self.watched[0].monitor in new:
+            self.watched[0].step(new[self.watched[0].monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if not hasattr(scheduler, "monitor"):
+        if scheduler not in self.watched:
             super().lr_scheduler_step(scheduler, metric)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -265,14 +264,14 @@ class ImageClassifier(L.LightningModule):
 
     def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch["image"])
-        loss.update(self.task.loss(logits, batch["label"]), len(logits))
+        loss.update(self.task.losses(logits, batch["label"]))
         metrics.update(logits, batch["label"])
         return logits
 
     def on_validation_epoch_end(self) -> None:
         values = self._log_evaluation("val/", self.val_loss, self.val_metrics)
         if self.trainer.validating:  # not before the training, as a check of Lightning's
-            self._new_metrics = {name: float(value) for name, value in values.items()}
+            self._new_metrics = values
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test/", self.test_loss, self.test_metrics)

@@ -12,6 +12,9 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from project.files import expand
 
 
+MAKER = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # builds a model again from what is `written`
+
+
 class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no dates
     """Refuses a key that is given twice in one place, and writes out ~ and $VAR in values, not in keys or lists.
 
