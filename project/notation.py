@@ -11,7 +11,6 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 from project.files import expand
 
-
 MAKER = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # builds a model again from what is `written`
 
 
@@ -58,7 +57,7 @@ def load(text: str) -> Any:
 
 def _as_written(loader: Loader, node: Any) -> Any:
     with suppress(ValueError):
-        if json.dumps(value := json.loads(node.value)) == node.value:
+        if json.dumps(value := json.loads(node.value)) == node.value or "." in node.value:
             return value
     return node.value
 

@@ -333,7 +333,7 @@ def test_checkpoint_that_is_none(cli, workdir, trained) -> None:
 
 
 def test_predict_needs_a_folder_of_its_own(cli, trained, workdir) -> None:
-    assert "data.root is missing" in cli("predict", "--ckpt_path", "best").err
+    assert "data.root is not given" in cli("predict", "--ckpt_path", "best").err
     (workdir / "empty").mkdir()
     for root, words in (("nowhere", "nowhere does not exist"), ("empty", "no image in empty")):
         result = cli("predict", "--ckpt_path", "best", "--data.root", root)

@@ -167,7 +167,7 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
 
 
 def test_image_folder_refuses_what_is_no_folder_of_classes(tmp_path):
-    with one_line("data.root is missing", "one sub-folder per class"):
+    with one_line("data.root is not given", "one sub-folder per class"):
         ImageFolder(None)
     with one_line("data.root", str(tmp_path / "nowhere")):
         ImageFolder(str(tmp_path / "nowhere"))
@@ -194,7 +194,7 @@ def test_image_files_takes_one_file_or_any_nesting(tmp_path):
 
 
 def test_image_files_refuses_what_holds_no_image(tmp_path):
-    with one_line("data.root is missing", "predict"):
+    with one_line("data.root is not given", "predict"):
         ImageFiles(None)
     with one_line("data.root", str(tmp_path / "nowhere")):
         ImageFiles(str(tmp_path / "nowhere"))

@@ -125,7 +125,7 @@ def test_predictions_that_cannot_be(exported, digits, cli) -> None:
     for suffix in SUFFIXES:
         Path(f"short.{suffix}").write_bytes(Path(f"model.{suffix}").read_bytes()[:-8])
     cases = [
-        (["model.onnx"], "data.root is missing"),
+        (["model.onnx"], "data.root is not given"),
         (["model.onnx", "--data.root", "images", "--data.image_size", "16"], "data.image_size belongs to the model"),
         (["no.onnx", "--data.root", "images"], "no.onnx is not a file"),
         *(([f"short.{suffix}", "--data.root", "images"], f"short.{suffix} is damaged") for suffix in SUFFIXES),
