@@ -9,6 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from project.data import ImageDataModule
+from project.data.sources import some
 from project.messages import say
 from project.run.checkpoints import BestAndLast
 from project.run.paths import short_name
@@ -63,6 +65,9 @@ class StartTable(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         say("\n".join(describe(trainer, pl_module)))
 
+    def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
+        say("\n".join(data_lines(trainer.datamodule)))
+
 
 def rate_words(rates: dict[str, float]) -> str:
     """The learning rates in force, lr/<group> -> value; of many groups the lowest and the highest."""
@@ -72,22 +77,28 @@ def rate_words(rates: dict[str, float]) -> str:
     return f"{words[min(rates, key=rates.get)]} to {words[max(rates, key=rates.get)]}"
 
 
+def data_lines(data: ImageDataModule) -> list[str]:
+    """What the data were taken for: layout, classes in order, images of each split; and what is not used."""
+    sizes = ", ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
+    where = data.source.layout or f"{type(data.source).__name__} {data.root or ''}"
+    lines = [f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); images: {sizes}"]
+    if unused := data.unused:
+        lines.append(f"           left out {', '.join(f'{count} {why}' for why, count in unused.items())}")
+    return lines
+
+
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     """The table's lines: data, model, optimizer groups, device."""
     data, frozen = trainer.datamodule, model.freezing.frozen(trainer.current_epoch)
-    sizes = "  ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
-    low, high = min(data.class_counts), max(data.class_counts)
-    images = str(low) if low == high else f"{low} to {high}"
     total = sum(p.numel() for p in model.net.parameters())
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
     lines = [
-        f"data       {len(data.class_names)} classes, {images} training images each",
-        f"           images: {sizes}  (split {data.fingerprint})",
+        *data_lines(data),
+        f"           {min(data.class_counts)} to {max(data.class_counts)} training images each"
+        f"  (split {data.fingerprint})",
         f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}",
         f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start",
     ]
-    if data.bad:
-        lines.insert(2, f"           left out {len(data.bad)} images that cannot be read; run.json lists them")
     lines += model.load_report.lines() if model.load_report else []
     lines += optimizer_lines(trainer, model)
     device = trainer.strategy.root_device.type
