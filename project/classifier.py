@@ -82,9 +82,9 @@ class ImageClassifier(L.LightningModule):
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one.
-            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
-                arXiv:2205.10287; for Adam) multiplies the learning rate by (batch x devices x accumulation) /
-                reference_batch, or by its root.
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) multiplies the learning rate by r =
+                (batch x devices x accumulation) / reference_batch. sqrt (for Adam; Malladi et al. 2022,
+                arXiv:2205.10287, but betas and eps stay) multiplies it, and the weight decay, by the root of r.
             mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.

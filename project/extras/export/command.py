@@ -26,8 +26,9 @@ def export(
         out: The file to write: .onnx, .pt2 (torch.export) or .safetensors (only the fused weights).
         preprocess: Put normalisation, temperature and softmax into the file: uint8 images in, probabilities out. False:
             normalised float32 images in, logits out.
-        calibrate: Fit a temperature on the validation images, so that predictions of probability 0.8 are right in 80 of
-            100 cases; it is kept in the checkpoint too. False: leave the probabilities as they are.
+        calibrate: Fit a temperature on the validation images, so that predictions of probability 0.8 are right in about
+            80 of 100 cases; what error is left is printed. It is kept in the checkpoint too. False: leave the
+            probabilities as they are.
         tolerance: Largest difference between the logits of file and checkpoint, relative to the largest logit, and
             between their probabilities; above it, nothing is written.
         speed: Measure how fast the model runs on this machine, unfused, fused and exported; usually under a minute.
