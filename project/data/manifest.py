@@ -25,8 +25,7 @@ class Manifest(FileSource):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"data.root: {table} is not a CSV file in UTF-8 ({error})") from error
         rows = csv.DictReader(file, restkey="more", restval="")
-        columns = set(rows.fieldnames or ())
-        if not {"path", "label"} <= columns <= {"path", "label", "split", "group"}:
+        if not {"path", "label"} <= set(rows.fieldnames or ()) <= {"path", "label", "split", "group"}:
             raise UserError(f"{table}: the first line must name the columns {COLUMNS}, not {rows.fieldnames}")
         for row in rows:
             where = f"{table}, line {rows.line_num}"
@@ -42,9 +41,9 @@ class Manifest(FileSource):
             key = posixpath.normpath(name)  # ./a.png is a.png
             if key in self.paths:
                 raise UserError(f"{where}: {key} is listed twice")
-            self.paths[key] = path = table.parent / key  # the survey of the images says which are missing
-            if not path.exists():  # its accents may be stored decomposed
-                self.paths[key] = table.parent / unicodedata.normalize("NFD", key)
+            path = table.parent / key  # the survey of the images says which are missing
+            # Or its accents are stored decomposed.
+            self.paths[key] = path if path.exists() else table.parent / unicodedata.normalize("NFD", key)
             self.samples.append(Sample(key, label, split_of(split), group or None))
         if not self.samples:
             raise UserError(f"{table}: no image is listed below the first line")

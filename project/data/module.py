@@ -16,7 +16,7 @@ from project.data.load import Loaded, common_size, describe_bad, load
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source, key_of, natural, some
-from project.data.split import RareClasses, Splits, fingerprint, split_samples
+from project.data.split import Splits, fingerprint, split_samples
 from project.data.transforms import ImageFormat, Resize
 from project.errors import UserError
 from project.messages import say
@@ -49,7 +49,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int | None = None,
         test_folds: int | None = None,
         test_fold: int = 0,
-        rare_classes: RareClasses = "error",
+        rare_classes: Literal["error", "train", "leave_out"] = "error",
     ) -> None:
         """
         Args:
@@ -92,7 +92,7 @@ class ImageDataModule(L.LightningDataModule):
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
-        self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold, rare_classes)
+        self._split_arguments = test_size, val_size, folds, fold, split_seed, test_folds, test_fold, rare_classes
         given = os.environ.get("PL_GLOBAL_SEED") if seed is None else seed  # set by seed_everything
         self.seeded, self.seed = given is not None, int(given or 0)
         self.augment = Augment(augment or [], self.seed)
@@ -141,8 +141,9 @@ class ImageDataModule(L.LightningDataModule):
     def unused(self) -> Counter[str]:
         """Why files and images are not used -> how many."""
         rest = len(self.source.samples) - sum(map(len, self.splits.values()))
-        bad = Counter({"images that cannot be read": len(self.bad), "images in no split": rest})
-        return bad + Counter(self.source.unused)
+        return Counter({"images in no split": rest, "images that cannot be read": len(self.bad)}) + Counter(
+            self.source.unused
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -170,11 +171,7 @@ class ImageDataModule(L.LightningDataModule):
             if name not in self.loaded:
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
                 targets = [-1] * len(rows) if name == "predict" else self._targets(name)
-                part = load(self.source, rows, targets, image_format, self._in_memory, self.seed, area)
-                if lost := set(targets).difference(part.images.labels.tolist()):
-                    lost = some([self.class_names[i] for i in lost])
-                    raise UserError(f"no {name} image of {lost} is left: {describe_bad(part.bad)}")
-                self.loaded[name] = part
+                self.loaded[name] = load(self.source, rows, targets, image_format, self._in_memory, self.seed, area)
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
 

@@ -7,9 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Literal, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -19,7 +17,7 @@ from project.errors import UserError
 # When a plug-in of Pillow is imported, where it is installed, Pillow opens its formats, too.
 for _plug_in in ("pillow_heif.HeifImagePlugin", "pillow_heif.AvifImagePlugin", "pillow_avif", "pillow_jxl"):
     with suppress(ImportError):
-        import_module(_plug_in)
+        __import__(_plug_in)
 # Photographs even where no plug-in opens them: the survey of the images says so.
 _PHOTOS = ".heic .heif .hif .avif .jxl .jxr .dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .pef .raf .raw .dcm"
 # Known to Pillow, but no photographs, or without their pixels.
@@ -29,7 +27,7 @@ _SYSTEM = r"(?:eh)?thumbs\.db|desktop\.ini|\.ds_store|icon\r|@eadir|[#@]recycle|
 _ASIDE = rf"(?i)(?:^|/)(?:(?P<system>(?:{_SYSTEM}|system volume information)(?:/|$)|\._)|(?P<hidden>\.[^/]))"
 # A word of its own in a name: Training, test_set, seg_train, val2017.
 _SPLIT = r"(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?)"
-_SPLIT = re.compile(rf"(?i)(?<![a-z])(?:{_SPLIT})(?:set)?(?![a-z])")
+_SPLIT = rf"(?i)(?<![a-z])(?:{_SPLIT})(?:set)?(?![a-z])"
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +66,7 @@ class FileSource(Source):
         return self.paths[sample.key]
 
     def content(self, sample: Sample) -> bytes:
-        return self.paths[sample.key].read_bytes()
+        return self.path(sample).read_bytes()
 
     def find(self, root: Path) -> None:
         """List the images below `root`, and count all other files by reason. Links are followed, each folder once."""
@@ -76,55 +74,47 @@ class FileSource(Source):
         endings = {*Image.registered_extensions(), *_PHOTOS.split()}.difference(_NO_PHOTOS.split())
         for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
             folders.sort()
-            here, before = Path(folder).relative_to(root), len(self.paths)
+            here = Path(folder).relative_to(root)
             aside = re.search(_ASIDE, here.as_posix())
             there = seen.setdefault((not aside, os.path.realpath(folder)), here)
             if not (aside or here.is_relative_to(there)):
                 raise UserError(
-                    f"data.root: {here} and {there} in {root} are one folder under two names: remove the link; "
-                    "a validation or test set that is not given is split off the training images"
+                    f"data.root: {here} and {there} in {root} are one folder under two names: remove the link, and what"
+                    " is missing is split off the training images"
                 )
             if there != here:  # a link that leads back up
                 folders.clear()
                 continue
+            empty = not (aside or folders)
             for name in files:
-                path, ending = here / name, Path(name).suffix.lower()
-                if why := re.search(_ASIDE, path.as_posix()):
+                key = (here / name).as_posix()
+                if why := re.search(_ASIDE, key):
                     self.unused[why.lastgroup] += 1
-                elif ending not in endings:
+                elif (ending := Path(name).suffix.lower()) not in endings:
                     self.unused[key_of(ending) or "without an ending"] += 1
-                elif (key := key_of(path.as_posix())) in self.paths:
-                    raise UserError(f"data.root: two files are named {key}, one with decomposed accents; rename it")
+                elif key_of(key) in self.paths:
+                    raise UserError(f"data.root: two files are named {key_of(key)}, one with decomposed accents")
                 else:
-                    self.paths[key] = root / path
-            if not (aside or folders or len(self.paths) > before):
-                self.unused["folders without images"] += 1
+                    self.paths[key_of(key)], empty = root / key, False
+            self.unused["folders without images"] += empty
 
 
 class ImageFolder(FileSource):
     """One sub-folder per class, nested at will: root/<class>/**, or root/{train,val,test}/<class>/**."""
 
-    def __init__(self, root: str | None, layout: Literal["auto", "classes"] = "auto") -> None:
-        """
-        Args:
-            root: The folder.
-            layout: auto tells splits from classes by the names of the folders, and stops in doubt; classes takes every
-                folder for a class.
-        """
-        folder = existing(root, "a folder with one sub-folder per class")
-        self.find(folder)
+    def __init__(self, root: str | None) -> None:
+        self.find(existing(root, "a folder with one sub-folder per class"))
         parents = {key: key.split("/")[:-1] for key in sorted(self.paths)}
         above, below = ({split_of(names[i]) for names in parents.values() if names[i:]} for i in (0, 1))
         # In doubt: splits beside classes (but one of them may be called train), and splits inside of classes.
-        mixed = None in above and above - {None, "" if below else "train"}
-        if layout == "auto" and (mixed or len(below - {None}) > 1):
+        if (None in above and above - {None, "" if below else "train"}) or len(below - {None}) > 1:
             raise UserError(
-                f"data.root: are these splits or classes? {folder} holds "
+                f"data.root: are these splits or classes? {root} holds "
                 f"{some(sorted({'/'.join(names[:2]) for names in parents.values()}, key=natural))}; make it "
-                "root/<class>/ or root/{train,val,test}/<class>/ and move others away, or, if each is a class, "
-                "--data.source.init_args.layout classes"
+                "root/<class>/ or root/{train,val,test}/<class>/ and move others away, or list the images in a table "
+                "(--data.source project.data.Manifest)"
             )
-        splits = layout == "auto" and None not in above
+        splits = None not in above
         self.samples = [
             Sample(key, names[splits].strip(), split_of(names[0]) if splits else None)
             for key, names in parents.items()
@@ -133,10 +123,10 @@ class ImageFolder(FileSource):
         self.unused["images in no class folder"] = len(parents) - len(self.samples)
         if not self.samples:
             raise UserError(
-                f"data.root: no labelled image in {folder}: of its {len(self.paths)} images none is in a class folder, "
+                f"data.root: no labelled image in {root}: of its {len(self.paths)} images none is in a class folder, "
                 f"root/<class>/ or root/train/<class>/; not used: {dict(self.unused)}"
             )
-        self.layout = f"{folder}{'/<split>' * splits}/<class>"
+        self.layout = f"{root}{'/<split>' * splits}/<class>"
 
 
 class ImageFiles(FileSource):
@@ -147,7 +137,7 @@ class ImageFiles(FileSource):
         self.paths = {key_of(folder.name): folder}
         if folder.is_dir():
             self.find(folder)
-        self.samples = [Sample(key) for key in sorted(self.paths)]
+        self.samples = list(map(Sample, sorted(self.paths)))
         if not self.samples:
             raise UserError(f"data.root: no image in {folder}; not used: {dict(self.unused)}")
 
@@ -162,22 +152,20 @@ def existing(root: str | None, what: str) -> Path:
     return path
 
 
-def _unreadable(error: OSError) -> NoReturn:
+def _unreadable(error: OSError) -> None:
     raise UserError(f"data.root: {error.filename} cannot be read ({error.strerror})") from error
 
 
 def key_of(name: str) -> str:
     """A name in one spelling, the same on every machine: macOS stores accents decomposed, the others composed."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"data.root: the file name {os.fsencode(name)!r} is not UTF-8; rename it") from error
+    if re.search("[\ud800-\udfff]", name):  # how Python marks bytes that it cannot decode
+        raise UserError(f"data.root: the file name {os.fsencode(name)!r} is not UTF-8; rename it")
     return unicodedata.normalize("NFC", name)
 
 
 def split_of(name: str) -> str | None:
     """train, val or test, where a name means one of them."""
-    found = _SPLIT.search(name)
+    found = re.search(_SPLIT, name)
     return found and found.lastgroup
 
 
@@ -188,4 +176,4 @@ def natural(name: str) -> tuple:
 
 def some(names: list[str]) -> str:
     """The first of many names."""
-    return ", ".join(names[:12]) + ", ..." * (len(names) > 12)
+    return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"

@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 from project.data.sources import Sample, natural
 from project.errors import UserError
 
 Splits = dict[str, list[int]]  # split -> positions in the list of samples, ascending
-RareClasses = Literal["error", "train", "leave_out"]
 
 
 def split_samples(
@@ -24,28 +22,28 @@ def split_samples(
     split_seed: int = 0,
     test_folds: int | None = None,
     test_fold: int = 0,
-    rare_classes: RareClasses = "error",
+    rare_classes: str = "error",
 ) -> Splits:
     """Split the samples. A split given by the source stays as it is; a missing one is split off the training images.
 
     First the test set (`test_size` of all), then validation (`val_size` of the rest), each class by itself, in order
     of a hash of (split_seed, key). A UserError for a fold out of range, and for classes with too few images, unless
-    `rare_classes` keeps them in training or leaves them out.
+    `rare_classes` keeps them in training (train) or leaves them out (leave_out) instead of an error.
     """
-    few, more = set(), set()
+    few = more = set()
     pool, test, val = (
         [i for i, sample in enumerate(samples) if sample.split in names]
         for names in (("train", None), ("test",), ("val",))
     )
+    counts = Counter(samples[i].label for i in pool)
     if test_folds is not None or not test:
-        test, few = _hold_out(samples, pool, split_seed, "test", test_size, test_folds, test_fold)
+        test, few = _hold_out(samples, pool, split_seed, "data.test_fold", test_size, test_folds, test_fold)
     pool = sorted(set(pool).difference(test))
     if folds is not None:
         pool, val = sorted(pool + val), []
     if not val:
-        val, more = _hold_out(samples, pool, split_seed, "val", val_size, folds, fold)
+        val, more = _hold_out(samples, pool, split_seed, "data.fold", val_size, folds, fold)
     if (rare := few | more) and rare_classes == "error":
-        counts = Counter(sample.label for sample in samples if sample.split in ("train", None))
         raise UserError(
             "classes with too few images, or groups of them, for training and each set or fold that is split off: "
             f"{', '.join(f'{label} ({counts[label]})' for label in sorted(rare, key=natural))}; add images, or set "
@@ -62,13 +60,12 @@ def split_samples(
 
 
 def _hold_out(
-    samples: Sequence[Sample], pool: list[int], seed: int, name: str, size: float, folds: int | None, fold: int
-) -> tuple[list[int], set[str | None]]:
+    samples: Sequence[Sample], pool: list[int], seed: int, key: str, size: float, folds: int | None, fold: int
+) -> tuple[list[int], set]:
     """The positions in the pool of one fold, or of a share: of each class the nearest whole number to `size`.
 
     And the classes that are too small, so that none would be there, or none in the rest: they are all in the rest.
     """
-    key = "data.test_fold" if name == "test" else "data.fold"
     if folds in (0, 1) or not 0 <= fold < (folds or 1):
         raise UserError(f"{key}s must be 2 or more and above {key} (0 or more), not {folds} and {fold}")
     if folds is None and size in (0, 1):
@@ -82,7 +79,7 @@ def _hold_out(
     # What may not be divided: the groups, and every image without one; in seeded order.
     units = [list(unit) for _, unit in groupby(sorted(pool, key=order), order)]
     labels = [[samples[i].label for i in unit] for unit in units]
-    counts = Counter(label for each in labels for label in each)
+    counts = Counter(samples[i].label for i in pool)
     if folds is None:
         taken, chosen = Counter(), []
         target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
@@ -91,14 +88,11 @@ def _hold_out(
             if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
                 chosen += unit
                 taken += images
-    elif len(units) < folds:
-        raise UserError(f"{key}s is {folds}, but there are only {len(units)} images or groups; lower it")
     else:
+        counts = Counter(label for each in labels for label in set(each))  # units with images of the class
         # Every unit goes to the fold with the fewest images of its classes so far; large ones first, to come out even.
         parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
-        for unit, images in sorted(
-            zip(units, map(Counter, labels), strict=True), key=lambda u: len(u[0]), reverse=True
-        ):
+        for unit, images in sorted(zip(units, map(Counter, labels), strict=True), key=lambda u: -len(u[0])):
             home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
             have[home] += images
             parts[home] += unit
@@ -115,8 +109,6 @@ def fingerprint(samples: Sequence[Sample], splits: Splits) -> str:
 
 def save_split(path: Path, samples: Sequence[Sample], splits: Splits) -> None:
     """Write split.csv (path,label,split,group), which the source Manifest reads once it lies in the images' folder."""
-    home = {i: name for name, rows in splits.items() for i in rows}
+    table = [(samples[i].key, samples[i].label, name, samples[i].group) for name, rows in splits.items() for i in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "split", "group"])
-        table.writerows([samples[i].key, samples[i].label, home[i], samples[i].group or ""] for i in sorted(home))
+        csv.writer(file).writerows([("path", "label", "split", "group"), *sorted(table)])

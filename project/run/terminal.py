@@ -9,7 +9,6 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from project.data import ImageDataModule
 from project.data.sources import some
 from project.messages import say
 from project.run.checkpoints import BestAndLast
@@ -66,7 +65,7 @@ class StartTable(L.Callback):
         say("\n".join(describe(trainer, pl_module)))
 
     def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
-        say("\n".join(data_lines(trainer.datamodule)))
+        say(data_lines(trainer.datamodule))
 
 
 def rate_words(rates: dict[str, float]) -> str:
@@ -77,14 +76,14 @@ def rate_words(rates: dict[str, float]) -> str:
     return f"{words[min(rates, key=rates.get)]} to {words[max(rates, key=rates.get)]}"
 
 
-def data_lines(data: ImageDataModule) -> list[str]:
-    """What the data were taken for: layout, classes in order, images of each split; and what is not used."""
-    sizes = ", ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
+def data_lines(data: L.LightningDataModule) -> str:
+    """What the data were taken for: layout, classes in order, images of each split; and what is left out."""
     where = data.source.layout or f"{type(data.source).__name__} {data.root or ''}"
-    lines = [f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); images: {sizes}"]
-    if unused := data.unused:
-        lines.append(f"           left out {', '.join(f'{count} {why}' for why, count in unused.items())}")
-    return lines
+    return (
+        f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); "
+        f"images: {', '.join(f'{name} {len(rows)}' for name, rows in data.splits.items())}\n"
+        f"           left out {', '.join(f'{count} {why}' for why, count in data.unused.items()) or 'nothing'}"
+    )
 
 
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
@@ -93,7 +92,7 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     total = sum(p.numel() for p in model.net.parameters())
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
     lines = [
-        *data_lines(data),
+        data_lines(data),
         f"           {min(data.class_counts)} to {max(data.class_counts)} training images each"
         f"  (split {data.fingerprint})",
         f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}",

@@ -365,7 +365,7 @@ def test_too_few_groups_name_the_class():
             split_samples(samples, size)
         splits = split_samples(samples, size, rare_classes="train")
         assert by_class(samples, splits["train"])["c9"] == 20 and by_class(samples, splits["val"])["c0"]
-    with one_line("data.folds is 3", "2 images or groups"):
+    with one_line("too few images, or groups", "c0 (20)"):  # in two groups
         split_samples([dataclasses.replace(s, group=s.key[2:4]) for s in make([20])], 0, folds=3)
 
 

@@ -104,7 +104,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         data = build(ImageDataModule, config["data"])
         linked = {name: getattr(data, source) for name, source in LINKS.items()}
         model = build(ImageClassifier, {**config["model"], **linked})
-        print("\n".join(data_lines(data)))
+        print(data_lines(data))
         splits, every = data.splits, -(-len(data.source.samples) // images)
         if every > 1:
             print(f"Checking one image in {every}; --images {len(data.source.samples)} checks all.")
