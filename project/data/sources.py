@@ -79,8 +79,8 @@ class FileSource(Source):
             there = seen.setdefault((not aside, os.path.realpath(folder)), here)
             if not (aside or here.is_relative_to(there)):
                 raise UserError(
-                    f"data.root: {here} and {there} in {root} are one folder under two names: remove the link, and what"
-                    " is missing is split off the training images"
+                    f"data.root: {here} and {there} in {root} are one folder under two names: remove the link; what "
+                    "is missing, val or test, is split off the training images"
                 )
             if there != here:  # a link that leads back up
                 folders.clear()

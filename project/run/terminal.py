@@ -82,7 +82,7 @@ def data_lines(data: L.LightningDataModule) -> str:
     return (
         f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); "
         f"images: {', '.join(f'{name} {len(rows)}' for name, rows in data.splits.items())}\n"
-        f"           left out {', '.join(f'{count} {why}' for why, count in data.unused.items()) or 'nothing'}"
+        f"           left out: {', '.join(f'{why} {count}' for why, count in data.unused.items()) or 'nothing'}"
     )
 
 

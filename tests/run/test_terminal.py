@@ -69,7 +69,7 @@ def setting(**arguments) -> tuple[SimpleNamespace, ImageClassifier]:
 def test_the_table() -> None:
     assert "\n".join(describe(*setting())).splitlines() == [
         "data       flowers/<split>/<class>: 3 classes (a, b, c); images: train 70, val 20, test 10",
-        "           left out nothing",
+        "           left out: nothing",
         "           12 to 30 training images each  (split 0123456789ab)",
         "           shape: 3 x 48 x 48, batch 16",
         "model      Sequential: 3,015 parameters, 3,012 trainable at the start",
@@ -114,7 +114,7 @@ def test_the_rate_in_the_table_is_the_base_rate() -> None:
 def test_what_was_left_out() -> None:
     trainer, module = setting()
     trainer.datamodule = images(bad=3)
-    assert "           left out 3 images that cannot be read, 1 .txt" in describe(trainer, module)[0].splitlines()
+    assert "           left out: images that cannot be read 3, .txt 1" in describe(trainer, module)[0].splitlines()
 
 
 @pytest.mark.parametrize(
