@@ -110,18 +110,17 @@ class ImageClassifier(L.LightningModule):
         )  # fmt: skip
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         self.mixers = [mixer(alpha=alpha, num_classes=self.task.outputs) for mixer, alpha in mixers if alpha]
-        self.temperature = (
-            1.0  # logits are divided by it before the probabilities; export fits it, the checkpoint keeps it
-        )
+        self.temperature = 1.0  # divides the logits before the probabilities; export fits it, the checkpoint keeps it
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
-        self._new_metrics: dict[str, float] = {}  # of this epoch's validation
+        self._new_metrics: dict[str, Tensor] = {}  # of this epoch's validation
 
-        self.train_loss, self.train_metrics = MeanMetric(), self.task.train_metrics()
+        # torchmetrics would leave a loss that is not a number out of the mean (and its "disable" ignores weights).
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=torch.nan) for _ in range(3))
+        self.train_metrics = self.task.train_metrics()
+        self.val_metrics, self.test_metrics = map(self.task.metrics, ("val/", "test/"))
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
         self.train_metrics.persistent(True)
-        self.val_loss, self.val_metrics = MeanMetric(), self.task.metrics("val/")
-        self.test_loss, self.test_metrics = MeanMetric(), self.task.metrics("test/")
 
     # From images to probabilities
 
@@ -172,8 +171,8 @@ class ImageClassifier(L.LightningModule):
         optimizer = self.recipe.optimizer(self.net, self.batch)
         scheduler, interval = self.recipe.scheduler(optimizer, self.length)
         self.planned = scheduler if isinstance(scheduler, PlannedRates) else None
-        watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
-        for each in watched:
+        self.watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
+        for each in self.watched:
             self.check_metric("model.schedule", each.monitor)
         plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", None)}
         return {"optimizer": optimizer, "lr_scheduler": plan}
@@ -186,12 +185,12 @@ class ImageClassifier(L.LightningModule):
 
     def prepare_data(self) -> None:
         """Download published weights, in one process."""
-        if self.weights is not None and self._starts:
+        if self._starts:
             fetch_weights(self.net, self.weights)
 
     def setup(self, stage: str) -> None:
         """Load the weights to start from, and let the task look at the training images."""
-        if self.weights is not None and self._starts:
+        if self._starts:
             self.load_report = load_weights(self.net, self.weights, self.class_names)
             self.normalise.take(self.load_report.mean, self.load_report.std)
         if stage == "fit":
@@ -200,7 +199,7 @@ class ImageClassifier(L.LightningModule):
     @property
     def _starts(self) -> bool:
         """Whether a training starts anew, and takes `weights`; every other command has a checkpoint."""
-        return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+        return self.weights is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None or self._trainer.state.fn != "fit":  # training changes the weights it was fitted for
@@ -208,9 +207,7 @@ class ImageClassifier(L.LightningModule):
             return
         averaged = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
         if not averaged and "current_model_state" in checkpoint:
-            print(
-                "The checkpoint has averaged weights, and no EMA is configured: resuming from the weights themselves."
-            )
+            print("The checkpoint has averaged weights, and no EMA is set: resuming from the weights themselves.")
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # Steps. Metrics are updated in each and logged once an epoch: self.log would cost more than a small network's step.
@@ -227,14 +224,21 @@ class ImageClassifier(L.LightningModule):
         if self.mixers:  # drawn from torch's generator, which each step seeds anew
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             images, labels = mixer(images, self.task.shares(labels))
-        logits = self.net(images)
+        logits, trainer = self.net(images), self.trainer
         loss = self.task.loss(logits, labels)
         self.train_loss.update(loss.detach(), len(logits))
         self.train_metrics.update(logits.detach(), self.task.unmixed(labels))
-        if (every := self.trainer.log_every_n_steps) and self.global_step % every == 0:
+        if (every := trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
-        return {"loss": loss, "labels": labels}
+        # Lightning adds up means / accumulate_grad_batches, and averages over ranks, which have equally many images.
+        # Also an epoch's last step shall be the mean over its images. With another loader batches count equally.
+        together = trainer.accumulate_grad_batches
+        first = batch_idx // together * together
+        last = min(first + together, trainer.num_training_batches)
+        places = getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "places", None)
+        share = together * len(logits) / len(places(first, last)) if places else together / (last - first)
+        return {"loss": loss * share, "labels": labels}
 
     def on_train_epoch_end(self) -> None:
         metrics = {"train/loss": self.train_loss.compute(), **self.train_metrics.compute()}
@@ -242,7 +246,7 @@ class ImageClassifier(L.LightningModule):
         self.train_loss.reset()
         self.train_metrics.reset()
         if self.planned is not None:
-            self.planned.observe(self._new_metrics | {name: float(value) for name, value in metrics.items()})
+            self.planned.observe(self._new_metrics | metrics)
         self._new_metrics = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -258,14 +262,14 @@ class ImageClassifier(L.LightningModule):
 
     def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch["image"])
-        loss.update(self.task.loss(logits, batch["label"]), len(logits))
+        loss.update(self.task.losses(logits, batch["label"]))
         metrics.update(logits, batch["label"])
         return logits
 
     def on_validation_epoch_end(self) -> None:
         values = self._log_evaluation("val/", self.val_loss, self.val_metrics)
         if self.trainer.state.fn == "fit":
-            self._new_metrics = {name: float(value) for name, value in values.items()}
+            self._new_metrics = values
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test/", self.test_loss, self.test_metrics)
