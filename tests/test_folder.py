@@ -116,8 +116,8 @@ def test_predict_counts_every_file(cli, trained, workdir) -> None:
 @pytest.mark.parametrize(
     ("choice", "line"),
     [
-        ("train", "3 classes (blue, grey, red); images: train 15, val 3, test 5"),
-        ("leave_out", "2 classes (blue, red); images: train 14, val 3, test 4"),
+        ("train", "3 classes (blue, grey, red); images: train 14, val 4, test 5"),
+        ("leave_out", "2 classes (blue, red); images: train 13, val 4, test 4"),
     ],
 )
 def test_rare_classes_can_be_kept_or_left_out(cli, workdir, tiny_net, choice, line) -> None:
@@ -138,12 +138,13 @@ def test_rare_classes_can_be_kept_or_left_out(cli, workdir, tiny_net, choice, li
 @pytest.mark.slow
 def test_names_survive_training_resuming_predicting_exporting_and_the_table(cli, workdir, tiny_net) -> None:
     pytest.importorskip("project.extras.export")
-    root = make_folder(workdir / "images", dict.fromkeys(NAMES, 4))
-    expected = {unicodedata.normalize("NFC", name) for name in NAMES}
+    folders = [name for name in NAMES if name != ".5"]  # which is hidden
+    root = make_folder(workdir / "images", dict.fromkeys(folders, 4))
+    expected = {unicodedata.normalize("NFC", name) for name in folders}
     assert cli("fit", *FOLDER, *tiny_net, "--data.root", root).code == 0
     (run,) = workdir.glob("runs/*/version_0")
     names = load_checkpoint(run / "checkpoints" / "last.ckpt")["hyper_parameters"]["class_names"]
-    assert set(names) == expected and len(names) == len(NAMES)
+    assert set(names) == expected and len(names) == len(folders)
     assert cli("test", "--ckpt_path", "last").code == 0
     assert cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2").code == 0
     predictions = []

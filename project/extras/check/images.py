@@ -107,7 +107,7 @@ def check_classes(data: ImageDataModule, weighted: bool, found: Findings) -> Non
     found.judge(
         "classes",
         f"{len(names)}, {train[low]:,} to {train[high]:,} training images each",
-        (few, "warning", f"almost without training images: {some(few)}", "add images, or leave the class out (data.rare_classes)"),
+        (few, "warning", f"almost without training images: {some(few)}", "add images, or data.rare_classes"),
         (missing, "warning", f"without validation images: {some(missing)}", "add images of them"),
         (alike, "warning", f"like another but for upper and lower case: {some(alike)}", "make one folder of both"),
         (unequal, "warning", words, "--model.task.class_weights balanced, or --data.sampler balanced"),
