@@ -78,7 +78,7 @@ def rate_words(rates: dict[str, float]) -> str:
 
 def data_lines(data: L.LightningDataModule) -> str:
     """What the data were taken for: layout, classes in order, images of each split; and what is left out."""
-    where = data.source.layout or f"{type(data.source).__name__} {data.root or ''}"
+    where = data.source.layout or f"{type(data.source).__name__}{f' {data.root}' if data.root else ''}"
     return (
         f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); "
         f"images: {', '.join(f'{name} {len(rows)}' for name, rows in data.splits.items())}\n"
