@@ -1,6 +1,6 @@
 """The image classifier (card C3), top to bottom: network, task, optimizer, steps, and the fused network for use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -56,11 +56,12 @@ class ImageClassifier(L.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         channels_last: bool = True,
+        value_range: Sequence[float] = (0.0, 65535.0),
     ) -> None:
         """
         Args:
             net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.ResNet...
-            class_names: One name for each class, in order. The data module gives this and the next three.
+            class_names: One name for each class, in order. The data module gives this, the next three and value_range.
             in_channels: Channels of the images.
             image_size: Pixels of a side.
             resize: How images are brought to that size; kept for whoever uses the model.
@@ -68,13 +69,11 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
-                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
+            weights: To start from, as far as they fit: published (DEFAULT); .pt, .pth, .safetensors; a checkpoint.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
-                {"^head": 10}; the first that matches counts.
+            lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
             layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1.
             no_weight_decay: No weight decay on norms and biases.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
@@ -89,13 +88,14 @@ class ImageClassifier(L.LightningModule):
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
+            value_range: What is black and white in images of more than 8 bits; kept for whoever uses the model.
         """
         super().__init__()
         if mixup < 0 or cutmix < 0:
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
+        self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
         self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
         self.net = net(in_channels, self.task.outputs, image_size)

@@ -163,13 +163,14 @@ class RandomErasing(Augmentation):
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        def table(low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.arange(SHAPES, dtype=torch.float64) / (SHAPES - 1)
-
         hidden = draws.bernoulli(self.p)[:, None, None, None]
         # Ratios by their logarithm: a tall shape is as likely as the same lying down.
-        tables = table(*self.area), table(*map(math.log, self.ratio)).exp()
-        side, stretch = (each.sqrt().float().to(images.device)[draws.integers(SHAPES)] for each in tables)  # (N,) each
+        areas, ratios = (
+            torch.linspace(*ends, SHAPES, dtype=torch.float64) for ends in (self.area, map(math.log, self.ratio))
+        )
+        side, stretch = (
+            each.sqrt().float().to(images.device)[draws.integers(SHAPES)] for each in (areas, ratios.exp())
+        )  # (N,) each
         scale = math.sqrt(images.shape[2] * images.shape[3])
         for dim, length in ((2, side * stretch), (3, side / stretch)):
             size = images.shape[dim]

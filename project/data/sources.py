@@ -111,8 +111,7 @@ class ImageFolder(FileSource):
             raise UserError(
                 f"data.root: are these splits or classes? {root} holds "
                 f"{some(sorted({'/'.join(names[:2]) for names in parents.values()}, key=natural))}; make it "
-                "root/<class>/ or root/{train,val,test}/<class>/ and move others away, or list the images in a table "
-                "(--data.source project.data.Manifest)"
+                "root/<class>/ or root/{train,val,test}/<class>/ without others, or use a table (project.data.Manifest)"
             )
         splits = None not in above
         self.samples = [

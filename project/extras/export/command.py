@@ -56,7 +56,8 @@ def read(path: Path) -> dict[str, Any]:
     from project.extras.export.runtime import read_metadata
 
     metadata = read_metadata(path)
-    data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize")}
+    metadata.setdefault("value_range", [0.0, 65535.0])  # of a file of before there was the key
+    data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize", "value_range")}
     config = {"data": {**data, "root": None}, "model": {"path": str(path)}}
     return {"hyper_parameters": {**data, "in_channels": data["channels"]}, "config": config}
 

@@ -111,6 +111,7 @@ def _about(model: ImageClassifier, checkpoint: dict[str, Any], images: Tensor) -
         "channels": model.in_channels,
         "colour_order": MODES[model.in_channels],
         "resize": model.resize,
+        "value_range": model.value_range,
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         "temperature": model.temperature,
