@@ -81,9 +81,9 @@ def test_fit_says_what_it_takes_the_folder_for_and_records_what_is_left_out(cli,
     result = cli("fit", *FOLDER, *tiny_net, "--data.root", "R")
     assert result.code == 0
     assert "data       R/<split>/<class>: 3 classes (9, 10, red); images: train 18, val 6, test 9" in result.out
-    assert "left out: " in result.out and "system 3" in result.out and "folders without images 1" in result.out
+    assert "left out: " in result.out and "system files 3" in result.out and "folders without images 1" in result.out
     left_out = json.loads(next(workdir.glob("runs/*/version_0/run.json")).read_text())["left_out"]
-    assert left_out == {"system": 3, ".txt": 1, ".md": 1, "folders without images": 1}
+    assert left_out == {"system files": 3, ".txt": 1, ".md": 1, "folders without images": 1}
     for names in ("val", "kitty"):
         (workdir / "R" / names).symlink_to("Testing")
         result = cli("fit", *FOLDER, *tiny_net, "--data.root", "R")
@@ -109,7 +109,7 @@ def test_predict_counts_every_file(cli, trained, workdir) -> None:
     assert result.code == 0 and "3 predictions" in result.out and "4 could not be read" in result.out
     assert "images: predict 7" in result.out and "(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)" in result.out
     assert "left out: images that cannot be read 4, " in result.out
-    assert all(words in result.out for words in (".txt 1", "hidden 1", "system 1"))
+    assert all(words in result.out for words in (".txt 1", "hidden files 1", "system files 1"))
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ class FileSource(Source):
             for name in files:
                 key = (here / name).as_posix()
                 if why := re.search(_ASIDE, key):
-                    self.unused[why.lastgroup] += 1
+                    self.unused[f"{why.lastgroup} files"] += 1
                 elif (ending := Path(name).suffix.lower()) not in endings:
                     self.unused[key_of(ending) or "without an ending"] += 1
                 elif key_of(key) in self.paths:

@@ -130,8 +130,8 @@ def test_every_file_is_used_or_counted_by_reason(tmp_path):
     source = ImageFolder(str(tmp_path))
     assert [sample.key for sample in source.samples] == used
     assert source.unused == {
-        "system": len(system),
-        "hidden": len(hidden),
+        "system files": len(system),
+        "hidden files": len(hidden),
         **{why: len(names) for why, names in others.items()},
         "folders without images": 2,
     }
@@ -187,7 +187,7 @@ def test_a_link_as_root_or_to_a_hidden_folder_is_followed(tmp_path):
     (tmp_path / "link").symlink_to(root)
     source = ImageFolder(str(tmp_path / "link"))
     assert [sample.key for sample in source.samples] == ["cat/a.png", "dog/b.png"]
-    assert source.unused["hidden"] == 1
+    assert source.unused["hidden files"] == 1
 
 
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
