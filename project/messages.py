@@ -21,7 +21,7 @@ MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weigh
 HINTS = {  # key -> what else to say
     "data.image_size": "; images are square here: give one number, and data.resize says how other shapes become square"
 }
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes"}
 TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}
 OBJECTIONS = (  # of a type that was not meant
     *("Type collections.abc.Callable", "Import path does not correspond", "Expected a ", "Does not validate"),
