@@ -145,9 +145,9 @@ def units(words: list[str]) -> list[list[str]]:
     for word in words:
         if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
             flag, joined, value = word.partition("=")
-            found.append([flag + joined + expand(value)])
+            found.append([flag + joined + expand(flag, value)])
         else:
-            found[-1].append(expand(word))
+            found[-1].append(expand(found[-1][0], word))
     return found
 
 

@@ -1,16 +1,21 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from project.errors import UserError
 
+PATH = re.compile(r"(root|dir|path|file|folder|weights|out|space|run|storage|config|data|model|trainer)\+?$")
 
-def expand(name: str) -> str:
-    """A path in full: ~ and $VAR stand for what they name. What is there under the name as it is written, is meant."""
-    path = os.path.expanduser(name)
+
+def expand(key: str, value: str) -> str:
+    """A value, where its key means a path: ~ and $VAR stand for what they name, unless it exists as it is written."""
+    if not PATH.search(key):
+        return value
+    path = os.path.expanduser(value)
     return path if os.path.exists(path) else os.path.expandvars(path)
 
 

@@ -15,7 +15,7 @@ MAKER = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # builds 
 
 
 class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no dates
-    """Refuses a key that is given twice in one place, and writes out ~ and $VAR in values, not in keys or lists.
+    """Refuses a key that is given twice in one place, and writes out ~ and $VAR in the values of paths.
 
     What is read otherwise than it is written (010, 1e5, yes) stays text. Where its key wants a number or a truth value
     the parser turns it into one, and where it wants text, such as the name of a class, it is already right.
@@ -29,7 +29,7 @@ class Loader(get_yaml_default_loader()):  # that of jsonargparse, which has no d
                 raise yaml.YAMLError(f"{key.value} is given twice, {where}; leave one out")
             lines[key.value] = key.start_mark.line + 1
             if isinstance(value, yaml.ScalarNode):
-                value.value = expand(value.value)
+                value.value = expand(str(key.value), value.value)
         return super().construct_mapping(node, deep)
 
 

@@ -21,7 +21,7 @@ def open_storage(address: str) -> JournalStorage | RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     if address.startswith("journal:"):
-        return JournalStorage(JournalFileBackend(os.path.abspath(expand(address.removeprefix("journal:")))))
+        return JournalStorage(JournalFileBackend(os.path.abspath(expand("path", address.removeprefix("journal:")))))
     return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})  # a server may have dropped the connection
 
 
