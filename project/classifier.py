@@ -45,7 +45,7 @@ class ImageClassifier(L.LightningModule):
         lr: float = 1e-3,
         optimizer: OptimizerCallable | None = None,
         lr_mult: dict[str, float] | None = None,
-        layer_decay: float = 1.0,
+        stem_lr: float = 1.0,
         no_weight_decay: bool = False,
         schedule: Schedule | SchedulerCallable | None = None,
         schedule_interval: Interval | None = None,
@@ -75,8 +75,9 @@ class ImageClassifier(L.LightningModule):
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
             lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
                 {"^head": 10}; the first that matches counts.
-            layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1.
-            no_weight_decay: No weight decay on norms and biases.
+            stem_lr: Share of the learning rate that the first layer has, above 0, at most 1; it grows by one factor
+                from layer to layer, up to the head, which has all of it. 0.01 is usual in fine-tuning.
+            no_weight_decay: No weight decay on norms, biases, embeddings, tokens and scales.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
             schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
@@ -105,7 +106,7 @@ class ImageClassifier(L.LightningModule):
         self.normalise = Normalise(in_channels, mean, std, channels_last)
         self.freezing = Freezing(self.net, freeze)
         self.recipe = Recipe(
-            lr, optimizer, lr_mult, layer_decay, no_weight_decay, schedule, schedule_interval,
+            lr, optimizer, lr_mult, stem_lr, no_weight_decay, schedule, schedule_interval,
             warmup, warmup_start, reference_batch, lr_scaling,
         )  # fmt: skip
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
