@@ -180,7 +180,7 @@ class ImageClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def train(self, mode: bool = True) -> "ImageClassifier":
-        """As in torch, but what is frozen stays in eval mode: the statistics of its norms do not move."""
+        """As in torch, but what is frozen stays in eval mode: no running statistics move, and nothing is dropped."""
         super().train(mode)
         self.freezing.hold()
         return self

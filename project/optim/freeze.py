@@ -4,12 +4,12 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from project.errors import UserError
-from project.optim.layers import layers
+from project.optim.layers import Layer, layers
 from project.optim.rates import match_all
 
 
 class Freeze:
-    """Freezes layers: their parameters, and the running statistics of their norms, which stay in eval mode."""
+    """Freezes layers: parameters and running statistics; in eval mode, without dropout and stochastic depth."""
 
     def __init__(
         self, until: PositiveInt | None = None, every: PositiveInt | None = None, layers: str | None = None
@@ -65,7 +65,8 @@ class Freezing:
         """
         self.net = net
         self.trains_from = rule.plan(net) if rule else {}
-        self._modules: list[nn.Module] = []  # that own what is frozen now
+        self._layers = layers(net) if rule else []
+        self._still: list[nn.Module] = []
         for name, parameter in net.named_parameters():
             # What is unfrozen later keeps its gradient until DDP has wrapped the network, or DDP never synchronises it.
             if self.trains_from.get(name, 0) is None:
@@ -81,9 +82,34 @@ class Freezing:
         for name, parameter in self.net.named_parameters():
             if name in self.trains_from:
                 parameter.requires_grad_(name not in frozen)
-        self._modules = [self.net.get_submodule(path) for path in {name.rpartition(".")[0] for name in frozen}]
+        self._still = _still(self.net, self._layers, frozen) if frozen else []
 
     def hold(self) -> None:
-        """Put the frozen modules in eval mode, so that the running statistics of their norms do not change."""
-        for module in self._modules:
+        """Put what is frozen in eval mode: the statistics of its norms stay, and an image has one set of features."""
+        for module in self._still:
             module.training = False
+
+
+def _still(net: nn.Module, ordered: list[Layer], frozen: set[str]) -> list[nn.Module]:
+    """The modules that belong to what is frozen, with the dropout and the stochastic depth inside.
+
+    Dropout right before a trained head belongs to the head, even where the backbone holds it: as its own module, or in
+    timm as a `drop_rate` of the backbone.
+    """
+    tensors = {id(value) for name, value in (*net.named_parameters(), *net.named_buffers()) if name in frozen}
+    inside = tuple(f"{layer.name}." for layer in ordered if frozen.issuperset(layer.tensors))
+    head = ordered[-1].name
+    still, empty, before = [], [], True  # those without tensors wait for the next ones; what came before is frozen
+    for path, module in (*net.named_modules(), (head, net.get_submodule(head))):
+        in_layer = f"{path}.".startswith(inside)
+        below, own = ({*map(id, (*module.parameters(deep), *module.buffers(deep)))} for deep in (True, False))
+        if not below:
+            empty.append((module, in_layer))
+        elif below <= tensors and (in_layer or not getattr(module, "drop_rate", 0)):
+            still.append(module)
+        if own:
+            between, before = before and own <= tensors, own <= tensors
+            heads = nn.modules.dropout._DropoutNd if f"{path}.".startswith(f"{head}.") else ()
+            still += [each for each, held in empty if between or (held and not isinstance(each, heads))]
+            empty = []
+    return still
