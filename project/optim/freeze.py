@@ -4,7 +4,7 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from project.errors import UserError
-from project.optim.layers import Layer, layers
+from project.optim.layers import above_of, layers
 from project.optim.rates import match_all
 
 
@@ -65,7 +65,6 @@ class Freezing:
         """
         self.net = net
         self.trains_from = rule.plan(net) if rule else {}
-        self._layers = layers(net) if rule else []
         self._still: list[nn.Module] = []
         for name, parameter in net.named_parameters():
             # What is unfrozen later keeps its gradient until DDP has wrapped the network, or DDP never synchronises it.
@@ -82,7 +81,7 @@ class Freezing:
         for name, parameter in self.net.named_parameters():
             if name in self.trains_from:
                 parameter.requires_grad_(name not in frozen)
-        self._still = _still(self.net, self._layers, frozen) if frozen else []
+        self._still = _still(self.net, frozen) if frozen else []
 
     def hold(self) -> None:
         """Put what is frozen in eval mode: the statistics of its norms stay, and an image has one set of features."""
@@ -90,26 +89,24 @@ class Freezing:
             module.training = False
 
 
-def _still(net: nn.Module, ordered: list[Layer], frozen: set[str]) -> list[nn.Module]:
-    """The modules that belong to what is frozen, with the dropout and the stochastic depth inside.
+def _still(net: nn.Module, frozen: set[str]) -> list[nn.Module]:
+    """The modules of frozen layers; what has no tensors belongs to the layer that it is in, or that comes before it.
 
-    Dropout right before a trained head belongs to the head, even where the backbone holds it: as its own module, or in
-    timm as a `drop_rate` of the backbone.
+    Dropout right before the head belongs to the head. Modules that hold several layers stay as they are: timm's
+    backbones drop out before the head in a line of their own.
     """
-    tensors = {id(value) for name, value in (*net.named_parameters(), *net.named_buffers()) if name in frozen}
-    inside = tuple(f"{layer.name}." for layer in ordered if frozen.issuperset(layer.tensors))
-    head = ordered[-1].name
-    still, empty, before = [], [], True  # those without tensors wait for the next ones; what came before is frozen
-    for path, module in (*net.named_modules(), (head, net.get_submodule(head))):
-        in_layer = f"{path}.".startswith(inside)
-        below, own = ({*map(id, (*module.parameters(deep), *module.buffers(deep)))} for deep in (True, False))
-        if not below:
-            empty.append((module, in_layer))
-        elif below <= tensors and (in_layer or not getattr(module, "drop_rate", 0)):
-            still.append(module)
-        if own:
-            between, before = before and own <= tensors, own <= tensors
-            heads = nn.modules.dropout._DropoutNd if f"{path}.".startswith(f"{head}.") else ()
-            still += [each for each, held in empty if between or (held and not isinstance(each, heads))]
-            empty = []
-    return still
+    ordered = layers(net)
+    trunk = {"", *(above for layer in ordered for above in above_of(layer.name))}
+    owners = {name.rpartition(".")[0]: layer for layer in ordered for name in layer.tensors}
+    places = owners | {layer.name: layer for layer in ordered}
+    layer, still, dropout = ordered[0], [], None
+    for path, module in net.named_modules():
+        layer = places.get(path, layer)
+        if layer is not ordered[-1]:
+            if path in owners:
+                dropout = None
+            elif isinstance(module, nn.modules.dropout._DropoutNd):
+                dropout = module
+            if path not in trunk and frozen.issuperset(layer.tensors):
+                still.append(module)
+    return [each for each in still if each is not dropout]
