@@ -69,7 +69,8 @@ class ImageClassifier(L.LightningModule):
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
             weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
-                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project.
+                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project. The network
+                is then shown a grey image in three channels, for which it computes what it always did.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
@@ -99,11 +100,12 @@ class ImageClassifier(L.LightningModule):
         self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
         self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
-        self.net = net(in_channels, self.task.outputs, image_size)
+        shown = 3 if weights and in_channels == 1 else in_channels
+        self.net = net(shown, self.task.outputs, image_size)
         initialize(self.net, init)
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)
-        self.normalise = Normalise(in_channels, mean, std, channels_last)
+        self.normalise = Normalise(shown, mean, std, channels_last)
         self.freezing = Freezing(self.net, freeze)
         self.recipe = Recipe(
             lr, optimizer, lr_mult, stem_lr, no_weight_decay, schedule, schedule_interval,
@@ -111,9 +113,7 @@ class ImageClassifier(L.LightningModule):
         )  # fmt: skip
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         self.mixers = [mixer(alpha=alpha, num_classes=self.task.outputs) for mixer, alpha in mixers if alpha]
-        self.temperature = (
-            1.0  # logits are divided by it before the probabilities; export fits it, the checkpoint keeps it
-        )
+        self.temperature = 1.0  # divides the logits before the probabilities; export fits it, the checkpoint keeps it
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
         self._new_metrics: dict[str, float] = {}  # of this epoch's validation

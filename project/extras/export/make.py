@@ -103,7 +103,7 @@ def _images(trainer: L.Trainer, data: ImageDataModule, checkpoint: dict[str, Any
 
 def _about(model: ImageClassifier, checkpoint: dict[str, Any], images: Tensor) -> dict[str, Any]:
     """What the file says about itself."""
-    golden = images[:: -(-len(images) // GOLDEN)]
+    golden, own = images[:: -(-len(images) // GOLDEN)], checkpoint["hyper_parameters"]
     return {
         "version": __version__,
         "class_names": model.class_names,
@@ -115,5 +115,5 @@ def _about(model: ImageClassifier, checkpoint: dict[str, Any], images: Tensor) -
         "std": model.std.flatten().tolist(),
         "temperature": model.temperature,
         "golden": {"images": pack(golden.numpy()), "probabilities": pack(model.probabilities(golden).numpy())},
-        "model": {key: checkpoint["hyper_parameters"][key] for key in REBUILD},
+        "model": {key: own[key] for key in REBUILD} | {"weights": own["weights"] and "its own"},  # without the path
     }
