@@ -70,7 +70,7 @@ class ImageClassifier(L.LightningModule):
             init: First weights; default is PyTorch's own.
             weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
                 such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project. The network
-                is then shown a grey image in three channels, for which it computes what it always did.
+                is then shown grey images in three channels (mean and std too): it computes what it always did.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.

@@ -262,7 +262,7 @@ def test_default_statistics(channels, mean, std) -> None:
     ("arguments", "words"),
     [
         ({"channels": 1, "mean": [0.4, 0.4, 0.4]}, ["model.mean", "1 numbers"]),
-        ({"channels": 3, "std": [0.2, 0.2]}, ["model.std", "3 numbers"]),
+        ({"channels": 3, "std": [0.2]}, ["model.std", "3 numbers"]),
         ({"channels": 4, "mean": IMAGENET_MEAN}, ["model.mean", "4 numbers"]),
         ({"std": [0.2, 0.0, 0.2]}, ["model.std", "above 0"]),
         ({"lr": 0.0}, ["model.lr", "above 0"]),

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from project.data.augment import Augment, Augmentation
 from project.data.load import Loaded, common_size, describe_bad, load
 from project.data.loader import EpochBatches, ResumableLoader
+from project.data.manifest import ImageList
 from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
@@ -52,7 +53,8 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
-            root: Where the images are: a folder (ImageFolder), a CSV file (Manifest), a folder or an image (predict).
+            root: Where the images are: a folder (ImageFolder), a CSV file (Manifest); for predict a folder, an
+                image, or a CSV file with a column path.
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
             image_size: Pixels of a side: larger is usually more accurate, and slower. Null: measured, at most 224.
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
@@ -148,7 +150,8 @@ class ImageDataModule(L.LightningDataModule):
         size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
         image_format = ImageFormat(size, self.channels, self.resize)
         if stage == "predict":
-            self.source = ImageFiles(self.root)
+            listed = str(self.root).lower().endswith(".csv")
+            self.source = (ImageList if listed else ImageFiles)(self.root)
             self.splits = {"predict": range(len(self.source.samples))}
         if stage == "fit":
             names = ["train", "val"] if self.splits["val"] else ["train"]

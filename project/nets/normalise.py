@@ -22,8 +22,7 @@ class Normalise(nn.Module):
         """
         Args:
             channels: That come out.
-            mean: Of each channel, or one for all, in [0, 1]; None takes ImageNet's: three colours, their mean for grey,
-                0.5 for alpha.
+            mean: Of each channel, in [0, 1]; None takes ImageNet's: three colours, their mean for grey, 0.5 for alpha.
             std: Standard deviation of each channel, likewise.
             channels_last: Give images in NHWC order.
 
@@ -31,20 +30,15 @@ class Normalise(nn.Module):
             UserError: for another number of values, or a standard deviation of 0 or less.
         """
         super().__init__()
-        self.channels_last, self.given = channels_last, (False, False)
-        given = (mean is not None, std is not None)
+        self.channels_last, self.given = channels_last, (mean is not None, std is not None)
         if mean is None:
             mean = [0.449] if channels == 1 else (IMAGENET_MEAN + [0.5] * channels)[:channels]
         if std is None:
             std = [0.226] if channels == 1 else (IMAGENET_STD + [0.5] * channels)[:channels]
-        if not {len(mean), len(std)} <= {1, channels} or min(std) <= 0:
-            raise UserError(
-                f"model.mean and model.std must be {channels} numbers, or one for all; std above 0 (data.channels)"
-            )
-        self.register_buffer("mean", torch.empty(1, channels, 1, 1))
-        self.register_buffer("std", torch.empty(1, channels, 1, 1))
-        self.take(mean, std)
-        self.given = given
+        if {len(mean), len(std)} != {channels} or min(std) <= 0:
+            raise UserError(f"model.mean and model.std must be {channels} numbers each, std above 0 (data.channels)")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def take(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Use the statistics that weights were pretrained with, where none were given; in turn, as the weights are."""

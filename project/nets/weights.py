@@ -143,9 +143,9 @@ def _fit(net: nn.Module, tensor: Tensor, target: Tensor) -> Tensor | None:
     shape = target.shape
     if tensor.shape == shape:
         return tensor
-    if tensor.ndim == 4 == target.ndim and tensor[:, 0].shape == target[:, 0].shape:
-        theirs, ours = tensor.shape[1], shape[1]  # of images: grey, colour, colour and alpha
-        return to_channels(tensor, ours) if theirs in (1, 3) and ours in (1, 3, 4) else None
+    images = tensor.ndim == 4 and shape[1] <= 4  # that the layer reads, of one channel or three in the file
+    if images and tensor.shape in [(shape[0], channels, *shape[2:]) for channels in (1, 3)]:
+        return to_channels(tensor, shape[1])
     vit, name = getattr(net, "backbone", None), "encoder.pos_embedding"
     if isinstance(vit, VisionTransformer) and tensor.ndim == 3 and tensor.shape[2:] == shape[2:]:
         return interpolate_embeddings(vit.image_size, vit.patch_size, {name: tensor.float()})[name]

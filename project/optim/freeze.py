@@ -81,32 +81,28 @@ class Freezing:
         for name, parameter in self.net.named_parameters():
             if name in self.trains_from:
                 parameter.requires_grad_(name not in frozen)
-        self._still = _still(self.net, frozen) if frozen else []
+        self._still = []
+        if not frozen:
+            return
+        # What has no tensors belongs to the layer that it is in, or that comes before it; dropout right before the head
+        # belongs to the head. Modules that hold several layers are left alone: timm's, too, drop out before the head.
+        ordered = layers(self.net)
+        trunk = {"", *(above for layer in ordered for above in above_of(layer.name))}
+        places = {name.rpartition(".")[0]: layer for layer in ordered for name in (f"{layer.name}.", *layer.tensors)}
+        layer, dropout = ordered[0], None
+        for path, module in self.net.named_modules():
+            layer = places.get(path, layer)
+            if layer is not ordered[-1]:
+                if path in places:
+                    dropout = None
+                elif isinstance(module, nn.modules.dropout._DropoutNd):
+                    dropout = module
+                if path not in trunk and frozen.issuperset(layer.tensors):
+                    self._still.append(module)
+        if dropout in self._still:
+            self._still.remove(dropout)
 
     def hold(self) -> None:
         """Put what is frozen in eval mode: the statistics of its norms stay, and an image has one set of features."""
         for module in self._still:
             module.training = False
-
-
-def _still(net: nn.Module, frozen: set[str]) -> list[nn.Module]:
-    """The modules of frozen layers; what has no tensors belongs to the layer that it is in, or that comes before it.
-
-    Dropout right before the head belongs to the head. Modules that hold several layers stay as they are: timm's
-    backbones drop out before the head in a line of their own.
-    """
-    ordered = layers(net)
-    trunk = {"", *(above for layer in ordered for above in above_of(layer.name))}
-    owners = {name.rpartition(".")[0]: layer for layer in ordered for name in layer.tensors}
-    places = owners | {layer.name: layer for layer in ordered}
-    layer, still, dropout = ordered[0], [], None
-    for path, module in net.named_modules():
-        layer = places.get(path, layer)
-        if layer is not ordered[-1]:
-            if path in owners:
-                dropout = None
-            elif isinstance(module, nn.modules.dropout._DropoutNd):
-                dropout = module
-            if path not in trunk and frozen.issuperset(layer.tensors):
-                still.append(module)
-    return [each for each in still if each is not dropout]

@@ -73,11 +73,12 @@ def without_decay(net: nn.Module) -> set[str]:
     A convention (He et al. 2019, arXiv:1812.01187, section 3.1); Loshchilov & Hutter leave it open.
     """
     # weight, in_proj_weight, weight_hh_l0, parametrizations.weight.original0
-    decaying = re.compile(r"weight[^.]*$|\.weight\.")
-    names = {name for name, value in net.named_parameters() if value.ndim <= 1 or not decaying.search(name)}
+    names = {
+        name for name, p in net.named_parameters() if p.ndim <= 1 or not re.search(r"weight[^.]*$|\.weight\.", name)
+    }
     for path, module in net.named_modules():
-        listed = ["weight"] if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Embedding) else []
-        listed += module.no_weight_decay() if hasattr(module, "no_weight_decay") else []
+        listed = [*getattr(module, "no_weight_decay", list)()]
+        listed += ["weight"] * isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Embedding)
         names |= {f"{path}.{name}".lstrip(".") for name in listed}
     return names
 
