@@ -26,7 +26,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from project.data.augment import Augment, HorizontalFlip
 from project.data.sources import ImageFolder
-from project.data.transforms import load_image
+from project.data.transforms import ImageFormat, load_image
 from project.nets import ConvNet, ResNet9
 from project.optim.diagnosis import diagnose
 
@@ -147,7 +147,7 @@ def load(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     for number, name in enumerate(names):
         own = [sample for sample in source.samples if sample.label == name and sample.split == "train"]
         for sample in own[: count // len(names)]:
-            images.append(load_image(source.content(sample), 32, 3, "letterbox"))
+            images.append(load_image(source.content(sample), ImageFormat(32, 3, "letterbox")))
             labels.append(number)
     return torch.stack(images), torch.tensor(labels)
 

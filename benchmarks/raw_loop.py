@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from project.data import Augment, ImageFolder
-from project.data.load import common_size
-from project.data.transforms import load_image
+from project.data.load import measure
+from project.data.transforms import MAX_PIXELS, ImageFormat, load_image
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PRECISION = {"32": None, "32-true": None, "bf16-mixed": torch.bfloat16}  # Lightning's name -> type of autocast
@@ -81,12 +81,13 @@ def build(spec: str | dict[str, Any], *arguments: Any) -> Any:
 def load_folder(root: Path | str, data: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """root/train/<class>/* -> pixels, uint8 (N, C, H, W), and labels, int64 (N,)."""
     source = ImageFolder(str(root))
-    samples = [sample for sample in source.samples if sample.split == "train"]
-    if not samples:
+    rows = [i for i, sample in enumerate(source.samples) if sample.split == "train"]
+    if not rows:
         raise SystemExit(f"{root} has no images in train/<class>/")
-    size = data.get("image_size") or common_size(source, samples)
-    channels, how = data.get("channels", 3), data.get("resize", "letterbox")
-    pixels = torch.stack([load_image(source.content(sample), size, channels, how) for sample in samples])
+    samples, (size, value_range) = [source.samples[row] for row in rows], measure(source, rows, MAX_PIXELS)
+    given = data.get("image_size") or size, data.get("channels", 3), data.get("resize", "letterbox")
+    image_format = ImageFormat(*given, data.get("value_range") or value_range)
+    pixels = torch.stack([load_image(source.content(sample), image_format) for sample in samples])
     number = {name: i for i, name in enumerate(sorted({sample.label for sample in samples}))}
     return pixels, torch.tensor([number[sample.label] for sample in samples])
 

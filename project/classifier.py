@@ -1,6 +1,6 @@
 """The image classifier (card C3), top to bottom: network, task, optimizer, steps, and the fused network for use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -56,11 +56,12 @@ class ImageClassifier(L.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         channels_last: bool = True,
+        value_range: Sequence[float] = (0.0, 65535.0),
     ) -> None:
         """
         Args:
             net: Class of the network, by its path, with its arguments: project.nets.ConvNet, project.nets.ResNet...
-            class_names: One name for each class, in order. The data module gives this and the next three.
+            class_names: One name for each class, in order. The data module gives this, the next three and value_range.
             in_channels: Channels of the images.
             image_size: Pixels of a side.
             resize: How images are brought to that size; kept for whoever uses the model.
@@ -68,36 +69,33 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: Weights to start from, as far as they fit: published ones of torchvision or timm,
-                such as DEFAULT; a state dict, .pt, .pth or .safetensors; or a checkpoint of this project. The network
-                is then shown grey images in three channels (mean and std too): it computes what it always did.
+            weights: Start from published ones (DEFAULT), .pt, .pth, .safetensors or a checkpoint; grey fills 3 channels then.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
-            lr_mult: Regular expression -> factor on the learning rate of the parameters in whose names it is found, as
-                {"^head": 10}; the first that matches counts.
-            stem_lr: Share of the learning rate that the first layer has, above 0, at most 1; it grows by one factor
-                from layer to layer, up to the head, which has all of it. 0.01 is usual in fine-tuning.
+            lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
+            stem_lr: The first layer's share of the learning rate, such as 0.01; from layer to layer it rises by one factor.
             no_weight_decay: No weight decay on norms, biases, embeddings, tokens and scales.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
             schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one.
-            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) or sqrt (Malladi et al. 2022,
-                arXiv:2205.10287; for Adam) multiplies the learning rate by (batch x devices x accumulation) /
-                reference_batch, or by its root.
+            lr_scaling: linear (Goyal et al. 2017, arXiv:1706.02677; for SGD) multiplies the learning rate by r =
+                (batch x devices x accumulation) / reference_batch. sqrt (for Adam; Malladi et al. 2022,
+                arXiv:2205.10287, but betas and eps stay) multiplies it, and the weight decay, by the root of r.
             mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
+            value_range: What is black and white in images of more than 8 bits; kept for whoever uses the model.
         """
         super().__init__()
         if mixup < 0 or cutmix < 0:
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.image_size, self.in_channels, self.resize = image_size, in_channels, resize
+        self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
         self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
         shown = 3 if weights and in_channels == 1 else in_channels
@@ -116,13 +114,14 @@ class ImageClassifier(L.LightningModule):
         self.temperature = 1.0  # divides the logits before the probabilities; export fits it, the checkpoint keeps it
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
-        self._new_metrics: dict[str, float] = {}  # of this epoch's validation
+        self._new_metrics: dict[str, Tensor] = {}  # of this epoch's validation
 
-        self.train_loss, self.train_metrics = MeanMetric(), self.task.train_metrics()
+        # torchmetrics would leave a loss that is not a number out of the mean (and its "disable" ignores weights).
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=torch.nan) for _ in range(3))
+        self.train_metrics = self.task.train_metrics()
+        self.val_metrics, self.test_metrics = map(self.task.metrics, ("val/", "test/"))
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
         self.train_metrics.persistent(True)
-        self.val_loss, self.val_metrics = MeanMetric(), self.task.metrics("val/")
-        self.test_loss, self.test_metrics = MeanMetric(), self.task.metrics("test/")
 
     # From images to probabilities
 
@@ -142,8 +141,7 @@ class ImageClassifier(L.LightningModule):
         """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
 
         Returns:
-            An ordinary module, images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). Its `folds` say
-            what became of each batch norm, its `net` is the network alone.
+            Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs), with `net` and `folds`, see Deployable.
         """
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -173,8 +171,8 @@ class ImageClassifier(L.LightningModule):
         optimizer = self.recipe.optimizer(self.net, self.batch)
         scheduler, interval = self.recipe.scheduler(optimizer, self.length)
         self.planned = scheduler if isinstance(scheduler, PlannedRates) else None
-        watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
-        for each in watched:
+        self.watched = self.planned.plateaus if self.planned else [scheduler] if hasattr(scheduler, "monitor") else []
+        for each in self.watched:
             self.check_metric("model.schedule", each.monitor)
         plan = {"scheduler": scheduler, "interval": interval, "monitor": getattr(scheduler, "monitor", None)}
         return {"optimizer": optimizer, "lr_scheduler": plan}
@@ -187,12 +185,12 @@ class ImageClassifier(L.LightningModule):
 
     def prepare_data(self) -> None:
         """Download published weights, in one process."""
-        if self.weights is not None and self._starts:
+        if self._starts:
             fetch_weights(self.net, self.weights)
 
     def setup(self, stage: str) -> None:
         """Load the weights to start from, and let the task look at the training images."""
-        if self.weights is not None and self._starts:
+        if self._starts:
             self.load_report = load_weights(self.net, self.weights, self.class_names)
             self.normalise.take(self.load_report.mean, self.load_report.std)
         if stage == "fit":
@@ -201,7 +199,7 @@ class ImageClassifier(L.LightningModule):
     @property
     def _starts(self) -> bool:
         """Whether a training starts anew, and takes `weights`; every other command has a checkpoint."""
-        return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+        return self.weights is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None or self._trainer.state.fn != "fit":  # training changes the weights it was fitted for
@@ -209,9 +207,7 @@ class ImageClassifier(L.LightningModule):
             return
         averaged = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
         if not averaged and "current_model_state" in checkpoint:
-            print(
-                "The checkpoint has averaged weights, and no EMA is configured: resuming from the weights themselves."
-            )
+            print("The checkpoint has averaged weights, and no EMA is set: resuming from the weights themselves.")
             checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     # Steps. Metrics are updated in each and logged once an epoch: self.log would cost more than a small network's step.
@@ -228,14 +224,21 @@ class ImageClassifier(L.LightningModule):
         if self.mixers:  # drawn from torch's generator, which each step seeds anew
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             images, labels = mixer(images, self.task.shares(labels))
-        logits = self.net(images)
+        logits, trainer = self.net(images), self.trainer
         loss = self.task.loss(logits, labels)
         self.train_loss.update(loss.detach(), len(logits))
         self.train_metrics.update(logits.detach(), self.task.unmixed(labels))
-        if (every := self.trainer.log_every_n_steps) and self.global_step % every == 0:
+        if (every := trainer.log_every_n_steps) and self.global_step % every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": loss.item()}, step=self.global_step)
-        return {"loss": loss, "labels": labels}
+        # Lightning adds up means / accumulate_grad_batches, and averages over ranks, which have equally many images.
+        # Also an epoch's last step shall be the mean over its images. With another loader batches count equally.
+        together = trainer.accumulate_grad_batches
+        first = batch_idx // together * together
+        last = min(first + together, trainer.num_training_batches)
+        places = getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "places", None)
+        share = together * len(logits) / len(places(first, last)) if places else together / (last - first)
+        return {"loss": loss * share, "labels": labels}
 
     def on_train_epoch_end(self) -> None:
         metrics = {"train/loss": self.train_loss.compute(), **self.train_metrics.compute()}
@@ -243,7 +246,7 @@ class ImageClassifier(L.LightningModule):
         self.train_loss.reset()
         self.train_metrics.reset()
         if self.planned is not None:
-            self.planned.observe(self._new_metrics | {name: float(value) for name, value in metrics.items()})
+            self.planned.observe(self._new_metrics | metrics)
         self._new_metrics = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -259,14 +262,14 @@ class ImageClassifier(L.LightningModule):
 
     def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
         logits = self(batch["image"])
-        loss.update(self.task.loss(logits, batch["label"]), len(logits))
+        loss.update(self.task.losses(logits, batch["label"]))
         metrics.update(logits, batch["label"])
         return logits
 
     def on_validation_epoch_end(self) -> None:
         values = self._log_evaluation("val/", self.val_loss, self.val_metrics)
         if self.trainer.state.fn == "fit":
-            self._new_metrics = {name: float(value) for name, value in values.items()}
+            self._new_metrics = values
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test/", self.test_loss, self.test_metrics)

@@ -23,7 +23,7 @@ from project.run.checkpoints import BestAndLast
 from project.run.interrupt import SafeInterrupt
 from project.run.learning_curve import LearningCurve
 from project.run.paths import flatten
-from project.run.plan import RatePlan
+from project.run.plan import RatePlan, check_callbacks
 from project.run.record import RunRecord
 from project.run.resume import ResumeChanges, check_changes
 from project.run.run import Run
@@ -106,6 +106,7 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise UserError(one_line(str(error), [])) from error
+        check_callbacks(self.trainer.callbacks)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the callbacks that every command has."""

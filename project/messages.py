@@ -19,6 +19,9 @@ EXAMPLES |= {"augment": "project.data.HorizontalFlip", "source": "project.data.I
 EXAMPLES |= {"task": "project.tasks.MultiClass", "optimizer": "torch.optim.AdamW"}
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
 MOVED["layer_decay"] = "model.stem_lr, the share of the learning rate that the first layer has"
+HINTS = {  # key -> what else to say
+    "data.image_size": "; images are square here: give one number, and data.resize says how other shapes become square"
+}
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}
 OBJECTIONS = (  # of a type that was not meant
@@ -94,7 +97,7 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         for sign, words in (("v>=", "at least "), ("v<=", "at most "), ("v>", "above "), ("v<", "below ")):
             bounds = bounds.replace(sign, words)
         expected = f"must be {bounds}" if bounds else f"expected a {'whole ' if found[1] == 'Int' else ''}number"
-        return f"{key}{expected}, not {value}"
+        return f"{key}{expected}, not {value}{HINTS.get(name, '')}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
         return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]

@@ -48,13 +48,14 @@ class Recipe:
             raise UserError("model.lr_scaling and model.reference_batch, the batch that lr is for, go together")
         if reference_batch is not None and reference_batch < 1:
             raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
-        if schedule_interval is not None and (schedule is None or isinstance(schedule, Constant)):
+        schedule = schedule or Constant()
+        if schedule_interval is not None and isinstance(schedule, Constant):
             raise UserError("model.schedule_interval has an effect on a model.schedule only; leave it out")
         if not warmup and warmup_start != 0.01:
             raise UserError("model.warmup_start has an effect on a model.warmup only; leave it out")
         if schedule_interval == "step" and isinstance(schedule, Plateau):
             raise UserError("model.schedule_interval: Plateau counts epochs, as its metric does; leave it out")
-        if warmup and not (schedule is None or isinstance(schedule, Schedule)):
+        if warmup and not isinstance(schedule, Schedule):
             raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
         self.lr, self.make_optimizer = lr, optimizer or AdamW
         self.lr_mult, self.stem_lr, self.no_weight_decay = lr_mult, stem_lr, no_weight_decay
@@ -98,7 +99,6 @@ class Recipe:
         self, optimizer: Optimizer, length: Callable[[], Length]
     ) -> tuple[PlannedRates | LRScheduler | ReduceLROnPlateau, Interval]:
         """What sets the learning rates, and when it is stepped; `length` is asked again when a run is resumed."""
-        if self.schedule is None or isinstance(self.schedule, Schedule):
-            schedule = self.schedule or Constant()
-            return PlannedRates(optimizer, schedule, length, self.schedule_interval, self.warmup), "step"
+        if isinstance(self.schedule, Schedule):
+            return PlannedRates(optimizer, self.schedule, length, self.schedule_interval, self.warmup), "step"
         return scheduler_of_torch(self.schedule, optimizer), self.schedule_interval or "epoch"

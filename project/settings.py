@@ -17,6 +17,7 @@ LINKS = {  # model key -> data key: the model follows the data, but a trained mo
     "image_size": "image_size",
     "in_channels": "channels",
     "resize": "resize",
+    "value_range": "value_range",
 }
 
 
@@ -98,6 +99,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: {path} is not a checkpoint, or it is damaged") from error
     if not isinstance(checkpoint, dict) or not {"config", "hyper_parameters"} <= set(checkpoint):
         raise UserError(f"ckpt_path: {path} was not written by this project's fit: it does not say what model it holds")
+    checkpoint["hyper_parameters"].setdefault("value_range", [0.0, 65535.0])  # of before there was the key
     return checkpoint
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassStatScores
 
 from project.errors import UserError
@@ -24,13 +24,17 @@ class Task(nn.Module):
     """The seam. Targets are what the batches hold under `label`; in MultiClass, int64 (N,). A task has these besides:
 
     - `chance_loss`, float: of a network that knows nothing, where a training should start.
-    - `loss(logits, targets)`: what training minimises, a scalar. Logits (N, outputs); targets, or their `shares`.
-    - `losses(logits, targets)`: the plain loss of each image, (N,), unweighted, unsmoothed; it ranks the mistakes.
+    - `loss(logits, targets)`: what training minimises, a mean over the N images. Logits (N, outputs); targets, or their
+      `shares`.
+    - `losses(logits, targets)`: the plain loss of each image, (N,), unweighted, unsmoothed: val/loss and test/loss are
+      its mean, and it ranks the mistakes.
     - `shares(targets)`: as float (N, outputs), which mixup and cutmix can blend; `unmixed(targets)` for the metrics.
     - `probabilities(logits)`: (N, outputs) -> (N, outputs). Traced into exported files.
     - `train_metrics()`: a MetricCollection named train/...; few, since they are updated in every step.
     - `metrics(prefix)`: one over all validation or test images, named by val/ or test/, given logits and targets.
     """
+
+    weighted = False  # whether `loss` makes up for classes of unequal size
 
     def __init__(self, class_names: list[str]) -> None:
         """
@@ -60,23 +64,32 @@ class MultiClass(Task):
         self,
         class_names: list[str],
         label_smoothing: float = 0.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
+        class_weights: Literal["balanced"] | list[float] | dict[str, float] | None = None,
     ) -> None:
         """
         Args:
             class_names: One name for each class. The data module gives them.
             label_smoothing: Share of the target spread over all classes (Szegedy et al. 2015, arXiv:1512.00567), 0 to
                 below 1.
-            class_weights: Weight of each class in the loss; balanced makes it inversely proportional to the class's
-                images.
+            class_weights: Weight of each class's images in the loss of the training, as a list or by name; balanced
+                makes it inversely proportional to the number of its images. They are scaled to a mean of 1 over the
+                training images.
         """
         super().__init__(class_names)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.task.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
-        given = class_weights if isinstance(class_weights, list) else [1.0] * self.outputs
-        if len(given) != self.outputs or min(given) <= 0:
+        self.listed = self.class_names if self.outputs <= PER_CLASS_LIMIT else []
+        given, self.label_smoothing = class_weights, label_smoothing
+        self.weighted, self.balanced = given is not None, given == "balanced"
+        if isinstance(given, dict):
+            given = {str(name): weight for name, weight in given.items()}  # YAML reads 0 as a number
+            if wrong := sorted(given.keys() ^ set(class_names)):
+                raise UserError(f"model.task.class_weights: missing or unknown classes: {', '.join(wrong[:10])}")
+            given = [given[name] for name in class_names]
+        if not isinstance(given, list):
+            given = [1.0] * self.outputs
+        if len(given) != self.outputs or not all(0 < weight < math.inf for weight in given):
             raise UserError(f"model.task.class_weights must be {self.outputs} numbers above 0, or balanced")
-        self.label_smoothing, self.balanced = label_smoothing, class_weights == "balanced"
         self.register_buffer("class_weights", torch.tensor(given))
 
     @property
@@ -85,22 +98,29 @@ class MultiClass(Task):
         return math.log(self.outputs)
 
     def prepare(self, data: "ImageDataModule") -> None:
-        if not self.balanced:
+        if not self.weighted or not (data or self.balanced):  # without our data module, given ones stay as they are
             return
         if data.sampler == "balanced":
             raise UserError("model.task.class_weights and data.sampler: balanced correct imbalance twice; choose one")
-        counts = torch.tensor(data.class_counts, dtype=torch.float32).clamp(min=1)
-        self.class_weights.copy_(counts.sum() / (self.outputs * counts))  # mean weight of an image: 1
+        counts = torch.tensor(data.class_counts).float()
+        weights = 1 / counts.clamp(min=1) if self.balanced else self.class_weights.float()
+        self.class_weights.copy_(weights * counts.sum() / (counts @ weights))
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with labels (N,), or shares (N, outputs); with class weights, the weighted mean."""
-        weight = self.class_weights.float()  # like the logits, whatever the precision of the run
-        options = {"weight": weight, "label_smoothing": self.label_smoothing}
-        if targets.ndim == 1:
-            return nn.functional.cross_entropy(logits.float(), targets, **options)
-        # For shares torch's mean forgets the weights: mixing would change the size of the loss, and so of the steps.
-        total = nn.functional.cross_entropy(logits.float(), targets.float(), reduction="sum", **options)
-        return total / (targets * weight).sum()
+        """Cross-entropy with labels (N,), or shares (N, outputs); with class weights, of weighted images.
+
+        torch's own weights would weigh each term of a smoothed target by the class of that term, which pulls large
+        classes towards small ones: here an image has one weight.
+        """
+        loss = nn.functional.cross_entropy(
+            logits.float(), targets, reduction="none" if self.weighted else "mean", label_smoothing=self.label_smoothing
+        )
+        return (loss * self.weights(targets)).mean() if self.weighted else loss
+
+    def weights(self, targets: Tensor) -> Tensor:
+        """Of each image, (N,): its class's; of mixed classes the mean, by their shares."""
+        weights = self.class_weights.float()  # like the logits, whatever the precision of the run
+        return weights[targets] if targets.ndim == 1 else (targets * weights).sum(1)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
@@ -118,32 +138,40 @@ class MultiClass(Task):
         return MetricCollection({"acc": self._accuracy()}, prefix="train/")
 
     def metrics(self, prefix: str) -> MetricCollection:
-        found: dict[str, Metric] = {
+        found = {
             "acc": self._accuracy(),
             "f1_macro": MulticlassF1Score(self.outputs, average="macro", validate_args=False),
             "by_class": MulticlassStatScores(self.outputs, average="none", validate_args=False),
         }
         if self.outputs > 5:  # with five classes or fewer it would always be 1
             found["acc_top5"] = self._accuracy(top_k=5)
-        # Spelt out, because torchmetrics would merge metrics whose first batch came out alike, as top-1 and top-5
-        # often do.
-        groups = [["f1_macro", "by_class"], *([name] for name in found if name in ("acc", "acc_top5"))]
-        return MetricCollection(found, prefix=prefix, compute_groups=groups)
+        if self.weighted:
+            found["weighted_loss"] = _WeightedLoss(self)
+        # Each by itself: torchmetrics would merge those whose first batch came out alike, as top-1 and top-5 often do.
+        return MetricCollection(found, prefix=prefix, compute_groups=False)
 
     def scores(self, metrics: MetricCollection, prefix: str) -> dict[str, Tensor]:
         values = metrics.compute()
         by_class = values.pop(f"{prefix}by_class")  # (outputs, 5): true and false positives, negatives, and images
-        if self.outputs <= PER_CLASS_LIMIT:
-            for name, (right, *_, count) in zip(self.class_names, by_class, strict=True):
-                if count:  # a class without images has no accuracy, rather than one of 0
-                    values[f"{prefix}acc_class/{name}"] = right / count
+        for name, (right, *_, count) in zip(self.listed, by_class, strict=False):
+            if count:  # a class without images has no accuracy, rather than one of 0
+                values[f"{prefix}acc_class/{name}"] = right / count
         return values
 
     def score_names(self, prefix: str) -> set[str]:
-        by_class = (
-            {f"{prefix}acc_class/{name}" for name in self.class_names} if self.outputs <= PER_CLASS_LIMIT else set()
-        )
+        by_class = {f"{prefix}acc_class/{name}" for name in self.listed}
         return super().score_names(prefix) - {f"{prefix}by_class"} | by_class
 
     def _accuracy(self, top_k: int = 1) -> MulticlassAccuracy:
         return MulticlassAccuracy(self.outputs, top_k=top_k, average="micro", validate_args=False)
+
+
+class _WeightedLoss(MeanMetric):
+    """The plain losses, weighted by class, over the sum of the weights."""
+
+    def __init__(self, task: MultiClass) -> None:
+        super().__init__(nan_strategy=torch.nan)
+        self._losses, self._weights = task.losses, task.weights
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        super().update(self._losses(logits, targets), self._weights(targets))

@@ -1,11 +1,13 @@
 """The classifier against scikit-learn's metrics, torch's own loss, optimizers and schedulers, and numpy."""
 
 import csv
+import json
 import math
 import re
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 import yaml
 from conftest import DIGITS, SMALL, make_folder, slow_but
 from PIL import Image
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -149,17 +151,124 @@ def test_loss_is_cross_entropy_with_smoothing(smoothing) -> None:
     target = (1 - smoothing) * nn.functional.one_hot(labels, 7) + smoothing / 7
     assert torch.allclose(model.task.loss(logits, labels), -(target * logits.log_softmax(dim=1)).sum(dim=1).mean())
     assert model.task.loss(logits.bfloat16(), labels).dtype == torch.float32
-    assert evaluate("test", logits, labels, 16, label_smoothing=smoothing)["loss"] == pytest.approx(
-        expected.item(), rel=1e-5
-    )
 
 
-def test_loss_with_given_class_weights() -> None:
+def weighted_smoothed(logits: Tensor, shares: Tensor, weights: list[float], smoothing: float) -> Tensor:
+    """In float64: the mean over images of weight x cross-entropy with the smoothed target; shares (N, C)."""
+    shares, weight = shares.double(), torch.tensor(weights, dtype=torch.float64)
+    target = (1 - smoothing) * shares + smoothing / shares.shape[1]
+    each = -(target * logits.double().log_softmax(dim=1)).sum(dim=1)
+    return (each * (shares @ weight)).sum() / len(each)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_a_weight_belongs_to_the_whole_image(smoothing, share) -> None:
     logits, labels = random_case("random", 3)
-    weights = torch.tensor([0.5, 1.0, 4.0])
-    each = -logits.log_softmax(dim=1)[torch.arange(len(labels)), labels]
-    expected = (each * weights[labels]).sum() / weights[labels].sum()
-    assert torch.allclose(make(3, class_weights=[0.5, 1.0, 4.0]).task.loss(logits, labels), expected)
+    weights = [0.5, 1.0, 4.0]
+    task = make(3, class_weights=weights, label_smoothing=smoothing).task
+    once = nn.functional.one_hot(labels, 3).float()
+    shares = share * once + (1 - share) * once.roll(1, 0)
+    ours, formula = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss, expected = task.loss(ours, shares), weighted_smoothed(formula, shares, weights, smoothing)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(ours.grad.double(), formula.grad, atol=1e-8)
+    if share == 1:
+        assert torch.allclose(task.loss(logits, labels), loss)
+
+
+def test_the_optimum_of_a_weighted_smoothed_loss_is_the_class_of_the_image() -> None:
+    """torch's own weights put the optimum of an image of the large class at less than one half."""
+    smoothing, weights, optima = 0.1, [0.525, 10.5], []  # 20 to 1
+    label = torch.tensor([0])
+    task = make(2, class_weights=weights, label_smoothing=smoothing).task
+    torchs = nn.CrossEntropyLoss(weight=torch.tensor(weights), label_smoothing=smoothing)
+    for loss in (task.loss, torchs):
+        grid = torch.linspace(0.01, 0.99, 99)
+        losses = [float(loss(torch.tensor([[p, 1 - p]]).log(), label)) for p in grid]
+        optima.append(float(grid[int(np.argmin(losses))]))
+    assert optima[0] == pytest.approx(1 - smoothing / 2, abs=0.01) and optima[1] < 0.5
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 90])
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_the_validation_loss_is_that_of_the_model(command, size) -> None:
+    """Whatever the batch size, the weights and the smoothing of the training."""
+    logits, labels = random_case("random", 3)
+    weights = np.array([0.5, 1.0, 4.0])
+    for options in ({}, {"label_smoothing": 0.3}, {"class_weights": weights.tolist(), "label_smoothing": 0.3}):
+        found = evaluate(command, logits, labels, size, **options)
+        probabilities = logits.double().softmax(1).numpy()
+        assert found["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-5)
+        expected = log_loss(labels, probabilities, sample_weight=weights[labels])
+        assert found.get("weighted_loss") == (pytest.approx(expected, rel=1e-5) if "class_weights" in options else None)
+
+
+def test_a_loss_that_is_not_a_number_is_not_left_out() -> None:
+    logits, labels = random_case("random", 3)
+    logits[5] = math.nan
+    assert math.isnan(evaluate("test", logits, labels, 16)["loss"])
+
+
+@pytest.mark.parametrize("given", [[1.0, 2.0, 6.0], {"red": 6.0, "blue": 1.0, "green": 2.0}])
+def test_given_weights_have_a_mean_of_1_over_the_training_images(tmp_path, given) -> None:
+    root = make_folder(tmp_path / "images", {"blue": 30, "green": 10, "red": 5})
+    data = ImageDataModule(str(root), image_size=8, batch_size=16)
+    task = MultiClass(data.class_names, class_weights=given)
+    task.prepare(data)
+    labels = np.array([data.source.samples[i].label for i in data.splits["train"]])
+    weights = dict(zip(data.class_names, task.class_weights.tolist(), strict=True))
+    assert np.mean([weights[label] for label in labels]) == pytest.approx(1, rel=1e-6)
+    assert [weights[name] / weights["blue"] for name in ("blue", "green", "red")] == pytest.approx([1, 2, 6])
+    before = task.class_weights.clone()
+    task.prepare(data)
+    assert torch.allclose(task.class_weights, before)
+
+
+def test_weights_by_name_from_the_command_line(cli, workdir) -> None:
+    given = "{" + ", ".join(f"{i}: {i + 1}" for i in range(10)) + "}"  # YAML reads these names as numbers
+    options = [*DIGITS, *SMALL, "--trainer.max_epochs=1", "--model.task.class_weights", given]
+    result = cli("fit", "--checkpoint.monitor=val/weighted_loss", *options)
+    assert result.code == 0, result.err
+    saved = torch.load("runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)
+    weights = saved["state_dict"]["task.class_weights"]
+    assert (weights / weights[0]).tolist() == pytest.approx([i + 1 for i in range(10)])
+    best = saved["callbacks"]["BestAndLast"]
+    assert best["mode"] == "min" and best["best_score"] == best["metrics"]["val/weighted_loss"]
+    assert cli("fit", "--ckpt_path=last", "--trainer.max_epochs=2").code == 0
+    resumed = torch.load("runs/digits/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert torch.equal(resumed["state_dict"]["task.class_weights"], weights)
+    result = cli("fit", *options[:-1], given.replace("9: 10", "nine: 10"))
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "model.task.class_weights: missing or unknown classes: 9, nine" in result.err
+
+
+RARE = """
+from dataclasses import replace
+from project.data import Digits
+class Zeros(Digits):  # 60 images of a zero against 1,619 of other digits
+    def __init__(self, root=None):
+        super().__init__(root)
+        zeros = [sample for sample in self.samples if sample.label == "0"][:60]
+        others = [sample for sample in self.samples if sample.label != "0"]
+        self.samples = sorted([replace(s, label="zero") for s in zeros] + [replace(s, label="other") for s in others])
+        self.class_names = None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--model.mixup=0.2"]])
+def test_a_rare_class_with_smoothing_and_weights(cli, workdir, monkeypatch, options) -> None:
+    (workdir / "rare_zeros.py").write_text(RARE)
+    monkeypatch.syspath_prepend(workdir)
+    task = ["--model.task.label_smoothing=0.1", "--model.task.class_weights=balanced"]
+    source = "--data.source=rare_zeros.Zeros"
+    assert cli("fit", *DIGITS, *SMALL, source, *task, *options, "--trainer.max_epochs=10").code == 0
+    assert cli("test", "--ckpt_path", "last").code == 0
+    found = json.loads(Path("runs/digits/version_0/metrics.json").read_text())
+    assert found["test/acc"] > 0.95 and found["test/acc_class/zero"] > 0.9 and found["test/acc_class/other"] > 0.95
 
 
 def test_balanced_class_weights(tmp_path) -> None:
@@ -177,8 +286,8 @@ def test_balanced_class_weights(tmp_path) -> None:
     assert len(set(oracle)) == 3
     assert model.task.class_weights.tolist() == pytest.approx(oracle.tolist())
     logits, targets = random_case("random", 3)
-    expected = nn.functional.cross_entropy(logits, targets, weight=torch.tensor(oracle).float(), label_smoothing=0.1)
-    assert torch.allclose(model.task.loss(logits, targets), expected)
+    expected = weighted_smoothed(logits, nn.functional.one_hot(targets, 3), oracle.tolist(), 0.1)
+    assert torch.allclose(model.task.loss(logits, targets).double(), expected)
 
 
 def random_images(channels: int = 3, count: int = 6, size: int = 8) -> Tensor:
@@ -270,6 +379,10 @@ def test_default_statistics(channels, mean, std) -> None:
         ({"label_smoothing": 1.0}, ["model.task.label_smoothing", "below 1"]),
         ({"class_weights": [1.0, 2.0]}, ["model.task.class_weights", "3 numbers"]),
         ({"class_weights": [1.0, 2.0, 0.0]}, ["model.task.class_weights", "above 0"]),
+        ({"class_weights": [1.0, 2.0, math.nan]}, ["model.task.class_weights", "above 0"]),
+        ({"class_weights": [1.0, 2.0, math.inf]}, ["model.task.class_weights", "above 0"]),
+        ({"class_weights": {"class 0": 1.0, "class 2": 2.0}}, ["model.task.class_weights", "class 1"]),
+        ({"class_weights": dict.fromkeys(["class 0", "class 1", "class 2", "class 3"], 1.0)}, ["class 3"]),
         ({"lr": math.nan}, ["model.lr", "nan"]),
         ({"lr": math.inf}, ["model.lr", "inf"]),
         ({"mixup": -0.1}, ["model.mixup", "-0.1"]),

@@ -117,7 +117,7 @@ def test_predict_writes_names_and_top_five(trained, cli, workdir) -> None:
 def test_predict_a_list_with_all_probabilities(trained, cli, workdir) -> None:
     (workdir / "new").mkdir()
     for i in range(3):
-        Image.fromarray(np.full((9, 9), 80 * i, np.uint8)).save(workdir / "new" / f"{i}.png")
+        Image.new("L", (9, 9), 80 * i).save(workdir / "new" / f"{i}.png")
     (workdir / "list.CSV").write_text(f"path\nnew/2.png\n{workdir / 'new' / '0.png'}\nnew/missing.png\n")
     predict = ("predict", "--ckpt_path", "best", "--data.root")
     result = cli(*predict, "list.CSV", "--all_probs", "--out", "out.csv")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DIGITS, ROOT, SMALL
+import torch
+from conftest import DIGITS, ROOT, SMALL, make_folder
 from PIL import Image
 
 DDP = ["--trainer", str(ROOT / "configs/trainer/ddp.yaml"), "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
@@ -57,6 +58,36 @@ def test_fit_in_two_processes_writes_one_run(workdir) -> None:
     data = ImageDataModule(source=Digits, image_size=8, channels=1)
     (one,) = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(model, data, verbose=False)
     assert_close({name: float(value) for name, value in one.items()}, two)
+
+
+FLAT = """
+from torch import nn
+class Flat(nn.Sequential):  # without a norm, whose statistics would be those of a rank
+    def __init__(self, in_channels, outputs, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(in_channels * image_size**2, outputs))
+"""
+
+
+@pytest.mark.slow
+def test_a_step_is_the_mean_over_the_images_of_all_ranks(workdir) -> None:
+    """Two processes with batches of 7 train as one does with batches of 14: weights, smoothing, accumulation."""
+    (workdir / "own_flat.py").write_text(FLAT)
+    root = make_folder(workdir / "images", {"blue": 40, "red": 10})  # 32 to train on: of a rank 7, 7 and 2
+    options = ["--data.root", root, "--data.image_size=8", "--model.net=own_flat.Flat", "--trainer.max_epochs=2"]
+    options += ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9", "--model.lr=0.01"]
+    options += ["--model.task.class_weights=balanced", "--model.task.label_smoothing=0.1"]
+    options += ["--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=100"]
+    launch("fit", *options, "--data.batch_size=14")
+    launch("fit", *options, "--data.batch_size=7", *DDP)
+    one, two = (
+        torch.load(workdir / f"runs/fit/version_{i}/checkpoints/last.ckpt", weights_only=True) for i in range(2)
+    )
+    assert one["global_step"] == two["global_step"] == 4
+    for name, value in one["state_dict"].items():
+        if name.startswith("net."):
+            assert torch.allclose(value, two["state_dict"][name], atol=1e-6), name
+    first, second = (metrics(workdir / f"runs/fit/version_{i}", "train/loss") for i in range(2))
+    assert_close(first, second)
 
 
 @pytest.mark.slow

@@ -2,16 +2,20 @@
 
 import copy
 import csv
+import math
 import re
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from conftest import make_folder, slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from project.classifier import ImageClassifier
 from project.nets import ConvNet
@@ -105,7 +109,13 @@ def batch_of(count: int = 6) -> dict[str, Tensor]:
 def step(model: ImageClassifier, batch: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of one training step, and what the network and the loss were given."""
     group = {"name": "all", "params": [nn.Parameter(torch.zeros(1))]}
-    model.trainer = SimpleNamespace(log_every_n_steps=0, optimizers=[torch.optim.SGD([group], lr=0.1)])
+    model.trainer = SimpleNamespace(
+        log_every_n_steps=0,
+        optimizers=[torch.optim.SGD([group], lr=0.1)],
+        accumulate_grad_batches=1,
+        num_training_batches=1,
+        train_dataloader=None,
+    )
     seen: list[Tensor] = []
     hook = model.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     real, model.task.loss = model.task.loss, lambda logits, labels: seen.append(labels) or real(logits, labels)
@@ -154,9 +164,9 @@ def test_the_loss_of_a_step_is_the_papers(kind, alpha, weights, smoothing) -> No
         assert torch.allclose(labels.sum(1), torch.ones(6))
         weight = torch.tensor(weights or [1.0] * 4)
         spread = (1 - smoothing) * targets + smoothing / 4
-        errors = -(weight * spread * copy.deepcopy(model.net)(expected).log_softmax(1)).sum(1)
-        # the mean over images weighted by their classes, as it is for labels that are no shares
-        assert torch.allclose(loss, errors.sum() / (targets * weight).sum(), atol=1e-5)
+        errors = -(spread * copy.deepcopy(model.net)(expected).log_softmax(1)).sum(1)
+        # the mean over images, each with the mean of the weights of its classes
+        assert torch.allclose(loss, (errors * (targets * weight).sum(1)).mean(), atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -217,6 +227,8 @@ def test_mixed_runs_go_on_bit_by_bit_and_0_is_none(cli, few, workdir, monkeypatc
 
 # What users expect of a trainer
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
 
 @pytest.fixture
 def recorded(cli, few, monkeypatch):
@@ -243,21 +255,72 @@ def recorded(cli, few, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("option", "together", "limit"), [("gradient_clip_val=0.1", 1, 0.1), ("accumulate_grad_batches=2", 2, 1e9)]
+    ("options", "together", "limit", "images"),
+    [
+        (["--trainer.gradient_clip_val=0.1"], 1, 0.1, [8, 8, 8, 8]),
+        (["--trainer.accumulate_grad_batches=2"], 2, 1e9, [8, 8, 8, 8]),
+        (["--trainer.accumulate_grad_batches=3"], 3, 1e9, [8, 8, 8, 8]),  # the last step has one batch
+        (["--trainer.accumulate_grad_batches=4", "--data.batch_size=7"], 4, 1e9, [7, 7, 7, 7, 4]),
+        (["--trainer.accumulate_grad_batches=3", "--data.batch_size=7"], 3, 1e9, [7, 7, 7, 7, 4]),  # unequal batches
+        (["--trainer.accumulate_grad_batches=3", "--model.task.class_weights=[1, 5]"], 3, 1e9, [8, 8, 8, 8]),
+        # A single image is left out, and a limit cuts a step short.
+        slow(["--trainer.accumulate_grad_batches=9", "--data.batch_size=31"], 9, 1e9, [31]),
+        slow(["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3"], 2, 1e9, [8, 8, 8]),
+    ],
 )
-def test_clipping_and_accumulation_are_a_plain_loop(recorded, option, together, limit) -> None:
-    net, batches, trained = recorded(f"--trainer.{option}")
-    optimizer, norms = torch.optim.SGD(net.parameters(), lr=0.05), []
-    for first in range(0, len(batches), together):
-        losses = [
-            nn.functional.cross_entropy(net(images), labels) for images, labels in batches[first : first + together]
-        ]
-        optimizer.zero_grad()
-        torch.stack(losses).mean().backward()
-        norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), limit)))
-        optimizer.step()
+def test_clipping_and_accumulation_are_a_plain_loop(recorded, options, together, limit, images) -> None:
+    """A step is the mean over all its images; the log has the mean over all images of the epoch."""
+    net, batches, trained = recorded(*options)
+    assert [len(labels) for _, labels in batches] == images * 2
+    # There are 16 training images of each class: weights of a mean of 1.
+    weights = torch.tensor([1 / 3, 5 / 3] if "class_weights" in options[-1] else [1.0, 1.0])
+    optimizer, norms, logged = torch.optim.SGD(net.parameters(), lr=0.05), [], []
+    for epoch in (batches[: len(images)], batches[len(images) :]):
+        logged = []
+        for first in range(0, len(epoch), together):
+            step = epoch[first : first + together]
+            losses = [
+                nn.functional.cross_entropy(net(inputs), labels, reduction="none") * weights[labels]
+                for inputs, labels in step
+            ]
+            optimizer.zero_grad()
+            torch.cat(losses).mean().backward()
+            norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), limit)))
+            optimizer.step()
+            logged += [loss.detach() for loss in losses]
     assert all(torch.allclose(value, trained[name], atol=1e-6) for name, value in net.state_dict().items())
-    assert len(norms) == last()["global_step"] == 8 // together and max(norms) > 0.2  # there is something to clip
+    assert len(norms) == last()["global_step"] == 2 * math.ceil(len(images) / together)
+    assert max(norms) > 0.2  # there is something to clip
+    metrics = last()["callbacks"]["BestAndLast"]["metrics"]
+    assert metrics["train/loss"] == pytest.approx(float(torch.cat(logged).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 5.0]])
+def test_accumulated_batches_of_another_loader_are_one_large_batch(weights) -> None:
+    """Five batches, four to accumulate: two steps, each as of one batch, without our data module."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 3, 9, 9), dtype=torch.uint8, generator=generator)
+    rows = [
+        {"image": image, "label": i % 2, "index": i} for i, image in enumerate(images)
+    ]  # batches of 8: steps of 32 and of 8 images
+
+    def flat(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+
+    def train(loader, **options) -> dict[str, Tensor]:
+        task = partial(MultiClass, class_weights=weights, label_smoothing=0.1)
+        sgd = partial(torch.optim.SGD, momentum=0.9)
+        model = ImageClassifier(flat, ["a", "b"], image_size=9, task=task, optimizer=sgd, lr=0.01)
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        L.Trainer(accelerator="cpu", max_epochs=1, **off, **options).fit(model, loader)
+        return model.net.state_dict()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about workers
+        small = train(DataLoader(rows, 8), accumulate_grad_batches=4)
+        large = train(DataLoader(rows, batch_sampler=[range(32), range(32, 40)]))
+    assert all(torch.allclose(small[name], value, atol=1e-7) for name, value in large.items())
 
 
 def test_bfloat16(recorded, monkeypatch) -> None:

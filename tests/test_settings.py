@@ -187,6 +187,7 @@ def checkpoint() -> dict:
         "checkpoint": {"monitor": "val/loss"},
     }
     hyper = {"class_names": ["a", "b"], "image_size": 48, "in_channels": 1, "resize": "crop", "lr": 0.5}
+    hyper["value_range"] = [0.0, 4095.0]
     return {"config": yaml.safe_dump(config), "hyper_parameters": hyper}
 
 
@@ -204,6 +205,7 @@ def test_every_command_takes_its_part(command) -> None:
         "class_names": ["a", "b"],
         "channels": 1,
         "resize": "crop",
+        "value_range": [0.0, 4095.0],
         "batch_size": 8,
     }
 
@@ -216,6 +218,13 @@ def saved(workdir) -> Path:
     torch.save(checkpoint(), path)
     (workdir / "runs" / "latest").write_text("a/version_0\n")
     return path
+
+
+def test_a_checkpoint_of_before_there_was_a_value_range_has_that_of_16_bits(saved) -> None:
+    old = checkpoint()
+    del old["hyper_parameters"]["value_range"]
+    torch.save(old, saved)
+    assert checkpoint_config(load_checkpoint(saved), "predict")["data"]["value_range"] == [0, 65535]
 
 
 def test_arrange_puts_the_checkpoint_below_files_below_options(saved) -> None:
@@ -255,7 +264,7 @@ def test_a_command_may_take_none(saved) -> None:
 
 def test_an_opener_takes_the_place_of_a_checkpoint(workdir) -> None:
     (workdir / "a.box").touch()
-    hyper = {"class_names": ["a"], "image_size": 8, "in_channels": 1, "resize": "crop"}
+    hyper = {"class_names": ["a"], "image_size": 8, "in_channels": 1, "resize": "crop", "value_range": [0.0, 255.0]}
     content = {"hyper_parameters": hyper, "config": {"data": {"image_size": 8}, "model": {"path": "a.box"}}}
     opener = commands.Opener((".box",), ("predict",), lambda path: content, "somewhere.Model")
     _, words, loaded = arrange(CORE["predict"], ["--ckpt_path", "a.box"], [opener])

@@ -56,7 +56,7 @@ class Rotate(Augmentation):
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         turned, step = draws.bernoulli(self.p), draws.integers(ANGLES)[:, None, None]
-        angles = torch.deg2rad(self.degrees * (2 * torch.arange(ANGLES, dtype=torch.float64) / (ANGLES - 1) - 1))
+        angles = torch.linspace(-self.degrees, self.degrees, ANGLES, dtype=torch.float64).deg2rad()
         cos, sin = (table.float().to(images.device)[step] for table in (angles.cos(), angles.sin()))  # each (N, 1, 1)
         x, y = _centres(images)
         source_x = (cos * x - sin * y[:, None]) * (2 / len(x))  # (N, H, W), counter-clockwise for a positive angle

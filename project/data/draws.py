@@ -36,7 +36,7 @@ def _output(state: Tensor, number: int | Tensor) -> Tensor:
 
 @functools.cache
 def _normal_table(device: torch.device) -> Tensor:
-    """Standard normal quantiles at (i + 1/2) / 65536: mean 0, standard deviation 0.99999, none beyond 4.33."""
+    """Standard normal quantiles at (i + 1/2) / 65536: mean 0, standard deviation 0.999998, none beyond 4.33."""
     return torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536).float().to(device)
 
 

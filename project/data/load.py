@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,23 +12,30 @@ from pathlib import Path
 from statistics import median_high
 from typing import NamedTuple
 
+import PIL
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageCms import PyCMSError
 from torch import Tensor
 
 from project.data.memory import Images
 from project.data.sources import Sample, Source
-from project.data.transforms import ImageFormat, load_image, open_image
+from project.data.transforms import ImageFormat, load_image, open_image, to_srgb, white
 from project.errors import UserError
 from project.files import written_whole
+from project.messages import say
 
+CGROUPS = (  # limit and use of the memory of a container: version 2, version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 
 
 class Verdict(NamedTuple):
     """What is known of one image file."""
 
-    state: str  # size and time of the last change when it was read; empty when it was not
+    state: str  # size and time of the last change when it was read; empty when it is to be read again
     digest: int  # 64-bit blake2b of the content, signed: the image's identity, whatever its name
     fault: str  # why it cannot be read; empty when it can
 
@@ -68,11 +76,10 @@ def load(
     pixels, size = None, image_format.image_size
     if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
         pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
-    verdicts = survey(source, [source.samples[row] for row in rows], image_format, pixels)
-    bad = [
-        (source.samples[row].key, verdict.fault) for row, verdict in zip(rows, verdicts, strict=True) if verdict.fault
-    ]
-    good = [i for i, verdict in enumerate(verdicts) if not verdict.fault]
+    samples = [source.samples[row] for row in rows]
+    verdicts = survey(source, samples, image_format, pixels)
+    bad = [(sample.key, each.fault) for sample, each in zip(samples, verdicts, strict=True) if each.fault]
+    good = [i for i, each in enumerate(verdicts) if not each.fault]
     if not good:
         raise UserError(f"no image is left: {describe_bad(bad)}")
     if pixels is not None and bad:
@@ -87,15 +94,16 @@ def survey(
 ) -> list[Verdict]:
     """One verdict for each sample, in order; `pixels`, uint8 (N, C, H, W), takes the decoded images.
 
-    A verdict from an earlier run is believed while path, size and time agree; a good file is then decoded again only
-    for its pixels. Threads help, since Pillow decodes without holding Python's lock.
+    A good verdict from an earlier run is believed while path, size, time, Pillow, its plug-ins and the limit of pixels
+    agree; the file is then decoded again only for its pixels. Threads help: Pillow decodes without Python's lock.
     """
     paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
     # Verdicts are filed in the user's cache folder, under the folder that the images share.
     folder = os.path.commonpath([os.path.abspath(os.path.dirname(path)) for path in paths])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
-    file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}.json"
-    known = {}
+    cause = f"{folder} {PIL.__version__} {image_format.max_pixels} {sorted(Image.registered_extensions())}"
+    file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(cause), digest_size=8).hexdigest()}.json"
+    known, odd = {}, []
     with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
@@ -105,12 +113,17 @@ def survey(
             if path:
                 status, verdict = os.stat(path), known.get(path)
                 state = f"{status.st_size} {status.st_mtime_ns}"
-                if verdict and verdict.state == state and (verdict.fault or pixels is None):
+                if verdict and verdict.state == state and pixels is None:
                     return verdict
             content = source.content(samples[position])
-            image = load_image(content, *image_format)
+            image = load_image(content, image_format)
             if pixels is not None:
                 pixels[position] = image
+            opened = open_image(content, image_format.max_pixels)
+            to_srgb(opened.info.get("icc_profile"), opened.mode)
+        except PyCMSError:
+            state = ""  # and is said every time
+            odd.append(samples[position].key)
         except MemoryError:
             raise
         except UnidentifiedImageError:
@@ -118,10 +131,12 @@ def survey(
         except Exception as error:  # every one of Pillow's decoders has exceptions of its own
             fault = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
         digest = int.from_bytes(hashlib.blake2b(bytes(content), digest_size=8).digest(), "big", signed=True)
-        return Verdict(state if len(content) else "", digest, fault)  # what could not be read is tried again
+        return Verdict("" if fault else state, digest, fault)  # what could not be read is tried again
 
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(judge, range(len(samples))))
+    if odd:
+        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {odd[0]}.")
     verdicts = known | {path: verdict for path, verdict in zip(paths, found, strict=True) if path}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
@@ -132,10 +147,13 @@ def survey(
 
 
 def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
-    """Whether that many uint8 images take at most a quarter of the memory that is free now."""
+    """Whether that many uint8 images take at most a quarter of the memory that is free now, here and in the cgroup."""
     free = 4 * 2**30
     with suppress(AttributeError, ValueError):  # not on every system
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used in CGROUPS:
+        with suppress(OSError, ValueError):  # there is no such file, or "max"
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
     return images * image_format.channels * image_format.image_size**2 <= free / 4
 
 
@@ -145,11 +163,20 @@ def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     return f"{len(bad)} of the images cannot be read: {names}; remove them, or use --data.on_bad_image skip"
 
 
-def common_size(source: Source, samples: Sequence[Sample]) -> int:
-    """Pixels of a side: the median shorter side of 500 images, in steps of 32 above 64, at most 224 (advice A8)."""
-    sides = []
-    for sample in samples[:: max(1, -(-len(samples) // 500))]:
-        with suppress(Exception), open_image(source.content(sample)) as image:  # the survey, which is next, names it
-            sides.append(min(image.size))
-    median = median_high(sides or [224])
-    return median if median <= 64 else min(224, round(median / 32) * 32)
+def measure(source: Source, rows: Sequence[int], max_pixels: int) -> tuple[int, list[float]]:
+    """Measure 250 to 500 of the images at these positions, evenly taken; of those of 8 bits only the header is read.
+
+    Returns:
+        Pixels of a side: the median shorter side, in steps of 32 above 64, at most 224 (advice A8). And what is black
+        and white in grey images of more than 8 bits: from 0, or the lowest value below it, to the highest of the bits
+        that they use, in whatever file; twice 0 where there are none.
+    """
+    sides, values = [], []
+    for row in rows[:: 1 + len(rows) // 500]:
+        sample = source.samples[row]
+        with suppress(Exception), open_image(source.path(sample) or source.content(sample), max_pixels) as image:
+            sides.append(min(image.size))  # what cannot be read is named by the survey, which is next
+            if image.mode[0] in "IF":
+                values += filter(math.isfinite, image.getextrema())
+    side, high = median_high(sides or [224]), white(max(values)) if values else 0.0
+    return side if side <= 64 else min(224, round(side / 32) * 32), [min([0.0, *values]), high]

@@ -49,9 +49,13 @@ class EpochBatches:
         for key in itertools.islice(itertools.cycle(order.tolist()), len(order) + self.world_size):
             requests.append((self.epoch, key + seen[key] * INDEX_LIMIT))  # augmented differently when it comes again
             seen[key] += 1
-        first, self.start, places = self.start, 0, self._places()
+        first, self.start = self.start, 0
         for batch in range(first, len(self)):
-            yield [requests[i] for i in places[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            yield [requests[i] for i in self.places(batch, batch + 1)]
+
+    def places(self, first: int, last: int) -> range:
+        """Places in the order of an epoch of the images in the batches from `first` to before `last`, on this rank."""
+        return self._places()[first * self.batch_size : last * self.batch_size]
 
     def _places(self) -> range:
         """Places in the order of an epoch that are this rank's."""

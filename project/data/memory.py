@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
 
-from project.data.draws import Draws
 from project.data.sources import Source
 from project.data.transforms import ImageFormat, decode, load_image
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
 INDEX_LIMIT = 2**40
-CROP_STREAM = 1_000_000  # of the draws: far from the augmentations', which count up from 0
 
 
 @dataclass(eq=False)
@@ -46,14 +44,9 @@ class Images(Dataset):
     def _read(self, epoch: int, key: int) -> Tensor:
         content = self.source.content(self.source.samples[key % INDEX_LIMIT])
         if self.area is None:
-            return load_image(content, *self.format)
-        # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6); what would stick out is cut off.
-        image = decode(content, self.format.channels)
-        draws = Draws(self.seed, epoch, torch.tensor([key])).stream(CROP_STREAM)
-        area = draws.uniform(*self.area).item() * image.width * image.height
-        ratio = float(np.exp(draws.uniform(-0.2877, 0.2877).item()))  # of width to height, 3/4 to 4/3
-        width, height = min(image.width, (area * ratio) ** 0.5), min(image.height, (area / ratio) ** 0.5)
-        left = draws.uniform().item() * (image.width - width)
-        top = draws.uniform().item() * (image.height - height)
-        size, box = self.format.image_size, (left, top, left + width, top + height)
-        return pil_to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            return load_image(content, self.format)
+        # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6), exactly torchvision's.
+        image = decode(content, self.format)
+        with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
+            torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
+            return pil_to_tensor(RandomResizedCrop(self.format.image_size, self.area)(image))

@@ -12,13 +12,13 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
-from project.data.load import Loaded, common_size, describe_bad, load
+from project.data.load import Loaded, describe_bad, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.manifest import ImageList
 from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source
 from project.data.split import Splits, fingerprint, split_samples
-from project.data.transforms import ImageFormat, Resize
+from project.data.transforms import MAX_PIXELS, ImageFormat, Resize
 from project.errors import UserError
 from project.messages import say
 
@@ -50,6 +50,8 @@ class ImageDataModule(L.LightningDataModule):
         seed: int | None = None,
         test_folds: int | None = None,
         test_fold: int = 0,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: PositiveInt = MAX_PIXELS,
     ) -> None:
         """
         Args:
@@ -78,16 +80,22 @@ class ImageDataModule(L.LightningDataModule):
             seed: Of order and augmentation; null takes seed_everything.
             test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
+            value_range: Black and white of images of more than 8 bits, as [0, 4095]. Null: measured on the training
+                images, as 0 and the highest value of the bits that they use; [0, 0]: by the bits of each image.
+            max_pixels: Pixels that an image may have: more are taken for an attack on the memory.
         """
         super().__init__()
         if random_resized_crop and not 0 < random_resized_crop[0] <= random_resized_crop[1] <= 1:
             raise UserError(f"data.random_resized_crop must be 0 < smallest <= largest <= 1, not {random_resized_crop}")
         self.root, self._make_source = root, source
+        if value_range:
+            self.value_range = list(value_range)
         if image_size:  # given: the property below is not computed; likewise the class names
             self.image_size = int(image_size)  # a plain number, for the checkpoint
         if class_names:
             self.class_names = class_names
         self.channels, self.resize, self.random_resized_crop = channels, resize, random_resized_crop
+        self.max_pixels = max_pixels
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
@@ -119,10 +127,12 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(f"there is only one class, {names[0]!r}; two or more are needed, each in its own folder")
         return names
 
+    image_size = cached_property(lambda self: self._measured[0])  # pixels of a side
+    value_range = cached_property(lambda self: self._measured[1])  # black and white of images of more than 8 bits
+
     @cached_property
-    def image_size(self) -> int:
-        """Pixels of a side."""
-        return common_size(self.source, [self.source.samples[i] for i in self.splits["train"]])
+    def _measured(self) -> tuple[int, list[float]]:
+        return measure(self.source, self.splits["train"], self.max_pixels)
 
     @property
     def class_counts(self) -> list[int]:
@@ -148,7 +158,7 @@ class ImageDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Split, check every image of the stage's splits, load what fits into memory. No other split is opened (A2)."""
         size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
-        image_format = ImageFormat(size, self.channels, self.resize)
+        image_format = ImageFormat(size, self.channels, self.resize, self.value_range, self.max_pixels)
         if stage == "predict":
             listed = str(self.root).lower().endswith(".csv")
             self.source = (ImageList if listed else ImageFiles)(self.root)
@@ -157,6 +167,12 @@ class ImageDataModule(L.LightningDataModule):
             names = ["train", "val"] if self.splits["val"] else ["train"]
             # Colour does not go with grey images, for example: say so before training.
             self.augment(torch.zeros(2, self.channels, size, size, dtype=torch.uint8), 0, torch.arange(2))
+            if self.random_resized_crop:  # Touvron et al. 2019, arXiv:1906.06423; the mean of share ** -0.5
+                say(
+                    "advice     random_resized_crop: objects are about "
+                    f"{2 / sum(share**0.5 for share in self.random_resized_crop):.2g} times as large as in validation; "
+                    "raise its smallest share, or end with a short fit without it (model.weights)"
+                )
         for name in names:
             if name not in self.loaded:
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None

@@ -1,76 +1,127 @@
 """From the raw content of an image to uint8 of one size: what every image goes through, in training and later alike."""
 
 import io
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 Resize = Literal["letterbox", "crop", "squash"]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
+MAX_PIXELS = 178_956_970  # what Pillow takes as well
 GREY = 114  # of the letterbox bars: near the mean of photographs, so that the bars are no bright edge
+Image.MAX_IMAGE_PIXELS = None  # Pillow has one limit for the whole process; `open_image` has the data module's
 
 
 class ImageFormat(NamedTuple):
-    """What every image is brought to: pixels of a side, channels, and how other shapes are resized."""
+    """What every image is brought to.
+
+    Args:
+        image_size: Pixels of a side.
+        channels: Grey (1), RGB (3) or RGBA (4).
+        resize: How other shapes are resized.
+        value_range: What becomes 0 and 255 in grey images of more than 8 bits: one range for the whole data set. Values
+            between are rounded, those beyond clipped; an image that is mostly far beyond is refused. Where the two are
+            equal, the highest value is that of the bits that each image uses.
+        max_pixels: Of a file; one of more is taken for damaged, or for an attack on the memory.
+    """
 
     image_size: int
     channels: int
     resize: Resize
+    value_range: Sequence[float] = (0.0, 65535.0)
+    max_pixels: int = MAX_PIXELS
 
 
-def open_image(content: bytes | np.ndarray) -> Image.Image:
+def open_image(content: bytes | np.ndarray | Path, max_pixels: int) -> Image.Image:
     """The image with its size, its pixels not yet decoded."""
     if isinstance(content, np.ndarray):
         return Image.fromarray(content[..., 0] if content.shape[2:] == (1,) else content)
-    return Image.open(io.BytesIO(content))
+    image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width}x{image.height}: more pixels than data.max_pixels {max_pixels}")
+    return image
 
 
-def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None) -> Image.Image:
-    """Decode to 8 bits, grey (1 channel), RGB (3) or RGBA (4), upright; any exception when the content is damaged.
+@lru_cache(16)
+def to_srgb(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From the colours of a profile (ICC.1:2022) to RGB as sRGB has it, for images of a mode of Pillow.
 
-    `content` is as of `Source.content`. Transparency is laid on white; 16-bit grey and floats keep their order of
-    brightness; an animation gives its first frame. `hint` is the size wanted later: a JPEG of at least twice that size
-    is then decoded at a half, quarter or eighth.
+    Returns:
+        None without a profile, and for one that calls itself sRGB.
+
+    Raises:
+        PyCMSError: when it is damaged, or made for another kind of image.
     """
-    with open_image(content) as image:
+    if not profile or "sRGB" in ImageCms.getProfileDescription(io.BytesIO(profile)):
+        return None
+    # Bytes 16 to 20 are the colour space of its input.
+    mode = "L" if mode[0] in "1LIF" and profile[16:20] == b"GRAY" else "CMYK" if mode == "CMYK" else "RGB"
+    return ImageCms.buildTransform(io.BytesIO(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
+
+
+def white(top: float) -> float:
+    """The highest value of the bits that values up to `top` use, 2^n - 1: 4095 of 12 bits, 1 of fractions."""
+    return 2.0 ** math.ceil(top).bit_length() - 1 or 1.0
+
+
+def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | None = None) -> Image.Image:
+    """Decode to 8 bits, upright, in sRGB, in the format's channels; any exception when the content is damaged.
+
+    Transparency is laid on white; an animation gives its first frame; Pillow keeps the upper 8 bits of a colour of 16;
+    a colour profile that cannot be used is left out. `content` is as of `Source.content`. `hint` is the size wanted
+    later: a JPEG of at least twice that size is then decoded at a half, quarter or eighth.
+    """
+    with open_image(content, image_format.max_pixels) as image:
         if hint:
             image.draft(None, (2 * hint, 2 * hint))
         image.load()
         image = ImageOps.exif_transpose(image)
+    profile, mode = image.info.get("icc_profile"), image.mode
     # Pillow's own conversion clips 16-bit images and shows what hides under transparency.
-    if image.mode[0] in "IF":
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("the image has values that are not numbers")
-        # Up to 65535 in 16-bit grey, else the smallest of the usual ranges that holds the values, or their maximum.
-        ranges = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-        top = values.max(initial=0)
-        scale = next((limit for limit in ranges if top <= limit), top)
-        image = Image.fromarray(np.clip(values * (255 / scale), 0, 255).astype(np.uint8))
+    if mode[0] in "IF":
+        values, (low, high) = np.asarray(image, float), image_format.value_range
+        if low == high:
+            high = white(values.max())
+        values = (values - low) * 255 / (high - low)
+        if not np.median(values) <= 4 * 255:
+            raise ValueError(f"its values are not numbers, or far beyond data.value_range {low:g} to {high:g}")
+        image = Image.fromarray(np.uint8(np.clip(values, 0, 255).round()))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if channels != 4:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    with suppress(ImageCms.PyCMSError):
+        if change := to_srgb(profile, mode):
+            alpha = image.getchannel("A") if image.mode == "RGBA" else None
+            image = change.apply(image.convert(change.input_mode))
+            if alpha:
+                image.putalpha(alpha)
+    if image.mode == "RGBA" and image_format.channels != 4:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, palette: not all of them convert to grey or RGBA directly
-    return image.convert(MODES[channels])
+    return image.convert(MODES[image_format.channels])
 
 
-def load_image(content: bytes | np.ndarray, image_size: int, channels: int, resize: Resize) -> Tensor:
+def load_image(content: bytes | np.ndarray, image_format: ImageFormat) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
 
     letterbox adds grey bars; crop cuts out the middle; squash distorts. All are bilinear and antialiased.
     """
-    image, square = decode(content, channels, hint=image_size), (image_size, image_size)
+    image_size, channels, resize, *_ = image_format
+    image, square = decode(content, image_format, image_size), (image_size, image_size)
     if resize == "squash":
-        return pil_to_tensor(image.resize(square, Image.Resampling.BILINEAR))
+        return pil_to_tensor(image.resize(square, Image.BILINEAR))
     if resize == "crop":
-        return pil_to_tensor(ImageOps.fit(image, square, Image.Resampling.BILINEAR))
+        return pil_to_tensor(ImageOps.fit(image, square, Image.BILINEAR))
     scale = image_size / max(image.size)
     sides = [max(1, round(side * scale)) for side in image.size]
     canvas = Image.new(image.mode, square, (GREY, GREY, GREY, 255)[:channels])
-    canvas.paste(image.resize(sides, Image.Resampling.BILINEAR), tuple((image_size - side) // 2 for side in sides))
+    canvas.paste(image.resize(sides, Image.BILINEAR), tuple((image_size - side) // 2 for side in sides))
     return pil_to_tensor(canvas)

@@ -13,8 +13,9 @@ CIFAR_STEM_UP_TO = 64  # pixels: the stem of He et al. section 4.2 keeps full re
 class ResNet(nn.Module):
     """ResNet: a stem, stages of residual blocks of which each doubles the channels and halves the size, a linear head.
 
-    `depths: [2, 2, 2, 2]` with basic blocks is ResNet-18, `[3, 4, 6, 3]` with bottlenecks ResNet-50; both equal
-    torchvision's networks, so a bottleneck has its stride in the 3x3 convolution ("v1.5").
+    `depths: [2, 2, 2, 2]` with basic blocks is ResNet-18, `[3, 4, 6, 3]` with bottlenecks ResNet-50; with
+    ImageNet's stem both are torchvision's networks, whose bottleneck has its stride in the 3x3 convolution
+    ("v1.5"); the first weights differ (zero_init_residual is off in torchvision).
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for RGB.

@@ -18,6 +18,7 @@ def advise(
     shuffled: bool = True,
     seeded: bool = True,
     frozen_at_random: bool = False,
+    averaged: float = 0.0,
 ) -> list[str]:
     """What looks unusual about a run, a sentence each.
 
@@ -29,6 +30,7 @@ def advise(
         shuffled: Whether the order of the images changes from epoch to epoch.
         seeded: Whether the random seed is set.
         frozen_at_random: Whether layers are frozen at their random initial weights.
+        averaged: Share of the run's steps over which EMA's decay reaches back.
     """
     low, high = USUAL_RATES.get(optimizer, (0.0, float("inf")))
     power = 1 << batch.bit_length()  # the next power of two
@@ -39,6 +41,7 @@ def advise(
         (not decays, "the learning rate does not decay during the run; model.schedule=project.optim.Cosine lowers it"),
         (not shuffled, "the images are not shuffled: each epoch has the same order; data.sampler=shuffle is usual"),
         (not seeded, "no seed is set, so this run cannot be repeated; seed_everything=0 sets one"),
+        (averaged > 0.2, f"EMA's decay reaches back over {averaged:.0%} of the run's steps; lower it, or train longer"),
         (frozen_at_random, "model.freeze freezes layers at their random weights; set model.weights to start from"),
     ]
     return [text for due, text in remarks if due]

@@ -124,8 +124,8 @@ class PlannedRates(LRScheduler):
         """The schedules that monitor a metric, each once."""
         return list(dict.fromkeys(part for part in self.schedules if isinstance(part, Plateau)))
 
-    def observe(self, metrics: dict[str, float]) -> None:
-        """Take the new metrics of an epoch. Call it once per epoch."""
+    def observe(self, metrics: dict[str, Any]) -> None:
+        """Take the new metrics of an epoch, numbers or tensors of one. Call it once per epoch."""
         for plateau in self.plateaus:
             if plateau.monitor in metrics:
                 plateau.observe(metrics[plateau.monitor])

@@ -108,7 +108,9 @@ class Cosine(Schedule):
 
 @dataclass
 class OneCycle(Schedule):
-    """Up to model.lr and down to nearly 0 along cosines (Smith & Topin 2017, arXiv:1708.07120; OneCycleLR).
+    """Up to model.lr and down to nearly 0 along cosines, the momentum unchanged (OneCycleLR with cycle_momentum=False).
+
+    After Smith & Topin 2017 (arXiv:1708.07120), who rise and fall along straight lines; the cosines are fastai's.
 
     Args:
         pct_start: Share of the run in which the learning rate rises, between 0 and 1.

@@ -7,11 +7,22 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from project.errors import UserError
 from project.messages import say
 from project.optim import group_table
 from project.optim.advice import advise
 from project.optim.plan import Plan, draw_plan, planned_rates, simulated_rates
+from project.run.ema import EMA
 from project.run.run import Run
+
+INSTEAD = {  # of Lightning's callbacks after which steps, learning rates or weights are not those that are planned
+    "GradientAccumulationScheduler": "trainer.accumulate_grad_batches",
+    "BatchSizeFinder": "data.batch_size",
+    "LearningRateFinder": "model.lr",
+    "BaseFinetuning": "model.freeze",
+    "StochasticWeightAveraging": "project.run.EMA",
+    "EMAWeightAveraging": "project.run.EMA",
+}
 
 
 class RatePlan(L.Callback):
@@ -34,16 +45,24 @@ class RatePlan(L.Callback):
             return
         figure = draw_plan(plan)
         figure.savefig(self.run.folder / "rates.png", dpi=120)
-        found = advice_for(trainer, pl_module, plan) if trainer.ckpt_path is None else []
+        found = []
+        if trainer.ckpt_path is None:
+            found = advice_for(trainer, pl_module, plan)
+            self.run.note(advice=found)
         for line in found:
             say(f"advice     {line}")
-        if trainer.ckpt_path is None:
-            self.run.note(advice=found)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("rates/planned", figure, trainer.global_step)
                 if found:
                     logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
+
+
+def check_callbacks(callbacks: list[L.Callback]) -> None:
+    """Refuse those that do not keep to the plan."""
+    for name in [kind.__name__ for callback in callbacks for kind in type(callback).__mro__]:
+        if name in INSTEAD:
+            raise UserError(f"trainer.callbacks: {name} does not keep to the planned run; use {INSTEAD[name]}")
 
 
 def groups_of(trainer: L.Trainer, model: L.LightningModule) -> list[dict[str, Any]]:
@@ -56,18 +75,15 @@ def groups_of(trainer: L.Trainer, model: L.LightningModule) -> list[dict[str, An
 def advice_for(trainer: L.Trainer, model: L.LightningModule, plan: Plan) -> list[str]:
     """What looks unusual about this run: one sentence each."""
     data = trainer.datamodule
-    # What waits for a metric may lower the learning rate, although no plan can show it.
-    waits = (
-        model.planned.plateaus if model.planned else [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau]
-    )
     return advise(
         data.batch_size,
         type(trainer.optimizers[0]).__name__,
         plan.highest,
-        plan.decays or bool(waits),
+        plan.decays or bool(model.watched),  # what waits for a metric may lower it, although no plan can show that
         data.sampler != "sequential",
         data.seeded,
         bool(model.freezing.trains_from) and model.weights is None,
+        sum(1 / (1 - each.keep) for each in trainer.callbacks if isinstance(each, EMA)) / model.length().steps,
     )
 
 

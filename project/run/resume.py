@@ -13,9 +13,8 @@ from project.optim import SWATS
 # Read anew when a fit is resumed. All else of the model is in its weights, or in its optimizer's groups and state.
 SCHEDULE = r"schedule(\..*)?|schedule_interval|warmup|warmup_start"
 LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling"
-LOSS = r"task\.init_args\.label_smoothing"  # validate and test may change it, too
 OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value).*"
-CHANGEABLE = rf"{LEARNING_RATE}|{LOSS}|{OPTIMIZER}|mixup|cutmix"
+CHANGEABLE = rf"{LEARNING_RATE}|{OPTIMIZER}|task\.init_args\.label_smoothing|mixup|cutmix"
 NOT_SETTINGS = {"name", "lr", "initial_lr"}  # of a group: the schedule sets its learning rates
 PLAIN = (bool, int, float, str, tuple, type(None))  # what may go into a checkpoint
 
@@ -41,7 +40,7 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
         if was == is_now:
             continue
         reason = _obstacle(key, now, then)
-        if reason or not re.fullmatch(CHANGEABLE if command == "fit" else LOSS, key):
+        if reason or command != "fit" or not re.fullmatch(CHANGEABLE, key):
             hint = f"the checkpoint says {was}, not {is_now}; leave it out, or start a new fit"
             raise UserError(f"model.{key} cannot be changed for a trained model{reason}: {hint}")
         lines.append(_change(f"model.{key}", was, is_now))

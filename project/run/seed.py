@@ -18,6 +18,6 @@ class StepSeed(L.Callback):
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(
             seed
-        )  # a tenth of the cost of torch.manual_seed, which visits every backend
+        )  # a small part of the cost of torch.manual_seed, which visits every backend
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.manual_seed(seed)

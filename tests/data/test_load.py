@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
+from profiles import grey_profile, rgb_profile
 
 from project.data import load as load_module
 from project.data.embedded import Digits
-from project.data.load import SHOWN, Verdict, common_size, describe_bad, load, survey
+from project.data.load import SHOWN, Verdict, describe_bad, load, measure, survey
 from project.data.sources import ImageFiles, ImageFolder, Sample, Source
-from project.data.transforms import ImageFormat
+from project.data.transforms import MAX_PIXELS, ImageFormat
 from project.errors import UserError
 
 FORMAT = ImageFormat(12, 3, "letterbox")
@@ -179,11 +180,18 @@ class Blank(Source):
         return np.empty(self.shapes[int(sample.key)], dtype=np.uint8)
 
 
+def common_size(source: Source, rows: range | list[int]) -> int:
+    return measure(source, rows, MAX_PIXELS)[0]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=30), st.booleans())
 def test_common_size_is_the_median_in_steps(shapes, color):
     source = Blank([(*shape, 3) if color else shape for shape in shapes])
-    size, median = common_size(source, source.samples), statistics.median_high(min(shape) for shape in shapes)
+    size, median = (
+        common_size(source, range(len(source.samples))),
+        statistics.median_high(min(shape) for shape in shapes),
+    )
     if median <= 64:
         assert size == median
     else:
@@ -194,7 +202,7 @@ def test_common_size_is_the_median_in_steps(shapes, color):
 def test_common_size_looks_at_500_images_of_the_whole_list():
     for count in (10, 500, 501, 999, 1000, 3000):
         source = Blank([(50, 50)] * (count // 3) + [(100, 100)] * (count - count // 3))
-        assert common_size(source, source.samples) == 96
+        assert common_size(source, range(len(source.samples))) == 96
         assert min(count, 250) <= source.asked <= 500
 
 
@@ -203,9 +211,64 @@ def test_common_size_of_files(tmp_path):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
     (tmp_path / "bad.png").write_text("no image")
     source = ImageFiles(str(tmp_path))
-    assert common_size(source, source.samples) == 40
-    assert common_size(source, [sample for sample in source.samples if sample.key == "bad.png"]) == 224
+    assert common_size(source, range(len(source.samples))) == 40
+    assert common_size(source, [3]) == 224
     assert common_size(source, []) == 224
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        ([np.full((3, 4), 200, np.uint8)], (0, 0)),  # 8 bits know no range
+        ([np.array([[0, 4000]], np.uint16), np.array([[3, 9]], np.uint16)], (0, 4095)),
+        ([np.array([[0, 65535]], np.uint16)], (0, 65535)),
+        ([np.array([[0, 700]], np.uint16), np.full((3, 4), 255, np.uint8)], (0, 1023)),
+        ([np.array([[0, 250]], np.uint16)], (0, 255)),  # 8 bits in a file of 16
+        ([np.array([[0, 1]], np.uint16)], (0, 1)),  # a mask
+        ([np.array([[0, 0]], np.uint16)], (0, 1)),
+        ([np.array([[-1024, 3071]], np.int32)], (-1024, 4095)),  # computed tomography
+        ([np.array([[0, 0.7]], np.float32)], (0, 1)),
+        ([np.array([[0, 1.0]], np.float32)], (0, 1)),
+        ([np.array([[-1.5, 3.2]], np.float32)], (-1.5, 7)),
+        ([np.array([[0, 254.5]], np.float32)], (0, 255)),
+        ([np.array([[0, np.inf]], np.float32), np.array([[0, 0.5]], np.float32)], (0, 1)),
+    ],
+)
+def test_the_range_of_deep_images_is_that_of_the_bits_in_use(tmp_path, images, wanted):
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+    (tmp_path / "bad.tif").write_text("no image")
+    source = ImageFiles(str(tmp_path))
+    assert measure(source, range(len(source.samples)), MAX_PIXELS)[1] == list(wanted)
+    assert {type(value) for value in measure(source, range(len(source.samples)), MAX_PIXELS)[1]} <= {
+        int,
+        float,
+    }  # plain
+
+
+def test_of_images_of_8_bits_only_headers_are_read_to_measure_them(tmp_path, monkeypatch):
+    source = pictures(tmp_path, 6)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFolder, "content", lambda *_: pytest.fail("read"))
+    assert measure(source, range(6), MAX_PIXELS) == (31, [0, 0])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unusable_profiles_are_counted_and_said_every_time(tmp_path, capsys, in_memory):
+    source = pictures(tmp_path, 6)
+    for i, profile in ((1, b"broken"), (3, grey_profile(2.2)), (5, rgb_profile("Display P3"))):
+        path = source.path(source.samples[i])
+        with Image.open(path) as image:
+            image.convert("RGB").save(path.with_suffix(".png"), icc_profile=profile)
+        if path.suffix != ".png":
+            path.unlink()
+    source = ImageFolder(str(tmp_path))
+    for _ in range(2):
+        loaded = load(source, range(6), [0] * 6, FORMAT, in_memory)
+        assert not loaded.bad and len(loaded.images) == 6
+        out = capsys.readouterr().out
+        assert out.startswith("2 images have a colour profile that cannot be used, and are taken as sRGB, such as c")
+        assert out.count("\n") == 1
 
 
 # Verdicts
@@ -274,7 +337,7 @@ def test_damaged_files_are_found_and_good_ones_are_not_blamed(tmp_path, size):
         verdict = verdicts["cat/" + name.replace("_", ".")]
         assert verdict.digest == struct.unpack(">q", hashlib.blake2b(content, digest_size=8).digest())[0]
         state = (tmp_path / "cat" / name.replace("_", ".")).stat()
-        assert verdict.state == (f"{len(content)} {state.st_mtime_ns}" if content else "")
+        assert verdict.state == ("" if verdict.fault else f"{len(content)} {state.st_mtime_ns}")
 
 
 class Anywhere(Source):
@@ -344,24 +407,51 @@ def test_an_error_is_not_hidden_when_memory_runs_out(tmp_path, monkeypatch):
 
 
 def test_the_second_survey_decodes_nothing(tmp_path, monkeypatch):
-    source = folder_of(tmp_path, a_png=stored(1), b_png=b"bad", c_jpg=stored(2, "JPEG"))
+    source = folder_of(tmp_path, a_png=stored(1), c_jpg=stored(2, "JPEG"))
     first = check(source)
 
     def fail(*args):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(load_module, "load_image", fail)
-    monkeypatch.setattr(ImageFolder, "content", fail)  # not even read: the bad ones are remembered too
+    monkeypatch.setattr(ImageFolder, "content", fail)  # not even read
     assert check(source) == first
-    assert [bool(verdict.fault) for verdict in first] == [False, True, False]
 
 
-def test_a_remembered_fault_is_believed_where_pixels_are_wanted(tmp_path, decoded):
-    source = folder_of(tmp_path, a_png=stored(1), b_png=b"bad")
-    check(source)
-    decoded.clear()
-    loaded = load(source, [0, 1], [0, 0], FORMAT, in_memory=True)
-    assert len(loaded.bad) == 1 and decoded == [len(stored(1))]  # the good one, for its pixels
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_bad_verdict_ends_with_its_cause(tmp_path, monkeypatch, in_memory):
+    """A file that only a plug-in can read is read as soon as that is there, and no longer when it is gone."""
+    source = folder_of(tmp_path, a_png=stored(1), b_png=b"PLUG-IN 40x40")
+    assert [key for key, _ in load(source, [0, 1], [0, 0], FORMAT, in_memory).bad] == ["cat/b.png"]
+
+    class PlugIn(ImageFile.ImageFile):
+        format = "PLUG-IN"
+
+        def _open(self) -> None:
+            self._size, self._mode, self.tile = (40, 40), "L", []
+
+        def load(self) -> None:
+            self.im = Image.new("L", (40, 40), 77).im
+
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "PLUG-IN"])
+    monkeypatch.setitem(Image.OPEN, "PLUG-IN", (PlugIn, lambda prefix: prefix.startswith(b"PLUG-IN")))
+    monkeypatch.setitem(Image.EXTENSION, ".plug", "PLUG-IN")
+    loaded = load(source, [0, 1], [0, 0], FORMAT, in_memory)
+    assert not loaded.bad and (loaded.images.__getitems__([(0, 1)])["image"] == 77).all()
+    monkeypatch.undo()
+    assert len(load(source, [0, 1], [0, 0], FORMAT, in_memory).bad) == 1
+
+
+def test_a_good_verdict_ends_with_another_limit_or_pillow(tmp_path, monkeypatch, decoded):
+    source = folder_of(tmp_path, a_png=stored(1))
+    for limit, fault in ((None, False), (1600, False), (1599, True), (1600, False)):
+        image_format = FORMAT if limit is None else FORMAT._replace(max_pixels=limit)
+        (verdict,) = survey(source, source.samples, image_format)
+        assert bool(verdict.fault) is fault, verdict
+    assert verdict.fault == "" and len(decoded) == 3  # the last one is remembered
+    monkeypatch.setattr("PIL.__version__", "99")
+    survey(source, source.samples, image_format)
+    assert len(decoded) == 4
 
 
 @pytest.mark.parametrize("change", ["time", "content"])
@@ -376,11 +466,11 @@ def test_a_changed_file_is_looked_at_again(tmp_path, decoded, change):
         path.write_bytes(stored(9) + b"more")
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     after = check(source)
-    assert decoded == [path.stat().st_size]
+    assert sorted(decoded) == [3, path.stat().st_size]  # c.png, which is bad, is tried again
     assert after[1:] == before[1:]
     assert after[0].digest == digest(path.read_bytes()) and not after[0].fault
     decoded.clear()
-    assert check(source) == after and decoded == []
+    assert check(source) == after and decoded == [3]
 
 
 def test_a_mended_file_is_good_and_a_newly_damaged_one_bad(tmp_path):
@@ -402,7 +492,7 @@ def test_a_damaged_cache_file_is_no_obstacle(tmp_path, cache, decoded, content):
     assert len(decoded) == 2
     decoded.clear()
     assert check(source) == first  # and it has been written anew
-    assert decoded == []
+    assert decoded == [3]  # what is bad is tried again
 
 
 def test_an_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch, decoded):

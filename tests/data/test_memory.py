@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from project.data import load
 from project.data.load import fits_in_memory
 from project.data.memory import INDEX_LIMIT, Images
 from project.data.sources import ImageFiles, Sample, Source
@@ -103,6 +106,62 @@ def test_random_crops_have_the_stated_areas_and_ratios():
         assert min(where) < 0.05 and max(where) > 0.95
 
 
+def mean_area(width: int, height: int, low: float, high: float) -> float:
+    """Of torchvision's law, by quadrature: the first of 10 boxes that fits, else the whole image."""
+    share = low + (high - low) * (np.arange(700)[:, None] + 0.5) / 700
+    ratio = np.exp(np.linspace(np.log(3 / 4), np.log(4 / 3), 701))[None]
+    across, down = np.sqrt(share * width * height * ratio).round(), np.sqrt(share * width * height / ratio).round()
+    fits = (across <= width) & (down <= height)
+    missed = (1 - fits.mean()) ** 10
+    return float((across * down)[fits].mean()) / (width * height) * (1 - missed) + missed
+
+
+@pytest.fixture
+def cut(monkeypatch) -> list[tuple[int, ...]]:
+    """left, top, right, bottom of every crop."""
+    found = []
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: found.append(box) or Image.new(self.mode, (8, 8)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "area"), [(640, 480, (0.35, 1.0)), (640, 480, (0.08, 1.0)), (80, 60, (0.5, 0.9))]
+)
+def test_random_crops_have_the_distribution_of_torchvision(cut, width, height, area):
+    count = 800
+    cropped(count, area=area, width=width, height=height).__getitems__([(0, i) for i in range(count)])
+    left, top, right, bottom = np.array(cut).T
+    ours = [(right - left) * (bottom - top) / (width * height), (right - left) / (bottom - top), left, top]
+    crop = v2.RandomResizedCrop(32, area)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        image = torch.empty(1, height, width)
+        drawn = [crop.make_params([image]) for _ in range(count)]
+    left, top, across, down = (np.array([box[k] for box in drawn]) for k in ("left", "top", "width", "height"))
+    theirs = [across * down / (width * height), across / down, left, top]
+    for one, other in zip(ours, theirs, strict=True):
+        assert ks_2samp(one, other).pvalue > 1e-3
+    wanted = mean_area(width, height, *area)
+    assert np.mean(ours[0]) == pytest.approx(wanted, abs=4 * np.std(ours[0]) / count**0.5)
+    if (width, area[0]) == (640, 0.35):
+        assert wanted == pytest.approx(0.572, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"), [(256, 16, (117, 0, 138, 16)), (16, 256, (0, 117, 16, 138)), (60, 40, (3, 0, 56, 40))]
+)
+def test_where_no_box_fits_the_middle_is_cut_out(cut, width, height, box):
+    """Of the ratio nearest to the image's."""
+    cropped(3, area=(1.0, 1.0), width=width, height=height).__getitems__([(0, i) for i in range(3)])
+    assert set(cut) == {box}
+
+
+def test_a_crop_leaves_the_global_generator_as_it_was():
+    state = torch.get_rng_state()
+    cropped(3).__getitems__([(0, 1)])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_crop_is_a_cut_and_resized_image():
     """Against torchvision's resized_crop, at the whole pixels nearest to the box."""
     images = cropped(20)
@@ -150,6 +209,7 @@ def test_without_an_area_epochs_are_alike():
 def test_fits_in_memory_up_to_a_quarter_of_what_is_free(monkeypatch):
     free = {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", free.__getitem__)
+    monkeypatch.setattr(load, "CGROUPS", ())
     assert fits_in_memory(1000, ImageFormat(32, 1, "crop"))  # 1000 x 1024 bytes = 4,096,000 / 4
     assert not fits_in_memory(1001, ImageFormat(32, 1, "crop"))
     assert fits_in_memory(333, ImageFormat(32, 3, "crop")) and not fits_in_memory(334, ImageFormat(32, 3, "crop"))
@@ -161,5 +221,30 @@ def test_fits_in_memory_assumes_4_gib_where_the_system_does_not_say(monkeypatch,
         raise error(name)
 
     monkeypatch.setattr(os, "sysconf", fail)
+    monkeypatch.setattr(load, "CGROUPS", ())
     assert fits_in_memory(2**20, ImageFormat(32, 1, "crop"))
     assert not fits_in_memory(2**20 + 1, ImageFormat(32, 1, "crop"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "fitting"),
+    [
+        ("4194304\n", "98304\n", 1000),  # 4,096,000 bytes are left
+        ("4194304", "4194304", 0),
+        ("max", "98304", 2000),  # version 2 without a limit
+        ("9223372036854771712", "98304", 2000),  # version 1 without
+        (None, "98304", 2000),
+        ("", "98304", 2000),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, version, limit, used, fitting):
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 2000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    files = [tuple(tmp_path / f"{name}_{each}" for name in ("limit", "used")) for each in (2, 1)]
+    assert all(str(path).startswith("/sys/fs/cgroup/") for pair in load.CGROUPS for path in pair)
+    monkeypatch.setattr(load, "CGROUPS", files)
+    for path, text in zip(files[2 - version], (limit, used), strict=True):
+        if text is not None:
+            path.write_text(text)
+    assert fits_in_memory(fitting, ImageFormat(32, 1, "crop"))
+    assert not fits_in_memory(fitting + 1, ImageFormat(32, 1, "crop"))

@@ -531,3 +531,135 @@ def test_sequential_sampler_trains_in_order_and_goes_on_where_it_stopped(
     assert seen == whole
     resumed = torch.load(run_folder(1) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(resumed[name], value) for name, value in weights.items())
+
+
+# Images of more than 8 bits, and of too many pixels
+
+
+def xrays(root: Path, bits: int) -> Path:
+    """Two classes of smooth grey images, the same content as 12 bits in files of 16, or as 8 bits."""
+    random = np.random.default_rng(0)
+    for name, slope in (("left", 1), ("right", -1)):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            ramp = np.add.outer(random.normal(0, 200, 12), 1400 + slope * np.linspace(-900, 900, 12))
+            values = np.clip(ramp + random.normal(0, 200, (12, 12)), 0, 4095).round()
+            values[0, 0] = 4095 if i == 0 else values[0, 0]
+            deep = Image.fromarray(values.astype(np.uint16))
+            flat = Image.fromarray(np.round(values * 255 / 4095).astype(np.uint8))
+            (deep if bits == 12 else flat).save(root / name / f"{i}.png")
+    return root
+
+
+GREY = ["--data.channels", "1"]
+
+
+def test_twelve_bits_in_files_of_sixteen_are_the_same_images_as_eight_bits(tmp_path) -> None:
+    loaded = []
+    for bits in (12, 8):
+        for cache in ("memory", "none"):
+            data = ImageDataModule(
+                str(xrays(tmp_path / f"{bits}{cache}", bits)), image_size=12, channels=1, cache=cache
+            )
+            data.setup("fit")
+            assert data.value_range == ([0, 4095] if bits == 12 else [0, 0])
+            images = data.loaded["train"].images
+            loaded.append(images.__getitems__([(0, row) for row in images.index])["image"])
+    assert all(torch.equal(images, loaded[0]) for images in loaded)
+    assert len(loaded[0].unique()) > 150
+
+
+def test_the_range_is_kept_for_whatever_uses_the_model(cli, workdir, fit) -> None:
+    root = xrays(workdir / "set", 12)
+    assert fit(root, *GREY).code == 0
+    checkpoint = run_folder() / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["hyper_parameters"]["value_range"] == [0, 4095]
+    assert ImageClassifier.load_from_checkpoint(checkpoint).value_range == [0, 4095]
+    dark = workdir / "dark"  # alone, they would be measured as 11 bits
+    dark.mkdir()
+    for i in range(3):
+        with Image.open(root / "left" / f"{i + 1}.png") as image:
+            Image.fromarray(np.asarray(image) // 2).save(dark / f"{i}.png")
+    tables = []
+    for name in (root, dark):
+        images = sorted(name.rglob("[123].png"))[:1] if name == root else [dark / "0.png"]
+        assert cli("predict", "--ckpt_path", checkpoint, "--data.root", images[0], "--out", "p.csv").code == 0
+        tables.append(Path("p.csv").read_text())
+    model = ImageClassifier.load_from_checkpoint(checkpoint).eval()
+    with Image.open(dark / "0.png") as image:
+        half = torch.from_numpy(np.round(np.asarray(image) * (255 / 4095)).astype(np.uint8))
+    small = project.data.load.load_image(half.numpy(), project.data.load.ImageFormat(8, 1, "letterbox"))
+    probability = model.probabilities(small[None]).max().item()
+    assert float(tables[1].splitlines()[1].split(",")[2]) == pytest.approx(probability, abs=2e-6)
+    refused = cli("predict", "--ckpt_path", checkpoint, "--data.root", dark, "--data.value_range", "[0,9]")
+    assert refused.code == 2 and "data.value_range belongs to the model" in refused.err
+    same = cli("predict", "--ckpt_path", checkpoint, "--data.root", dark, "--data.value_range", "[0,4095]")
+    assert same.code == 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_before_the_range_takes_files_as_16_bits(cli, workdir, fit) -> None:
+    root = xrays(workdir / "set", 12)
+    assert fit(root, *GREY).code == 0
+    checkpoint = run_folder() / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    del content["hyper_parameters"]["value_range"]
+    content["config"] = re.sub(r"\n  value_range: null|\n  max_pixels: \d+", "", content["config"])
+    torch.save(content, checkpoint)
+    assert cli("validate", "--ckpt_path", checkpoint).code == 0
+    assert cli("predict", "--ckpt_path", checkpoint, "--data.root", root / "left").code == 0
+    assert list(ImageClassifier.load_from_checkpoint(checkpoint).value_range) == [0, 65535]
+
+
+def test_a_range_that_is_given_counts_and_a_wrong_one_is_an_error(workdir, fit) -> None:
+    root = xrays(workdir / "set", 12)
+    data = ImageDataModule(str(root), image_size=12, channels=1, value_range=(1000, 2000))
+    data.setup("fit")
+    with Image.open(data.source.path(data.source.samples[data.splits["train"][0]])) as image:
+        wanted = np.round(np.clip((np.asarray(image) - 1000.0) * 255 / 1000, 0, 255))
+    assert np.array_equal(data.loaded["train"].images.pixels[0, 0], wanted)
+    for value in ("[4095]", "[0,1,2]", "wide", "4095"):
+        result = fit(root, *GREY, "--data.value_range", value)
+        assert result.code == 2 and result.err.count("\n") == 1 and "data.value_range" in result.err, result.err
+    result = fit(root, *GREY, "--data.value_range", "[0,255]")
+    assert result.code == 2 and "far beyond data.value_range 0 to 255" in result.err
+
+
+def test_too_many_pixels_are_refused_unless_the_key_allows_them(workdir, fit, monkeypatch) -> None:
+    """In the processes that read, too: nothing is kept in memory."""
+    root = make_folder(workdir / "set", {"blue": 12, "red": 12})
+    few = ["--data.cache", "none", "--data.num_workers", "2", "--data.max_pixels"]
+    result = fit(root, *few, "479")
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "blue_000.png (24x20: more pixels than data.max_pixels 479)" in result.err
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    assert fit(root, *few, "480").code == 0
+    for value in ("0", "many", "null"):
+        result = fit(root, *few, value)
+        assert result.code == 2 and result.err.count("\n") == 1 and "data.max_pixels" in result.err, result.err
+
+
+@pytest.mark.parametrize("value", ["[64,48]", "64,48", "64x48", "(64, 48)", "[64]"])
+def test_images_are_square(workdir, fit, value) -> None:
+    result = fit(workdir, "--data.image_size", value)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "data.image_size: expected a whole number" in result.err
+    assert "images are square here: give one number, and data.resize says how" in result.err
+
+
+def test_images_are_square_in_a_file_too(cli, workdir) -> None:
+    (workdir / "own.yaml").write_text("data: {image_size: [64, 48], root: .}\n")
+    result = cli("fit", *FOLDER, "--config", "own.yaml")
+    assert result.code == 2 and result.err.count("\n") == 1 and "images are square here" in result.err
+
+
+@pytest.mark.parametrize("area", [(0.35, 1.0), (0.08, 1.0), (0.5, 0.5), None])
+def test_the_larger_objects_of_random_crops_are_said(folder, capsys, area) -> None:
+    """The mean of 1 / sqrt(share) over the range, by quadrature."""
+    ImageDataModule(str(folder), image_size=8, random_resized_crop=area).setup("fit")
+    out = capsys.readouterr().out
+    assert out.count("random_resized_crop") == bool(area)
+    if area:
+        mean = (np.linspace(*area, 100_001) ** -0.5).mean()
+        assert f"objects are about {mean:.2g} times as large as in validation" in out

@@ -5,12 +5,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
+from profiles import cmyk_profile, encoded, grey_profile, in_srgb, lab_in_srgb, rgb_profile
 
-from project.data.transforms import decode, load_image
+from project.data import transforms
+from project.data.transforms import ImageFormat
 
 MODE = {1: "L", 3: "RGB", 4: "RGBA"}
 HEIGHT, WIDTH = 6, 9
+
+
+def decode(content: bytes | np.ndarray, channels: int, hint: int | None = None, **options) -> Image.Image:
+    return transforms.decode(content, ImageFormat(8, channels, "squash", **options), hint)
+
+
+def load_image(content: bytes | np.ndarray, size: int, channels: int, how: str) -> torch.Tensor:
+    return transforms.load_image(content, ImageFormat(size, channels, how))
 
 
 def stored(image: Image.Image, kind: str, **options) -> bytes:
@@ -118,11 +128,15 @@ def expected_pixels(seen: np.ndarray, channels: int) -> np.ndarray:
     return color if channels == 3 else color @ [0.299, 0.587, 0.114]
 
 
+RANGES = {"I up to 255": (0, 255), "I beyond": (0, 10**6), "I below 0": (0, 255)}
+RANGES |= {"F up to 1": (0, 1), "F up to 255": (0, 255)}
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_image_has_the_right_pixels(name, channels):
     content, seen = CASES[name]
-    image = decode(content, channels)
+    image = decode(content, channels, value_range=RANGES.get(name, (0, 65535)))
     assert image.mode == MODE[channels]
     assert image.size == (seen.shape[1], seen.shape[0])
     pixels, wanted = np.asarray(image, dtype=float), expected_pixels(seen, channels)
@@ -139,7 +153,8 @@ def test_eight_bits_stored_wider_come_back_exactly(mode):
         "F": levels.astype(np.float32),
     }
     content = stored(Image.fromarray(wide[mode]), "TIFF")
-    assert np.array_equal(np.asarray(decode(content, 1)), levels)
+    high = 255 if mode == "F" else 65535
+    assert np.array_equal(np.asarray(decode(content, 1, value_range=(0, high))), levels)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -321,3 +336,173 @@ def test_floats_that_are_no_numbers_raise(value):
     content = stored(Image.fromarray(np.array([[0.5, value]], dtype=np.float32)), "TIFF")
     with pytest.raises(ValueError, match="not numbers"):
         decode(content, 1)
+
+
+# Images of more than 8 bits
+
+
+def test_twelve_bits_in_a_file_of_sixteen_keep_256_levels():
+    values = np.arange(4096).reshape(64, 64)
+    content = stored(Image.fromarray(values.astype(np.uint16)), "PNG")
+    pixels = np.asarray(decode(content, 1, value_range=(0, 4095)))
+    assert np.array_equal(pixels, np.round(values * 255 / 4095).astype(np.uint8))  # rounded, not truncated
+    assert len(np.unique(pixels)) == 256
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["I;16", "I", "F"]), st.integers(-2000, 2000), st.integers(1, 60000), st.booleans())
+def test_a_range_is_stretched_rounded_and_clipped(mode, low, width, inverted):
+    low = abs(low) if mode == "I;16" else low
+    values = np.random.default_rng(width).integers(low - width // 10 - 3, low + width + width // 10 + 3, (9, 7))
+    values = np.clip(values, 0, 65535) if mode == "I;16" else values
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    ends = (low + width, low) if inverted else (low, low + width)
+    pixels = np.asarray(decode(stored(Image.fromarray(values.astype(kind)), "TIFF"), 1, value_range=ends))
+    wanted = np.interp(values, (low, low + width), (255, 0) if inverted else (0, 255))
+    assert np.abs(pixels - wanted).max() <= 0.5 + 1e-9
+
+
+def test_an_image_far_beyond_the_range_is_refused_and_a_bright_spot_is_not():
+    values = np.full((8, 8), 3000, dtype=np.uint16)
+    with pytest.raises(ValueError, match=r"far beyond data.value_range 0 to 255"):
+        decode(stored(Image.fromarray(values), "PNG"), 1, value_range=(0, 255))
+    values[:5], values[0, 0] = 100, 65535
+    pixels = np.asarray(decode(stored(Image.fromarray(values), "PNG"), 1, value_range=(0, 255)))
+    assert pixels[0, 0] == 255 and (pixels[1:5] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "top", "wanted"),
+    [
+        (np.uint16, 4000, 4095),
+        (np.uint16, 65535, 65535),
+        (np.uint16, 255, 255),
+        (np.uint16, 0, 1),
+        (np.int32, 10**6, 2**20 - 1),
+        (np.float32, 1, 1),
+        (np.float32, 0.5, 1),
+        (np.float32, 200, 255),
+    ],
+)
+def test_without_a_range_an_image_counts_by_its_own_bits(kind, top, wanted):
+    values = np.linspace(0, top, 48).reshape(6, 8).astype(kind)
+    pixels = np.asarray(decode(stored(Image.fromarray(values), "TIFF"), 1, value_range=(0, 0)))
+    assert np.abs(pixels - values * (255 / wanted)).max() <= 0.5 + 1e-5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_eight_bits_know_no_range(channels):
+    content = stored(Image.fromarray(noise(16, 16).astype(np.uint8)), "PNG")
+    assert np.array_equal(
+        np.asarray(decode(content, channels, value_range=(9, 11))), np.asarray(decode(content, channels))
+    )
+
+
+# Limits
+
+
+def test_more_pixels_than_the_limit_and_than_pillows():
+    content = stored(Image.new("L", (40, 30)), "PNG")
+    assert decode(content, 1, max_pixels=1200).size == (40, 30)
+    with pytest.raises(ValueError, match=r"40x30: more pixels than data.max_pixels 1199"):
+        decode(content, 1, max_pixels=1199)
+
+
+@pytest.mark.slow
+def test_an_image_that_pillow_takes_for_an_attack(tmp_path):
+    content = stored(Image.new("1", (14000, 13000)), "PNG")
+    with pytest.raises(ValueError, match=r"more pixels than data.max_pixels"):
+        decode(content, 1)
+    assert decode(content, 1, max_pixels=200_000_000).size == (14000, 13000)
+
+
+# Colour profiles
+
+COLOURS = noise(9, 20, 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["Display P3", "Adobe RGB (1998)"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_colours_of_a_profile_are_converted_to_srgb(name, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = stored(Image.fromarray(COLOURS), kind, icc_profile=rgb_profile(name), **options)
+    wanted = in_srgb(name, COLOURS)
+    assert np.abs(wanted - COLOURS).max() > 20
+    assert np.abs(np.asarray(decode(content, 3), dtype=float) - wanted).max() <= 2
+    grey = wanted @ [0.299, 0.587, 0.114]
+    assert np.abs(np.asarray(decode(content, 1), dtype=float) - grey).max() <= 3
+
+
+def test_alpha_stays_and_palettes_are_converted():
+    alpha = noise(9, 20, 1)[..., 0].astype(np.uint8)
+    profile, wanted = rgb_profile("Display P3"), in_srgb("Display P3", COLOURS)
+    image = Image.fromarray(np.dstack([COLOURS, alpha]))
+    pixels = np.asarray(decode(stored(image, "PNG", icc_profile=profile), 4), dtype=float)
+    assert np.abs(pixels[..., :3] - wanted).max() <= 2 and np.array_equal(pixels[..., 3], alpha)
+    share = alpha[..., None] / 255
+    flat = np.asarray(decode(stored(image, "PNG", icc_profile=profile), 3), dtype=float)
+    assert np.abs(flat - (wanted * share + 255 * (1 - share))).max() <= 3
+    palette = Image.fromarray(COLOURS).quantize(16)
+    wanted = in_srgb("Display P3", np.asarray(palette.convert("RGB")))
+    pixels = np.asarray(decode(stored(palette, "PNG", icc_profile=profile), 3), dtype=float)
+    assert np.abs(pixels - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16"])
+def test_grey_profiles(mode):
+    levels, profile = np.arange(256).reshape(16, 16), grey_profile(1.5)
+    image = Image.fromarray(levels.astype(np.uint8))
+    if mode == "I;16":
+        image, kind = Image.fromarray((levels * 257).astype(np.uint16)), "TIFF"
+    else:
+        image, kind = image.convert(mode), "PNG"
+        levels = np.asarray(image.convert("L"))
+    wanted = encoded((levels / 255) ** 1.5)
+    assert mode == "1" or np.abs(wanted - levels).max() > 30
+    content = stored(image, kind, icc_profile=profile)
+    for channels in (1, 3):
+        pixels = np.asarray(decode(content, channels), dtype=float)
+        assert np.abs(pixels - (wanted if channels == 1 else wanted[..., None])).max() <= 2
+
+
+def test_inks_are_converted_by_their_profile():
+    lab = np.random.default_rng(0).uniform([25, -15, -15], [85, 15, 15], (2, 2, 2, 2, 3)).round()
+    lab[0, 0, 0, 0], lab[:, :, :, 1] = (100, 0, 0), 0  # paper and black: what any profile keeps
+    inks = 255 * np.indices((2, 2, 2, 2)).reshape(4, 16).T.astype(np.uint8)
+    content = stored(Image.fromarray(inks[None], "CMYK"), "TIFF", icc_profile=cmyk_profile(lab))
+    pixels = np.asarray(decode(content, 3), dtype=float)[0]
+    assert np.abs(pixels - lab_in_srgb(lab.reshape(16, 3))).max() <= 3
+    naive = np.asarray(Image.fromarray(inks[None], "CMYK").convert("RGB"), dtype=float)[0]
+    assert np.abs(pixels - naive).max() > 60
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("called", [None, "sRGB IEC61966-2.1"])
+def test_srgb_needs_no_conversion(mode, called):
+    """Pillow's own, of version 4, and one of version 2 whose curves and colours are rounded otherwise."""
+    profile = (
+        rgb_profile("sRGB", called) if called else ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    image = Image.fromarray(COLOURS).convert(mode)
+    for channels in (1, 3):
+        plain = decode(stored(image, "TIFF"), channels)
+        assert np.array_equal(
+            np.asarray(decode(stored(image, "TIFF", icc_profile=profile), channels)), np.asarray(plain)
+        )
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [
+        ("RGB", b"no profile"),
+        ("RGB", grey_profile(2.2)),
+        ("L", cmyk_profile(np.zeros((2, 2, 2, 2, 3)))),
+        ("RGB", rgb_profile("Display P3")[:300]),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_left_out(mode, profile):
+    image = Image.fromarray(COLOURS).convert(mode)
+    pixels = np.asarray(decode(stored(image, "PNG", icc_profile=profile), 3))
+    assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
+    with pytest.raises(ImageCms.PyCMSError):
+        transforms.to_srgb(profile, mode)

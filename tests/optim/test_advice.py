@@ -67,6 +67,12 @@ def test_flags(flag) -> None:
     assert FLAGS[flag] in found and "\n" not in found
 
 
+def test_an_average_over_much_of_the_run() -> None:
+    assert remarks(averaged=0.2) == []
+    (found,) = remarks(averaged=0.21)
+    assert "EMA's decay reaches back over 21% of the run's steps" in found
+
+
 # From the command line
 
 

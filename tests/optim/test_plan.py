@@ -7,6 +7,7 @@ from collections.abc import Callable
 import lightning as L
 import pytest
 import torch
+from conftest import slow_but
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -254,6 +255,26 @@ def test_a_run_keeps_its_plan(cli, folder, tiny_net, workdir) -> None:
     events.Reload()
     (image,) = events.Images("rates/planned")
     assert (image.width, image.height) == size or image.width / image.height == pytest.approx(size[0] / size[1])
+
+
+CHANGES = {  # what changes the plan of a run under way -> what takes its place
+    "GradientAccumulationScheduler": (["--trainer.callbacks.scheduling", "{1: 2}"], "trainer.accumulate_grad_batches"),
+    "BatchSizeFinder": ([], "data.batch_size"),
+    "LearningRateFinder": ([], "model.lr"),
+    "BackboneFinetuning": ([], "model.freeze"),
+    "StochasticWeightAveraging": (["--trainer.callbacks.swa_lrs=0.1"], "project.run.EMA"),
+    "EMAWeightAveraging": ([], "project.run.EMA"),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(CHANGES, "GradientAccumulationScheduler", "StochasticWeightAveraging"))
+def test_what_does_not_keep_to_the_plan_is_refused(cli, folder, tiny_net, name) -> None:
+    options, instead = CHANGES[name]
+    callback = f"--trainer.callbacks+=lightning.pytorch.callbacks.{name}"
+    result = cli("fit", "--data.root", folder, *tiny_net, callback, *options)
+    assert result.code == 2 and result.err.count("\n") == 1, result.err
+    name = name.replace("Backbone", "Base")
+    assert f"trainer.callbacks: {name} does not keep to the planned run; use {instead}" in result.err
 
 
 def test_a_trial_run_keeps_none(cli, folder, tiny_net, workdir) -> None:

@@ -1,13 +1,16 @@
 """Does an augmentation turn images of one class into images of another, as a vertical flip does with 2 and 5 (A10)?"""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_dtype
 
 from project.data import ImageDataModule
 from project.data.augment import Augment
+from project.data.transforms import GREY
 from project.extras.check.findings import Findings
 
+FEW = 32  # grey levels; with half of them little is left to see, as of 12 bits in a file of 16
 SIDE = 16  # pixels; images are compared at this size
 ROUNDS = 4  # draws of each image
 SKILL = 0.7  # share of images whose nearest other image is of their class; below it, pixels tell nothing about classes
@@ -16,10 +19,16 @@ SUSPECT, BREAKS = 0.04, 0.1  # of the images that change; measured on the digits
 
 
 def check_augmentations(data: ImageDataModule, found: Findings) -> None:
-    """A line for each augmentation of the data module, applied to its training images."""
+    """A line for the grey levels of the training images, and one for each augmentation, applied to them."""
     part, names = data.loaded["train"], data.class_names
     every = 1 + data.image_size // 64  # of large images fewer, for the time and memory that they take
     batch = part.images.__getitems__([(0, row) for row in part.index[::every]])
+    pixels = batch["image"][:, :3, ::4, ::4]
+    span = np.ptp(np.percentile(pixels[pixels != GREY], (1, 99)))  # without letterbox bars
+    level = "error" if any(data.value_range) or span < FEW / 2 else "warning"  # drawings may be meant so
+    words = f"98 % of the pixels are within {span:.0f} of the 255 levels"
+    fix = f"set --data.value_range (now {data.value_range}) to the values in use, or save images that use all 8 bits"
+    found.judge("brightness", words, (span < FEW, level, words, fix))
     labels, plain = batch["label"], small(batch["image"])
     skill = (labels[_nearest(plain, plain)[1]] == labels).float().mean()
     if skill < SKILL or labels.bincount().max() < ENOUGH:

@@ -24,7 +24,6 @@ from project.extras.check.findings import Findings
 from project.extras.check.images import check_classes, check_files, stand_in
 from project.extras.check.network import check_network
 from project.optim.plan import draw_plan
-from project.run.paths import flatten
 from project.run.plan import advice_for, make_plan
 from project.run.terminal import optimizer_lines
 from project.settings import LINKS
@@ -111,7 +110,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         check_files(data, found)
         check_augmentations(data, found)
         stand_in(data, splits)
-        check_classes(data, flatten(config).get("model.task.init_args.class_weights") is not None, found)
+        check_classes(data, model.task.weighted, found)
         settings = {**build(L.Trainer, config["trainer"]), **OURS, "callbacks": Probe(found, steps, compare_init)}
         L.Trainer(**settings).fit(model, datamodule=data)
         found.add("error", "training", "no step is trained: trainer.max_epochs, max_steps or limit_train_batches is 0")

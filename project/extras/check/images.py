@@ -4,11 +4,10 @@ from collections import Counter, defaultdict
 from itertools import count, islice
 from statistics import median
 
-from PIL import Image
-
 from project.data import ImageDataModule
 from project.data.load import Loaded, load
-from project.data.memory import INDEX_LIMIT, ImageFormat
+from project.data.memory import INDEX_LIMIT
+from project.data.transforms import open_image
 from project.extras.check.findings import Findings, some
 from project.extras.look import figures
 
@@ -38,7 +37,7 @@ def check_files(data: ImageDataModule, found: Findings) -> None:
     data.setup("fit")
     parts = dict(data.loaded)
     if test := data.splits["test"]:
-        image_format = ImageFormat(data.image_size, data.channels, data.resize)
+        image_format = parts["train"].images.format
         parts["test"] = load(data.source, test, [-1] * len(test), image_format, in_memory=False)
     bad = [f"{key}: {why}" for part in parts.values() for key, why in part.bad]
     fix = "replace or remove them, or leave them out with --data.on_bad_image skip"
@@ -72,7 +71,7 @@ def _check_shapes(data: ImageDataModule, rows: list[int], found: Findings) -> No
     small, long, size = [], [], data.image_size
     for sample in [data.source.samples[row] for row in rows]:
         if path := data.source.path(sample):
-            with Image.open(path) as image:
+            with open_image(path, data.max_pixels) as image:
                 name = f"{sample.key}: {image.width}x{image.height}"
                 if min(image.size) < size / 2:
                     small.append(name)

@@ -29,8 +29,9 @@ def export(
         out: The file to write: .onnx, .pt2 (torch.export) or .safetensors (only the fused weights).
         preprocess: Put normalisation, temperature and softmax into the file: uint8 images in, probabilities out. False:
             normalised float32 images in, logits out.
-        calibrate: Fit a temperature on the validation images, so that predictions of probability 0.8 are right in 80 of
-            100 cases; it is kept in the checkpoint too. False: leave the probabilities as they are.
+        calibrate: Fit a temperature on the validation images, so that predictions of probability 0.8 are right in about
+            80 of 100 cases; what error is left is printed. It is kept in the checkpoint too. False: leave the
+            probabilities as they are.
         tolerance: Largest difference between the logits of file and checkpoint, relative to the largest logit, and
             between their probabilities; above it, nothing is written.
         opset: Version of ONNX's operators; null takes the lowest that torch writes, 18, which
@@ -60,7 +61,8 @@ def read(path: Path) -> dict[str, Any]:
     from project.extras.export.runtime import read_metadata
 
     metadata = read_metadata(path)
-    data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize")}
+    metadata.setdefault("value_range", [0.0, 65535.0])  # of a file of before there was the key
+    data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize", "value_range")}
     config = {"data": {**data, "root": None}, "model": {"path": str(path)}}
     return {"hyper_parameters": {**data, "in_channels": data["channels"]}, "config": config}
 

@@ -14,7 +14,15 @@ from project.nets.deployable import Deployable
 class ExportedClassifier(L.LightningModule):
     """Predicts with a file that `export` has written; it runs on the CPU."""
 
-    def __init__(self, path: str, class_names: list[str], in_channels: int, image_size: int, resize: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        class_names: list[str],
+        in_channels: int,
+        image_size: int,
+        resize: str,
+        value_range: list[float],
+    ) -> None:
         """
         Args:
             path: The file.
@@ -22,6 +30,7 @@ class ExportedClassifier(L.LightningModule):
             in_channels: The file's own.
             image_size: The file's own.
             resize: The file's own.
+            value_range: The file's own.
         """
         super().__init__()
         self.class_names, self.run = class_names, open_exported(Path(path))

@@ -23,7 +23,7 @@ from project.extras.export.speed import measure
 from project.files import output_path, written_whole
 from project.nets.deployable import Deployable, NetworkOnly
 
-CALIBRATED_ON = 2000  # validation images at most: one number is fitted, and a CPU does some 50 images a second
+CALIBRATED_ON = 2000  # validation images at most: only one number is fitted
 PROVEN_ON = 256
 GOLDEN = 4  # images kept in the file
 REBUILD = ("net", "task", "class_names", "image_size", "in_channels", "resize")  # what .safetensors needs to predict
@@ -117,6 +117,7 @@ def _about(model: ImageClassifier, checkpoint: dict[str, Any], images: Tensor) -
         "channels": model.in_channels,
         "colour_order": MODES[model.in_channels],
         "resize": model.resize,
+        "value_range": model.value_range,
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         "temperature": model.temperature,

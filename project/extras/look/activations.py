@@ -1,4 +1,4 @@
-"""What the layers return for images that stay the same (advice A7, A24)."""
+"""What the layers return for images that stay the same (advice A7, A25)."""
 
 import torch
 from jsonargparse.typing import PositiveInt

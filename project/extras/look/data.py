@@ -1,4 +1,4 @@
-"""A batch as the network sees it, and the same images before augmentation (advice A10, A24)."""
+"""A batch as the network sees it, and the same images before augmentation (advice A10)."""
 
 from contextlib import ExitStack
 from typing import Any

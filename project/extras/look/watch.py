@@ -1,4 +1,4 @@
-"""Recording what the layers of a network receive and return, and statistics of it by layer (advice A7, A24)."""
+"""Recording what the layers of a network receive and return, and statistics of it by layer (advice A7, A25)."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

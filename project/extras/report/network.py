@@ -1,4 +1,4 @@
-"""Inside the network: filters, standard deviation by layer, feature maps (advice A7, A24)."""
+"""Inside the network: filters, standard deviation by layer, feature maps (advice A7, A24, A25)."""
 
 from typing import Any
 

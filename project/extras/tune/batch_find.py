@@ -6,7 +6,7 @@ from typing import Any
 from project.extras.tune.measure import OutOfMemoryError, measure, write_yaml
 from project.files import output_path
 
-SMALLEST, LARGEST = 16, 256  # A11: below gradients are noisy, above generalisation suffers (Keskar et al. 2017)
+SMALLEST, LARGEST = 16, 256  # A11: below it gradients are noisy; 256 is our choice
 STEPS_PER_EPOCH = 10  # fewer make an epoch a handful of updates
 NEARLY = 0.9  # share of the highest speed that counts as fast: what is above is not worth a larger batch
 

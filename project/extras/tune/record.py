@@ -49,11 +49,11 @@ class StepRecord(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._batches.append(outputs["loss"].detach().float() * trainer.accumulate_grad_batches)  # Lightning divides it
+        self._batches.append(outputs["loss"].detach().float())  # its share of the step's loss
         self._images += len(batch["label"])
         if trainer.global_step == len(self.losses):
             return  # gradients still accumulate
-        loss = trainer.strategy.reduce(sum(self._batches) / len(self._batches), reduce_op="mean")
+        loss = trainer.strategy.reduce(sum(self._batches), reduce_op="mean")
         trainer.should_stop = self.note(float(loss))  # waits for the GPU
         now = time.perf_counter()
         self.speeds.append(self._images / (now - self._end))

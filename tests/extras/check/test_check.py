@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, SMALL, make_folder
+from conftest import DIGITS, SMALL, make_folder, slow_but
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -59,7 +61,19 @@ def digit_files(tmp_path: Path) -> Path:
 def test_the_digits_are_fine(cli, workdir) -> None:
     result = cli("check", *DIGITS, *SMALL, "--model.lr=0.003", "--compare_init=true")
     assert result.code == 0 and not lines(result.out, "warning") and not lines(result.out, "error"), result.out
-    topics = "images", "leakage", "copies", "sizes", "classes", "first loss", "layers", "one batch", "advice", "time"
+    topics = (
+        "images",
+        "leakage",
+        "copies",
+        "sizes",
+        "brightness",
+        "classes",
+        "first loss",
+        "layers",
+        "one batch",
+        "advice",
+        "time",
+    )
     for topic in topics:
         assert len(lines(result.out, "ok", topic)) == 1, topic
     assert len(lines(result.out, "ok", "augmentation")) == 2
@@ -242,6 +256,58 @@ def test_copies_and_shapes_are_warned_of_and_nothing_is_written_beside_the_pictu
     assert all(name.endswith(".png") for name in os.listdir(workdir / "pictures"))
 
 
+@pytest.mark.parametrize(
+    "case",
+    slow_but(
+        [
+            ("12 bits in 16", "ok"),  # measured
+            ("12 bits in 16, too wide", "error"),
+            ("12 bits in 16, one hot pixel", "error"),
+            ("12 bits in 16 in colours", "error"),  # Pillow keeps the upper 8
+            ("0 to 16 in 8", "warning"),
+            ("drawing", "ok"),
+        ],
+        ("12 bits in 16, too wide", "error"),
+    ),
+)
+def test_few_levels_stop_deep_images_and_are_warned_of_in_others(cli, tmp_path, no_pictures, case) -> None:
+    kind, level = case
+    digits, folder = load_digits(), tmp_path / "set"
+    for i in range(80):
+        image, label = np.kron(digits.images[i], np.ones((2, 3))), digits.target[i] % 2
+        noisy = (image * 250 + np.random.default_rng(i).integers(0, 90, image.shape)).astype(np.uint16)  # up to 4089
+        if "hot" in kind and i < 40:
+            noisy[0, 0] = 65535
+        path = folder / str(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "0 to 16 in 8":
+            Image.fromarray(image.astype(np.uint8)).save(path)
+        elif kind == "drawing":
+            Image.fromarray(image > 7).save(path)
+        elif "colours" in kind:
+            path.write_bytes(png16(np.repeat(noisy[..., None], 3, axis=2)))
+        else:
+            Image.fromarray(noisy).save(path)
+    options = ["--data.value_range", "[0,65535]"] if "too wide" in kind else []
+    result = cli("check", *NET, *QUICK, "--data.root", folder, *options)
+    (line,) = [line for line in result.out.splitlines() if " brightness " in line]
+    assert line.startswith(level), line
+    assert (result.code == 1) == (level == "error"), result.out
+    assert level == "ok" or "set --data.value_range" in line
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """Colours of 16 bits, (H, W, 3), which Pillow cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def test_of_a_large_folder_some_are_checked_and_the_time_is_that_of_all(cli, tmp_path, no_pictures) -> None:
     root = make_folder(tmp_path / "large", {"blue": 100, "red": 100})
     options = ["--images", "50", "--data.batch_size=16", "--trainer.max_epochs=10", "--data.sampler=balanced"]
@@ -287,7 +353,7 @@ def test_horizontal_flips_break_digits_and_shifts_turns_and_light_do_not(capsys,
     module.setup("fit")
     found = Findings(tmp_path)
     check_augmentations(module, found)
-    assert found.levels == ["ok"] * len(harmless) + ["warning"]
+    assert found.levels == ["ok"] * (1 + len(harmless)) + ["warning"]
     assert "HorizontalFlip makes" in capsys.readouterr().out
 
 

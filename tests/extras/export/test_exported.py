@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import DIGITS, ROOT, make_folder
 from PIL import Image
+from profiles import cmyk_profile, grey_profile, rgb_profile
 from sklearn.datasets import load_digits
 
-from project.data.transforms import MODES, load_image
+from project.data.transforms import MODES, ImageFormat, load_image
 from project.extras.export.runtime import read_metadata
 
 SUFFIXES = ("onnx", "pt2", "safetensors")
@@ -157,6 +158,20 @@ def make_pictures(folder: Path) -> Path:
     colour.convert("L").save(folder / "grey_transparent.png", transparency=100)
     colour.convert("1").save(folder / "black_and_white.png")
     alpha.save(folder / "alpha.webp", lossless=True)
+    deep = pixels[..., 0].astype(np.int32) * 16
+    Image.fromarray(deep.astype(np.uint16)).save(folder / "deep.png")
+    Image.fromarray(deep - 99).save(folder / "deep_signed.tif")
+    Image.fromarray(deep.astype(np.float32)).save(folder / "deep_floats.tif")
+    wide, grey, ink = rgb_profile("Display P3"), grey_profile(1.5), cmyk_profile(np.full((2, 2, 2, 2, 3), 50))
+    colour.save(folder / "wide.jpg", icc_profile=wide)
+    alpha.save(folder / "wide_alpha.png", icc_profile=wide)
+    colour.convert("P").save(folder / "wide_palette.png", icc_profile=wide, transparency=3)
+    colour.convert("L").save(folder / "wide_grey.png", icc_profile=wide)
+    alpha.convert("LA").save(folder / "grey_profile.png", icc_profile=grey)
+    colour.convert("CMYK").save(folder / "ink.jpg", icc_profile=ink)
+    colour.save(folder / "no_profile.png", icc_profile=b"broken")
+    colour.save(folder / "other_profile.png", icc_profile=grey)
+    colour.save(folder / "srgb.png", icc_profile=rgb_profile("sRGB"))
     Image.new("RGB", (16, 16), "red").save(folder / "fits.png")
     Image.new("RGB", (300, 2), "blue").save(folder / "long.png")
     return folder
@@ -168,9 +183,10 @@ def test_the_program_to_copy_loads_images_as_the_training_does(tmp_path, channel
     deploy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(deploy)
     for path in make_pictures(tmp_path / "pictures").iterdir():
-        for size in (16, 33):
-            expected = load_image(path.read_bytes(), size, channels, resize)[None].numpy()
-            found = deploy.load(str(path), size, MODES[channels], resize)
+        for size, value_range in ((16, (-5.0, 4095.0)), (33, (0.0, 0.0))):
+            image_format = ImageFormat(size, channels, resize, value_range)
+            expected = load_image(path.read_bytes(), image_format)[None].numpy()
+            found = deploy.load(str(path), size, MODES[channels], resize, image_format.value_range)
             assert found.dtype == np.uint8 and np.array_equal(found, expected), (path.name, size)
 
 
@@ -178,10 +194,24 @@ def test_the_program_to_copy_loads_images_as_the_training_does(tmp_path, channel
 @pytest.mark.parametrize(("channels", "resize"), [(3, "crop"), (4, "squash")])
 def test_the_program_to_copy_predicts_as_we_do_without_us(cli, tiny_net, workdir, channels, resize) -> None:
     folder = make_folder(workdir / "images", {"blue": 12, "green": 12, "red": 12})
+    for i in range(12):  # twelve bits
+        noise = np.random.default_rng(i).integers(0, 4096, (20, 24))
+        Image.fromarray(noise.astype(np.uint16)).save(folder / "blue" / f"deep_{i}.png")
     options = ["--data.root", folder, *tiny_net, "--data.channels", channels, "--data.resize", resize]
     assert cli("fit", *options, "--trainer.max_epochs", "1", "--model.net.init_args.channels", "[8]").code == 0
     assert cli(*EXPORT, "model.onnx").code == 0
+    assert read_metadata(Path("model.onnx"))["value_range"] == [0, 4095]
     deployed_alike(cli, workdir)
+
+
+def test_an_exported_file_of_before_the_range(exported, digits, cli, monkeypatch) -> None:
+    def old(path: Path) -> dict:
+        metadata = read_metadata(path)
+        del metadata["value_range"]
+        return metadata
+
+    monkeypatch.setattr("project.extras.export.runtime.read_metadata", old)
+    assert_alike(predictions(cli, "model.onnx", digits), predictions(cli, "best", digits))
 
 
 def test_the_program_to_copy_predicts_grey_images_as_we_do(cli, exported) -> None:
