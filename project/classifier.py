@@ -69,12 +69,12 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: Start from published ones (DEFAULT), .pt, .pth, .safetensors or a checkpoint; grey fills 3 channels then.
+            weights: To start from: published (DEFAULT), .pt, .pth, .safetensors, checkpoint. Grey then fills 3 channels.
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
             lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
-            stem_lr: The first layer's share of the learning rate, such as 0.01; from layer to layer it rises by one factor.
+            stem_lr: The first layer's share of the learning rate, such as 0.01; it rises by one factor a layer.
             no_weight_decay: No weight decay on norms, biases, embeddings, tokens and scales.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
             schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
@@ -141,7 +141,7 @@ class ImageClassifier(L.LightningModule):
         """A copy for use, not for training, on the CPU: batch norms folded into the layers before them (advice A6).
 
         Returns:
-            Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs), with `net` and `folds`, see Deployable.
+            Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs). See Deployable for `folds`.
         """
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
