@@ -69,7 +69,7 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: To start from: published (DEFAULT), .pt, .pth, .safetensors, checkpoint. Grey then fills 3 channels.
+            weights: To start from: published (DEFAULT), .pt, .pth, .safetensors, checkpoint; grey then fills 3 channels
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
