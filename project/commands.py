@@ -23,10 +23,8 @@ TRAINING_ONLY = (
     *("checkpoint", "record", "data.augment", "data.sampler", "data.random_resized_crop"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
 )
-SPLIT_ONLY = tuple(
-    f"data.{name}"
-    for name in ("source", "val_size", "test_size", "split_seed", "folds", "fold", "test_folds", "test_fold")
-)
+_SPLIT = "source val_size test_size split_seed folds fold test_folds test_fold rare_classes"
+SPLIT_ONLY = tuple(f"data.{name}" for name in _SPLIT.split())
 
 
 @dataclass(frozen=True)

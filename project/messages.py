@@ -22,7 +22,7 @@ MOVED["layer_decay"] = "model.stem_lr, the share of the learning rate that the f
 HINTS = {  # key -> what else to say
     "data.image_size": "; images are square here: give one number, and data.resize says how other shapes become square"
 }
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes"}
 TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}
 OBJECTIONS = (  # of a type that was not meant
     *("Type collections.abc.Callable", "Import path does not correspond", "Expected a ", "Does not validate"),

@@ -1,5 +1,6 @@
 """What is settled before the command line is parsed: which checkpoint, and which setting overrules which."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ LINKS = {  # model key -> data key: the model follows the data, but a trained mo
     "resize": "resize",
     "value_range": "value_range",
 }
+# Text that the parser would take for a number, and yaml would not, such as the class 1e5, is written in quotes.
+yaml.SafeDumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*\.?[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 @dataclass

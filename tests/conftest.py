@@ -102,8 +102,8 @@ def make_folder(root: Path, counts: dict[str, int] | None = None, seed: int = 0)
     for name, count in (counts or {"blue": 20, "green": 20, "red": 20}).items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            noise = random.integers(0, 55, (20, 24, 3))
-            Image.fromarray((noise + colours[name]).astype(np.uint8)).save(root / name / f"{name}_{i:03d}.png")
+            pixels = random.integers(0, 55, (20, 24, 3)) + colours.get(name, colours["grey"])
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{name}_{i:03d}.png")
     return root
 
 

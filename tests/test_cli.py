@@ -33,7 +33,7 @@ def test_fit_says_and_keeps_what_a_person_wants_to_know(cli, workdir) -> None:
     assert result.code == 0
     for line in (
         "10 classes",
-        "train 1151  val 287  test 359",
+        "train 1151, val 287, test 359",
         "shape: 1 x 8 x 8, batch 64",
         "optimizer  AdamW, for a batch of 64",
         "Validation accuracy",

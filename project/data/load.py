@@ -66,7 +66,7 @@ def load(
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
-    """Survey the images at these positions in `source.samples`. A UserError when not one of them can be read.
+    """Survey the images at these positions in `source.samples`. A UserError when none, or none of a class, can be read.
 
     Args:
         labels: Class of each; -1 where it is not known.
@@ -80,8 +80,8 @@ def load(
     verdicts = survey(source, samples, image_format, pixels)
     bad = [(sample.key, each.fault) for sample, each in zip(samples, verdicts, strict=True) if each.fault]
     good = [i for i, each in enumerate(verdicts) if not each.fault]
-    if not good:
-        raise UserError(f"no image is left: {describe_bad(bad)}")
+    if lost := {sample.label for sample in samples} - {samples[i].label for i in good}:
+        raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
     if pixels is not None and bad:
         pixels = pixels[good]
     digests = {rows[i]: verdicts[i].digest for i in good}
@@ -160,7 +160,10 @@ def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
 def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
     """How many images cannot be read, the first of them, and what to do."""
     names = ", ".join(f"{key} ({why})" for key, why in bad[:SHOWN]) + ", ..." * (len(bad) > SHOWN)
-    return f"{len(bad)} of the images cannot be read: {names}; remove them, or use --data.on_bad_image skip"
+    return (
+        f"{len(bad)} of the images cannot be read: {names}; remove or convert them, install Pillow's plug-in for them, "
+        "or use --data.on_bad_image skip"
+    )
 
 
 def measure(source: Source, rows: Sequence[int], max_pixels: int) -> tuple[int, list[float]]:

@@ -3,8 +3,9 @@
 import csv
 import io
 import posixpath
+import unicodedata
 
-from project.data.sources import SPLIT_FOLDERS, FileSource, Sample, existing
+from project.data.sources import FileSource, Sample, existing, key_of, split_of
 from project.errors import UserError
 
 
@@ -24,23 +25,26 @@ class Manifest(FileSource):
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"data.root: {table} is not a CSV file in UTF-8 ({error})") from error
         rows = csv.DictReader(file, restkey="more", restval="")
-        columns = set(rows.fieldnames or ())
-        if not self.needed <= columns <= {"path", "label", "split", "group"}:
+        if not self.needed <= set(rows.fieldnames or ()) <= {"path", "label", "split", "group"}:
             raise UserError(f"{table}: the first line must name the columns {self.columns}, not {rows.fieldnames}")
         for row in rows:
             where = f"{table}, line {rows.line_num}"
             if "more" in row:
                 raise UserError(f"{where}: more cells than columns; put a name with a comma in quotes")
-            name, label, split, group = (row.get(column, "").strip() for column in ("path", "label", "split", "group"))
+            name, label, split, group = (
+                key_of(row.get(column, "").strip()) for column in ("path", "label", "split", "group")
+            )
             if not name or (not label and "label" in self.needed):
                 raise UserError(f"{where}: path and label must both be given, the path alone for predict")
-            if split and split not in SPLIT_FOLDERS:
+            if split and not split_of(split):
                 raise UserError(f"{where}: split must be train, val, test or empty, not {split!r}")
             key = posixpath.normpath(name)  # ./a.png is a.png
             if key in self.paths:
                 raise UserError(f"{where}: {key} is listed twice")
-            self.paths[key] = table.parent / key  # the survey of the images says which are missing
-            self.samples.append(Sample(key, label or None, SPLIT_FOLDERS.get(split), group or None))
+            path = table.parent / key  # the survey of the images says which are missing
+            # Or its accents are stored decomposed.
+            self.paths[key] = path if path.exists() else table.parent / unicodedata.normalize("NFD", key)
+            self.samples.append(Sample(key, label or None, split_of(split), group or None))
         if not self.samples:
             raise UserError(f"{table}: no image is listed below the first line")
         self.samples.sort()

@@ -16,7 +16,7 @@ from project.data.load import Loaded, describe_bad, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.manifest import ImageList
 from project.data.memory import Batch
-from project.data.sources import ImageFiles, ImageFolder, Source
+from project.data.sources import ImageFiles, ImageFolder, Source, key_of, natural, some
 from project.data.split import Splits, fingerprint, split_samples
 from project.data.transforms import MAX_PIXELS, ImageFormat, Resize
 from project.errors import UserError
@@ -50,6 +50,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int | None = None,
         test_folds: int | None = None,
         test_fold: int = 0,
+        rare_classes: Literal["error", "train", "leave_out"] = "error",
         value_range: tuple[float, float] | None = None,
         max_pixels: PositiveInt = MAX_PIXELS,
     ) -> None:
@@ -80,6 +81,8 @@ class ImageDataModule(L.LightningDataModule):
             seed: Of order and augmentation; null takes seed_everything.
             test_folds: k of the outer folds of a nested evaluation; it replaces test_size and a given test set.
             test_fold: The outer fold that tests, from 0.
+            rare_classes: Classes with too few images to split stop the run (error), are trained on but neither
+                validated nor tested (train), or are left out (leave_out).
             value_range: Black and white of images of more than 8 bits, as [0, 4095]. Null: measured on the training
                 images, as 0 and the highest value of the bits that they use; [0, 0]: by the bits of each image.
             max_pixels: Pixels that an image may have: more are taken for an attack on the memory.
@@ -93,13 +96,13 @@ class ImageDataModule(L.LightningDataModule):
         if image_size:  # given: the property below is not computed; likewise the class names
             self.image_size = int(image_size)  # a plain number, for the checkpoint
         if class_names:
-            self.class_names = class_names
+            self.class_names = list(map(key_of, class_names))
         self.channels, self.resize, self.random_resized_crop = channels, resize, random_resized_crop
         self.max_pixels = max_pixels
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
         self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
-        self._split_arguments = (test_size, val_size, folds, fold, split_seed, test_folds, test_fold)
+        self._split_arguments = test_size, val_size, folds, fold, split_seed, test_folds, test_fold, rare_classes
         given = os.environ.get("PL_GLOBAL_SEED") if seed is None else seed  # set by seed_everything
         self.seeded, self.seed = given is not None, int(given or 0)
         self.augment = Augment(augment or [], self.seed)
@@ -122,9 +125,11 @@ class ImageDataModule(L.LightningDataModule):
     def class_names(self) -> list[str]:
         """The classes, in the order of the network's outputs."""
         train = self._labels("train") or self._labels("test")  # test_size 1: everything is to be tested
-        names = self.source.class_names or sorted(set(train))
+        names = self.source.class_names or sorted(set(train), key=natural)
         if len(names) < 2:
-            raise UserError(f"there is only one class, {names[0]!r}; two or more are needed, each in its own folder")
+            raise UserError(
+                f"there is only one class, {', '.join(names)!r}; two or more are needed, each in its own folder"
+            )
         return names
 
     image_size = cached_property(lambda self: self._measured[0])  # pixels of a side
@@ -143,6 +148,14 @@ class ImageDataModule(L.LightningDataModule):
     def bad(self) -> list[tuple[str, str]]:
         """(key, why) of the images that cannot be read and are left out."""
         return [entry for part in self.loaded.values() for entry in part.bad]
+
+    @property
+    def unused(self) -> Counter[str]:
+        """Why files and images are not used -> how many."""
+        rest = len(self.source.samples) - sum(map(len, self.splits.values()))
+        return Counter({"images in no split": rest, "images that cannot be read": len(self.bad)}) + Counter(
+            self.source.unused
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -187,8 +200,10 @@ class ImageDataModule(L.LightningDataModule):
         if not labels:
             raise UserError(f"there are no {name} images: see data.test_size and data.val_size, or give a {name} set")
         if unknown := sorted(set(labels).difference(number)):
-            known = ", ".join(self.class_names[:10])
-            raise UserError(f"the {name} images have a class {unknown[0]!r} that is unknown: the model knows {known}")
+            raise UserError(
+                f"the {name} images have a class {unknown[0]!r} that is unknown: the model knows "
+                f"{some(self.class_names)}"
+            )
         return [number[label] for label in labels]
 
     def train_dataloader(self) -> ResumableLoader:

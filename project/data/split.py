@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from project.data.sources import Sample
+from project.data.sources import Sample, natural
 from project.errors import UserError
 
 Splits = dict[str, list[int]]  # split -> positions in the list of samples, ascending
@@ -22,23 +22,36 @@ def split_samples(
     split_seed: int = 0,
     test_folds: int | None = None,
     test_fold: int = 0,
+    rare_classes: str = "error",
 ) -> Splits:
     """Split the samples. A split given by the source stays as it is; a missing one is split off the training images.
 
     First the test set (`test_size` of all), then validation (`val_size` of the rest), each class by itself, in order
-    of a hash of (split_seed, key). A UserError for a fold out of range or a class with too few images.
+    of a hash of (split_seed, key). A UserError for a fold out of range, and for classes with too few images, unless
+    `rare_classes` keeps them in training (train) or leaves them out (leave_out) instead of an error.
     """
+    few = more = set()
     pool, test, val = (
         [i for i, sample in enumerate(samples) if sample.split in names]
         for names in (("train", None), ("test",), ("val",))
     )
+    counts = Counter(samples[i].label for i in pool)
     if test_folds is not None or not test:
-        test = _hold_out(samples, pool, split_seed, "test", test_size, test_folds, test_fold)
+        test, few = _hold_out(samples, pool, split_seed, "data.test_fold", test_size, test_folds, test_fold)
     pool = sorted(set(pool).difference(test))
     if folds is not None:
         pool, val = sorted(pool + val), []
-    val = val or _hold_out(samples, pool, split_seed, "val", val_size, folds, fold)
+    if not val:
+        val, more = _hold_out(samples, pool, split_seed, "data.fold", val_size, folds, fold)
+    if (rare := few | more) and rare_classes == "error":
+        raise UserError(
+            "classes with too few images, or groups of them, for training and each set or fold that is split off: "
+            f"{', '.join(f'{label} ({counts[label]})' for label in sorted(rare, key=natural))}; add images, or set "
+            "data.rare_classes to train (to keep them in training) or to leave_out"
+        )
     splits = {"train": sorted(set(pool).difference(val)), "val": val, "test": test}
+    if rare_classes == "leave_out":
+        splits = {name: [i for i in rows if samples[i].label not in rare] for name, rows in splits.items()}
     homes = Counter(group for rows in splits.values() for group in {samples[i].group for i in rows} if group)
     for group, count in homes.items():
         if count > 1:  # only where the source gives a split to some of its images
@@ -47,14 +60,16 @@ def split_samples(
 
 
 def _hold_out(
-    samples: Sequence[Sample], pool: list[int], seed: int, name: str, size: float, folds: int | None, fold: int
-) -> list[int]:
-    """The positions in the pool of one fold, or of a share: of each class the nearest whole number to `size`."""
-    key = "data.test_fold" if name == "test" else "data.fold"
+    samples: Sequence[Sample], pool: list[int], seed: int, key: str, size: float, folds: int | None, fold: int
+) -> tuple[list[int], set]:
+    """The positions in the pool of one fold, or of a share: of each class the nearest whole number to `size`.
+
+    And the classes that are too small, so that none would be there, or none in the rest: they are all in the rest.
+    """
     if folds in (0, 1) or not 0 <= fold < (folds or 1):
         raise UserError(f"{key}s must be 2 or more and above {key} (0 or more), not {folds} and {fold}")
     if folds is None and size in (0, 1):
-        return pool if size else []
+        return (pool if size else []), set()
 
     def order(i: int) -> bytes:
         unit = f"group/{samples[i].group}" if samples[i].group else f"image/{samples[i].key}"
@@ -64,7 +79,7 @@ def _hold_out(
     # What may not be divided: the groups, and every image without one; in seeded order.
     units = [list(unit) for _, unit in groupby(sorted(pool, key=order), order)]
     labels = [[samples[i].label for i in unit] for unit in units]
-    counts = Counter(label for each in labels for label in each)
+    counts = Counter(samples[i].label for i in pool)
     if folds is None:
         taken, chosen = Counter(), []
         target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
@@ -73,26 +88,17 @@ def _hold_out(
             if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
                 chosen += unit
                 taken += images
-        for label, count in counts.items():
-            if not 0 < taken[label] < count:
-                raise UserError(
-                    f"class {label!r} has too few images, or groups of them, to split: {count}; add images, give the "
-                    f"split yourself (root/train, root/val, root/test), or set data.{name}_size to 0"
-                )
-        return sorted(chosen)
-    label = min(counts, key=counts.__getitem__, default="")
-    if min(len(units), counts[label]) < folds:
-        raise UserError(
-            f"{key}s is {folds}, but class {label!r} has {counts[label]} images, and there are {len(units)} images "
-            f"or groups in all; add images or lower {key}s"
-        )
-    # Every unit goes to the fold with the fewest images of its classes so far; the large ones first, to come out even.
-    parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
-    for unit, images in sorted(zip(units, map(Counter, labels), strict=True), key=lambda u: len(u[0]), reverse=True):
-        home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
-        have[home] += images
-        parts[home] += unit
-    return sorted(parts[fold])
+    else:
+        counts = Counter(label for each in labels for label in set(each))  # units with images of the class
+        # Every unit goes to the fold with the fewest images of its classes so far; large ones first, to come out even.
+        parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
+        for unit, images in sorted(zip(units, map(Counter, labels), strict=True), key=lambda u: -len(u[0])):
+            home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
+            have[home] += images
+            parts[home] += unit
+        chosen = parts[fold]
+    few = {label for label, count in counts.items() if (count < folds if folds else not 0 < taken[label] < count)}
+    return sorted(i for i in chosen if samples[i].label not in few), few
 
 
 def fingerprint(samples: Sequence[Sample], splits: Splits) -> str:
@@ -103,8 +109,6 @@ def fingerprint(samples: Sequence[Sample], splits: Splits) -> str:
 
 def save_split(path: Path, samples: Sequence[Sample], splits: Splits) -> None:
     """Write split.csv (path,label,split,group), which the source Manifest reads once it lies in the images' folder."""
-    home = {i: name for name, rows in splits.items() for i in rows}
+    table = [(samples[i].key, samples[i].label, name, samples[i].group) for name, rows in splits.items() for i in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "split", "group"])
-        table.writerows([samples[i].key, samples[i].label, home[i], samples[i].group or ""] for i in sorted(home))
+        csv.writer(file).writerows([("path", "label", "split", "group"), *sorted(table)])

@@ -68,6 +68,7 @@ class RunRecord(L.Callback):
             seed=data.seed,
             split={"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
             images_left_out=dict(data.bad),
+            left_out=data.unused,
             finished=False,
             versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             git=_git(),

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from project.data.sources import some
 from project.messages import say
 from project.run.checkpoints import BestAndLast
 from project.run.paths import short_name
@@ -63,6 +64,9 @@ class StartTable(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         say("\n".join(describe(trainer, pl_module)))
 
+    def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
+        say(data_lines(trainer.datamodule))
+
 
 def rate_words(rates: dict[str, float]) -> str:
     """The learning rates in force, lr/<group> -> value; of many groups the lowest and the highest."""
@@ -72,22 +76,28 @@ def rate_words(rates: dict[str, float]) -> str:
     return f"{words[min(rates, key=rates.get)]} to {words[max(rates, key=rates.get)]}"
 
 
+def data_lines(data: L.LightningDataModule) -> str:
+    """What the data were taken for: layout, classes in order, images of each split; and what is left out."""
+    where = data.source.layout or f"{type(data.source).__name__}{f' {data.root}' if data.root else ''}"
+    return (
+        f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); "
+        f"images: {', '.join(f'{name} {len(rows)}' for name, rows in data.splits.items())}\n"
+        f"           left out: {', '.join(f'{why} {count}' for why, count in data.unused.items()) or 'nothing'}"
+    )
+
+
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
     """The table's lines: data, model, optimizer groups, device."""
     data, frozen = trainer.datamodule, model.freezing.frozen(trainer.current_epoch)
-    sizes = "  ".join(f"{name} {len(rows)}" for name, rows in data.splits.items())
-    low, high = min(data.class_counts), max(data.class_counts)
-    images = str(low) if low == high else f"{low} to {high}"
     total = sum(p.numel() for p in model.net.parameters())
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
     lines = [
-        f"data       {len(data.class_names)} classes, {images} training images each",
-        f"           images: {sizes}  (split {data.fingerprint})",
+        data_lines(data),
+        f"           {min(data.class_counts)} to {max(data.class_counts)} training images each"
+        f"  (split {data.fingerprint})",
         f"           shape: {data.channels} x {data.image_size} x {data.image_size}, batch {data.batch_size}",
         f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start",
     ]
-    if data.bad:
-        lines.insert(2, f"           left out {len(data.bad)} images that cannot be read; run.json lists them")
     lines += model.load_report.lines() if model.load_report else []
     lines += optimizer_lines(trainer, model)
     device = trainer.strategy.root_device.type

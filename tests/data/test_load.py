@@ -108,7 +108,7 @@ def test_nothing_readable_is_an_error_with_the_list(tmp_path, in_memory):
     source = pictures(tmp_path, 3, bad=(0, 1, 2))
     with pytest.raises(UserError) as caught:
         load(source, range(3), [0] * 3, FORMAT, in_memory)
-    assert str(caught.value).startswith("no image is left: 3 of the images cannot be read")
+    assert str(caught.value).startswith("no image is left of c0: 3 of the images cannot be read")
     assert all(sample.key in str(caught.value) for sample in source.samples)
 
 

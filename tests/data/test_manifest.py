@@ -48,10 +48,10 @@ def test_all_columns_in_any_order(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["train", "val", "valid", "validation", "test"])
+@pytest.mark.parametrize("name", ["train", "Training", "val", "Valid", "validation", "dev", "test", "TEST"])
 def test_every_name_of_a_split(tmp_path, name):
     source = Manifest(table(tmp_path, f"path,label,split\na.png,cat,{name}\n"))
-    assert source.samples[0].split == {"train": "train", "test": "test"}.get(name, "val")
+    assert source.samples[0].split == {"tr": "train", "te": "test"}.get(name[:2].lower(), "val")
 
 
 def test_spreadsheet_exports_are_read(tmp_path):
@@ -79,7 +79,7 @@ def test_groups_do_not_cross_the_split(tmp_path):
         ("path;label\na.png;cat\n", ["labels.csv", "first line", "path;label"]),
         ("path,label,colour\na.png,cat,red\n", ["labels.csv", "first line", "colour"]),
         ("path,label\na.png,cat\nb.png,cat\na.png,dog\n", ["labels.csv, line 4", "a.png is listed twice"]),
-        ("path,label,split\na.png,cat,Train\n", ["labels.csv, line 2", "train, val, test or empty", "'Train'"]),
+        ("path,label,split\na.png,cat,Trian\n", ["labels.csv, line 2", "train, val, test or empty", "'Trian'"]),
         ("path,label\na.png,cat\nb.png,\n", ["labels.csv, line 3", "path and label"]),
         ("path,label\na.png,cat\nb.png,   \n", ["labels.csv, line 3", "path and label"]),
         ("path,label\n,cat\n", ["labels.csv, line 2", "path and label"]),

@@ -153,7 +153,7 @@ def test_a_class_that_is_validated_but_not_trained(fit, tmp_path) -> None:
     ("counts", "words"),
     [
         ({"blue": 9}, ["only one class, 'blue'", "two or more"]),
-        ({"blue": 9, "red": 1}, ["class 'red' has too few images", "to split: 1"]),
+        ({"blue": 9, "red": 1}, ["too few images", "red (1)", "data.rare_classes"]),
     ],
 )
 def test_too_few_classes_or_images(fit, tmp_path, counts, words) -> None:

@@ -212,7 +212,7 @@ def test_groups_never_cross(images, size, seed):
     try:
         splits = split_samples(samples, size, 0, split_seed=seed)
     except UserError as error:
-        assert any(f"class {label!r}" in str(error) for label in everything)
+        assert any(f"{label} ({count})" in str(error) for label, count in everything.items())
         return
     assert_complete(samples, splits)
     assert_whole_groups(samples, splits)
@@ -271,12 +271,14 @@ def test_folds_partition_what_is_not_test(class_sizes, folds, test_size, seed):
 @given(patients, st.integers(2, 4), seeds)
 def test_groups_never_cross_folds(images, folds, seed):
     samples = grouped(images)
-    total = by_class(samples, range(len(samples)))
+    groups = {label: {s.group for s in samples if s.label == label} for label in by_class(samples, range(len(samples)))}
+    few = [label for label, names in groups.items() if len(names) < folds]  # they would be missing from a fold
     try:
         parts = [split_samples(samples, 0, 0, folds, fold, seed) for fold in range(folds)]
     except UserError as error:
-        assert min(total.values()) < folds or len({s.group for s in samples}) < folds, error
+        assert few and all(f"{label} (" in str(error) for label in few)
         return
+    assert not few
     assert sorted(i for splits in parts for i in splits["val"]) == list(range(len(samples)))
     for splits in parts:
         assert_complete(samples, splits)
@@ -322,22 +324,50 @@ def test_fingerprint_changes_exactly_with_keys_labels_and_splits(class_sizes, se
     assert fingerprint(samples, {**splits, home: [row for row in splits[home] if row != i]}) != before
 
 
-def test_too_few_images_name_the_class():
-    with one_line("class 'c1'", "too few images", "1", "data.test_size"):
+def test_all_classes_with_too_few_images_are_named_with_all_their_images():
+    with one_line("too few images", "split off: c1 (1);", "data.rare_classes"):
         split_samples(make([9, 1]))
-    with one_line("class 'c1'", "too few images", "1", "data.val_size"):
-        split_samples(make([9, 2]))
-    with one_line("class 'c1' has 4 images", "data.folds is 5"):
-        split_samples(make([9, 4]), 0, folds=5)
+    with one_line("too few images", "split off: c1 (2), c3 (1), c10 (2);"):  # the test set has taken one of two
+        split_samples(make([9, 2, 9, 1, *[9] * 6, 2]))
+    with one_line("too few images", "split off: c1 (4), c2 (3);"):
+        split_samples(make([9, 4, 3]), 0, folds=5)
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 4}, {"test_folds": 4}, {"val_size": 0}, {"test_size": 0}])
+def test_rare_classes_are_trained_on_or_left_out(options):
+    samples = make([20, 1, 20, 2, 0, 3])
+    plain = [s for s in samples if s.label in ("c0", "c2")]
+    few = {s.label for s in samples if s.label not in ("c0", "c2")}
+    for choice in ("train", "leave_out"):
+        splits = split_samples(samples, **options, rare_classes=choice)
+        alone = split_samples(plain, **options)
+        for name in ("val", "test"):  # the other classes are split as if they were alone
+            here = [samples[i] for i in splits[name] if samples[i].label in ("c0", "c2")]
+            assert options in ({"folds": 4}, {"test_folds": 4}) or here == [plain[i] for i in alone[name]]
+        trained = by_class(samples, splits["train"])
+        assert trained["c1"] == (choice == "train")
+        for label in few:  # trained on, or nowhere; what is large enough is everywhere
+            homes = {name for name, rows in splits.items() if label in by_class(samples, rows)}
+            assert not homes or "train" in homes
+        if choice == "train":
+            assert sorted(i for rows in splits.values() for i in rows) == list(range(len(samples)))
+        else:
+            homes = {name for name, rows in splits.items() for i in rows if samples[i].label == "c1"}
+            assert not homes
+
+
+def test_nothing_but_rare_classes_is_an_error_of_the_classes():
+    assert split_samples(make([1, 1]), rare_classes="leave_out") == {"train": [], "val": [], "test": []}
 
 
 def test_too_few_groups_name_the_class():
     samples = make([20]) + [dataclasses.replace(s, label="c9", key="9" + s.key, group="p") for s in make([20])]
-    with one_line("class 'c9'", "groups", "20", "data.test_size"):
-        split_samples(samples)
-    with one_line("class 'c9'", "groups", "20", "data.val_size"):
-        split_samples(samples, 0)
-    with one_line("data.folds is 3", "2 images or groups"):
+    for size in (0.2, 0):
+        with one_line("groups", "c9 (20)", "data.rare_classes"):
+            split_samples(samples, size)
+        splits = split_samples(samples, size, rare_classes="train")
+        assert by_class(samples, splits["train"])["c9"] == 20 and by_class(samples, splits["val"])["c0"]
+    with one_line("too few images, or groups", "c0 (20)"):  # in two groups
         split_samples([dataclasses.replace(s, group=s.key[2:4]) for s in make([20])], 0, folds=3)
 
 
@@ -381,7 +411,7 @@ def test_groups_never_cross_outer_folds(images, folds, seed):
             split_samples(samples, 0, 0, split_seed=seed, test_folds=folds, test_fold=fold) for fold in range(folds)
         ]
     except UserError as error:
-        assert "data.test_folds" in str(error)
+        assert "data.test_folds" in str(error) or "too few images" in str(error)
         return
     for splits in parts:
         assert not {samples[i].group for i in splits["test"]} & {samples[i].group for i in splits["train"]}

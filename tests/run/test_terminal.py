@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -29,6 +30,8 @@ def fake(groups: list[dict], data: SimpleNamespace | None = None, **arguments) -
 
 def images(bad: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
+        source=SimpleNamespace(layout="flowers/<split>/<class>"),
+        unused=Counter({"images that cannot be read": bad, ".txt": 1} if bad else {}),
         splits={"train": [0] * 70, "val": [0] * 20, "test": [0] * 10},
         class_names=["a", "b", "c"],
         class_counts=[30, 12, 28],
@@ -64,9 +67,10 @@ def setting(**arguments) -> tuple[SimpleNamespace, ImageClassifier]:
 
 
 def test_the_table() -> None:
-    assert describe(*setting()) == [
-        "data       3 classes, 12 to 30 training images each",
-        "           images: train 70  val 20  test 10  (split 0123456789ab)",
+    assert "\n".join(describe(*setting())).splitlines() == [
+        "data       flowers/<split>/<class>: 3 classes (a, b, c); images: train 70, val 20, test 10",
+        "           left out: nothing",
+        "           12 to 30 training images each  (split 0123456789ab)",
         "           shape: 3 x 48 x 48, batch 16",
         "model      Sequential: 3,015 parameters, 3,012 trainable at the start",
         "optimizer  AdamW",
@@ -110,7 +114,7 @@ def test_the_rate_in_the_table_is_the_base_rate() -> None:
 def test_what_was_left_out() -> None:
     trainer, module = setting()
     trainer.datamodule = images(bad=3)
-    assert "           left out 3 images that cannot be read; run.json lists them" in describe(trainer, module)
+    assert "           left out: images that cannot be read 3, .txt 1" in describe(trainer, module)[0].splitlines()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_rates_on_a_line(rates, words) -> None:
 
 def test_one_process_prints(capsys, monkeypatch) -> None:
     StartTable().on_fit_start(*setting())
-    assert capsys.readouterr().out.startswith("data       3 classes")
+    assert capsys.readouterr().out.startswith("data       flowers")
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     StartTable().on_fit_start(*setting())
     assert capsys.readouterr().out == ""

@@ -25,7 +25,7 @@ from project.extras.check.images import check_classes, check_files, stand_in
 from project.extras.check.network import check_network
 from project.optim.plan import draw_plan
 from project.run.plan import advice_for, make_plan
-from project.run.terminal import optimizer_lines
+from project.run.terminal import data_lines, optimizer_lines
 from project.settings import LINKS
 
 OURS = {
@@ -103,6 +103,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         data = build(ImageDataModule, config["data"])
         linked = {name: getattr(data, source) for name, source in LINKS.items()}
         model = build(ImageClassifier, {**config["model"], **linked})
+        print(data_lines(data))
         splits, every = data.splits, -(-len(data.source.samples) // images)
         if every > 1:
             print(f"Checking one image in {every}; --images {len(data.source.samples)} checks all.")

@@ -100,12 +100,14 @@ def check_classes(data: ImageDataModule, weighted: bool, found: Findings) -> Non
     few = [f"{name}: {train[name]}" for name in names if train[name] < max(FEW, median(train.values()) / 50)]
     missing = [name for name in names if val and not val[name]]
     low, high = min(names, key=train.__getitem__), max(names, key=train.__getitem__)
+    alike = sorted(set(names).difference({name.casefold(): name for name in names}.values()))
     unequal = train[high] > UNEQUAL * train[low] and not weighted and data.sampler != "balanced"
     words = f"{high} has {train[high]:,} training images, {low} has {train[low]:,}"
     found.judge(
         "classes",
         f"{len(names)}, {train[low]:,} to {train[high]:,} training images each",
-        (few, "warning", f"almost without training images: {some(few)}", "add images, or leave the class out"),
-        (missing, "warning", f"without validation images: {some(missing)}", "add images, or raise data.val_size"),
+        (few, "warning", f"almost without training images: {some(few)}", "add images, or data.rare_classes"),
+        (missing, "warning", f"without validation images: {some(missing)}", "add images of them"),
+        (alike, "warning", f"like another but for upper and lower case: {some(alike)}", "make one folder of both"),
         (unequal, "warning", words, "--model.task.class_weights balanced, or --data.sampler balanced"),
     )

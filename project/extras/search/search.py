@@ -28,6 +28,7 @@ from project.run.paths import flatten, latest_run, read
 
 FIXED = (  # keys that must be the same in every trial, or scores could not be compared, or that are set here
     *("data.source", "data.class_names", "data.seed", "data.val_size", "data.test_", "data.split_seed", "data.fold"),
+    "data.rare_classes",
     *("trainer.limit_val_batches", "trainer.default_root_dir", "trainer.logger", "trainer.callbacks"),
     *("checkpoint", "record", "seed_everything"),
 )

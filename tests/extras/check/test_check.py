@@ -335,6 +335,7 @@ def test_unequal_classes_are_warned_of_unless_they_are_balanced(capsys, tmp_path
     for balanced in (warnings(True, blue=150, red=12), warnings(sampler="balanced", blue=150, red=12)):
         assert len(balanced) == 1 and "without validation images: 1 (red)" in balanced[0]
     assert "red: 4" in warnings(blue=30, red=4)[0]
+    assert "upper and lower case: 2 (Cat, cat)" in warnings(blue=20, Cat=20, cat=20, CAT=20)[-1]
 
 
 @pytest.mark.slow
