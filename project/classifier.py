@@ -46,7 +46,7 @@ class ImageClassifier(L.LightningModule):
         lr: float = 1e-3,
         optimizer: OptimizerCallable | None = None,
         lr_mult: dict[str, float] | None = None,
-        layer_decay: float = 1.0,
+        stem_lr: float = 1.0,
         no_weight_decay: bool = False,
         schedule: Schedule | SchedulerCallable | None = None,
         schedule_interval: Interval | None = None,
@@ -70,13 +70,13 @@ class ImageClassifier(L.LightningModule):
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
             init: First weights; default is PyTorch's own.
-            weights: To start from, as far as they fit: published (DEFAULT); .pt, .pth, .safetensors; a checkpoint.
+            weights: To start from: published (DEFAULT), .pt, .pth, .safetensors, checkpoint; grey then fills 3 channels
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
             optimizer: Class of the optimizer with its arguments, without lr; null takes torch.optim.AdamW.
             lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
-            layer_decay: Factor on the learning rate from each layer to the one below, above 0, at most 1.
-            no_weight_decay: No weight decay on norms and biases.
+            stem_lr: The first layer's share of the learning rate, such as 0.01; it rises by one factor a layer.
+            no_weight_decay: No weight decay on norms, biases, embeddings, tokens and scales.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
             schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
@@ -99,14 +99,15 @@ class ImageClassifier(L.LightningModule):
         self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
         self.weights, self.load_report = weights, None
         self.task = task(self.class_names)
-        self.net = net(in_channels, self.task.outputs, image_size)
+        shown = 3 if weights and in_channels == 1 else in_channels
+        self.net = net(shown, self.task.outputs, image_size)
         initialize(self.net, init)
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)
-        self.normalise = Normalise(in_channels, mean, std, channels_last)
+        self.normalise = Normalise(shown, mean, std, channels_last)
         self.freezing = Freezing(self.net, freeze)
         self.recipe = Recipe(
-            lr, optimizer, lr_mult, layer_decay, no_weight_decay, schedule, schedule_interval,
+            lr, optimizer, lr_mult, stem_lr, no_weight_decay, schedule, schedule_interval,
             warmup, warmup_start, reference_batch, lr_scaling,
         )  # fmt: skip
         mixers = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
@@ -170,7 +171,7 @@ class ImageClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def train(self, mode: bool = True) -> "ImageClassifier":
-        """As in torch, but what is frozen stays in eval mode: the statistics of its norms do not move."""
+        """As in torch, but what is frozen stays in eval mode: no running statistics move, and nothing is dropped."""
         super().train(mode)
         self.freezing.hold()
         return self

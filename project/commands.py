@@ -116,17 +116,19 @@ def predict(
     ckpt_path: str,
     out: str = "predictions.csv",
     min_prob: float | None = None,
+    all_probs: bool = False,
 ) -> None:
-    """Predict the images of a folder and write them to a CSV file.
+    """Predict the images of a folder, or of a CSV file's column path, and write them to a CSV file.
 
     Args:
         ckpt_path: The checkpoint: a path, or best or last of the newest run; or an exported file.
         out: The file to write: path, class, probability and the next four guesses of each image.
         min_prob: Below this probability the class is written as uncertain; above 0, at most 1; null never does.
+        all_probs: Write the probabilities of all classes too, each in a column `probability of CLASS`.
     """
     from project.run.predictions import PredictionWriter
 
-    trainer.callbacks.append(PredictionWriter(out, min_prob))
+    trainer.callbacks.append(PredictionWriter(out, min_prob, all_probs))
     # An exported file has been opened by its own model: for it, ckpt_path is None here.
     trainer.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
 

@@ -18,6 +18,7 @@ EXAMPLES = {"schedule": "project.optim.Cosine", "freeze": "project.optim.Freeze"
 EXAMPLES |= {"augment": "project.data.HorizontalFlip", "source": "project.data.ImageFolder"}
 EXAMPLES |= {"task": "project.tasks.MultiClass", "optimizer": "torch.optim.AdamW"}
 MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
+MOVED["layer_decay"] = "model.stem_lr, the share of the learning rate that the first layer has"
 HINTS = {  # key -> what else to say
     "data.image_size": "; images are square here: give one number, and data.resize says how other shapes become square"
 }

@@ -26,7 +26,7 @@ class Recipe:
         lr: float,
         optimizer: OptimizerCallable | None,
         lr_mult: dict[str, float] | None,
-        layer_decay: float,
+        stem_lr: float,
         no_weight_decay: bool,
         schedule: Schedule | SchedulerCallable | None,
         schedule_interval: Interval | None,
@@ -58,7 +58,7 @@ class Recipe:
         if warmup and not isinstance(schedule, Schedule):
             raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
         self.lr, self.make_optimizer = lr, optimizer or AdamW
-        self.lr_mult, self.layer_decay, self.no_weight_decay = lr_mult, layer_decay, no_weight_decay
+        self.lr_mult, self.stem_lr, self.no_weight_decay = lr_mult, stem_lr, no_weight_decay
         self.schedule, self.schedule_interval = schedule, schedule_interval
         self.warmup = Warmup(warmup, warmup_start)
         self.reference_batch, self.lr_scaling = reference_batch, lr_scaling
@@ -83,7 +83,7 @@ class Recipe:
         """
         rate_factor, decay_factor = self.scaling(batch)
         rate = (self.lr if lr is None else lr) * rate_factor
-        groups = param_groups(net, rate, self.lr_mult, self.layer_decay, self.no_weight_decay)
+        groups = param_groups(net, rate, self.lr_mult, self.stem_lr, self.no_weight_decay)
         try:
             optimizer = self.make_optimizer(groups, rate)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:

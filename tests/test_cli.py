@@ -114,6 +114,29 @@ def test_predict_writes_names_and_top_five(trained, cli, workdir) -> None:
     assert sum(int(row["class"]) == digits.target[i] for i, row in enumerate(rows)) >= 7
 
 
+def test_predict_a_list_with_all_probabilities(trained, cli, workdir) -> None:
+    (workdir / "new").mkdir()
+    for i in range(3):
+        Image.new("L", (9, 9), 80 * i).save(workdir / "new" / f"{i}.png")
+    (workdir / "list.CSV").write_text(f"path\nnew/2.png\n{workdir / 'new' / '0.png'}\nnew/missing.png\n")
+    predict = ("predict", "--ckpt_path", "best", "--data.root")
+    result = cli(*predict, "list.CSV", "--all_probs", "--out", "out.csv")
+    assert result.code == 0 and "2 predictions" in result.out
+    assert result.err == "not predicted: new/missing.png: No such file or directory\n"
+    rows = list(csv.DictReader((workdir / "out.csv").open()))
+    assert cli(*predict, "new", "--out", "folder.csv").code == 0
+    folder = {row["path"]: row for row in csv.DictReader((workdir / "folder.csv").open())}
+    for row, name in zip(rows, ("0.png", "2.png"), strict=True):
+        every = {
+            key.removeprefix("probability of "): float(row[key]) for key in row if key.startswith("probability of")
+        }
+        assert len(every) == 10 and sum(every.values()) == pytest.approx(1, abs=1e-5)
+        assert max(every, key=every.get) == row["class"] == folder[name]["class"]
+        assert row["probability"] == folder[name]["probability"]
+    result = cli(*predict, "nowhere.csv")
+    assert result.code == 2 and result.err.count("\n") == 1 and "data.root is missing (nowhere.csv)" in result.err
+
+
 def test_own_folder_from_fit_to_predict(cli, folder, tiny_net, workdir) -> None:
     config = ["--config", ROOT / "configs" / "folder.yaml"]
     result = cli(

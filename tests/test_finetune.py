@@ -145,13 +145,7 @@ class Stop(L.Callback):
 def test_resume_on_either_side_of_the_unfreeze(cli, workdir, monkeypatch, averaged) -> None:
     from project.cli import CLI
 
-    options = [
-        *FIT,
-        *STAGES,
-        "--model.layer_decay",
-        "0.7",
-        *(["--trainer.callbacks+=project.run.EMA"] if averaged else []),
-    ]
+    options = [*FIT, *STAGES, "--model.stem_lr", "0.7", *(["--trainer.callbacks+=project.run.EMA"] if averaged else [])]
     assert cli(*options).code == 0
     whole, real = net_of(workdir), CLI._instantiate_trainer
     for epoch, batch in ((0, 5), (0, 17), (1, None), (1, 0), (2, 3), (3, 5)):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from project.data.augment import Augment, Augmentation
 from project.data.load import Loaded, describe_bad, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
+from project.data.manifest import ImageList
 from project.data.memory import Batch
 from project.data.sources import ImageFiles, ImageFolder, Source, key_of, natural, some
 from project.data.split import Splits, fingerprint, split_samples
@@ -55,7 +56,8 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         """
         Args:
-            root: Where the images are: a folder (ImageFolder), a CSV file (Manifest), a folder or an image (predict).
+            root: Where the images are: a folder (ImageFolder), a CSV file (Manifest); for predict a folder, an
+                image, or a CSV file with a column path.
             source: Class that lists and reads the images, by its path: project.data.ImageFolder, project.data.Digits...
             image_size: Pixels of a side: larger is usually more accurate, and slower. Null: measured, at most 224.
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
@@ -171,7 +173,8 @@ class ImageDataModule(L.LightningDataModule):
         size, names = self.image_size, {"validate": ["val"]}.get(stage, [stage])
         image_format = ImageFormat(size, self.channels, self.resize, self.value_range, self.max_pixels)
         if stage == "predict":
-            self.source = ImageFiles(self.root)
+            listed = str(self.root).lower().endswith(".csv")
+            self.source = (ImageList if listed else ImageFiles)(self.root)
             self.splits = {"predict": range(len(self.source.samples))}
         if stage == "fit":
             names = ["train", "val"] if self.splits["val"] else ["train"]

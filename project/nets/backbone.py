@@ -121,13 +121,14 @@ class TimmModel(_LibraryModel):
 
 
 def to_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """(out, 3, k, k) -> (out, in_channels, k, k): the three in turn, scaled by 3 / in_channels.
+    """(out, C, k, k) -> (out, in_channels, k, k): the C in turn, scaled by C / in_channels; one takes the sum of all.
 
-    One channel takes their sum, so that a grey image gives what its RGB copy gave.
+    Grey images in one channel and in three equal ones give the same, if all channels are normalised alike.
     """
     if in_channels == 1:
         return weight.sum(1, keepdim=True)
-    return weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
+    theirs = weight.shape[1]
+    return weight[:, [i % theirs for i in range(in_channels)]] * (theirs / in_channels)
 
 
 @torch.no_grad()

@@ -11,14 +11,17 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class Normalise(nn.Module):
-    """uint8, or float in [0, 1], (N, C, H, W) -> float with the training images' mean 0 and standard deviation 1."""
+    """uint8, or float in [0, 1], (N, C, H, W) -> float with the training images' mean 0 and standard deviation 1.
+
+    Grey images (N, 1, H, W) become as many channels as there are statistics, each normalised by its own.
+    """
 
     def __init__(
         self, channels: int, mean: list[float] | None = None, std: list[float] | None = None, channels_last: bool = True
     ) -> None:
         """
         Args:
-            channels: C.
+            channels: That come out.
             mean: Of each channel, in [0, 1]; None takes ImageNet's: three colours, their mean for grey, 0.5 for alpha.
             std: Standard deviation of each channel, likewise.
             channels_last: Give images in NHWC order.
@@ -33,15 +36,16 @@ class Normalise(nn.Module):
         if std is None:
             std = [0.226] if channels == 1 else (IMAGENET_STD + [0.5] * channels)[:channels]
         if {len(mean), len(std)} != {channels} or min(std) <= 0:
-            raise UserError(f"model.mean and model.std must be {channels} numbers each (data.channels), std above 0")
+            raise UserError(f"model.mean and model.std must be {channels} numbers each, std above 0 (data.channels)")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def take(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Use the statistics that weights were pretrained with, where none were given and the channels agree."""
+        """Use the statistics that weights were pretrained with, where none were given; in turn, as the weights are."""
         for buffer, given, values in zip((self.mean, self.std), self.given, (mean, std), strict=True):
-            if values is not None and not given and len(values) == buffer.numel():
-                buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+            if values is not None and not given:
+                in_turn = [values[i % len(values)] for i in range(buffer.numel())]
+                buffer.copy_(torch.tensor(in_turn).view_as(buffer))
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:

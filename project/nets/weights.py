@@ -143,7 +143,8 @@ def _fit(net: nn.Module, tensor: Tensor, target: Tensor) -> Tensor | None:
     shape = target.shape
     if tensor.shape == shape:
         return tensor
-    if tensor.ndim == 4 and target.ndim == 4 and tensor.shape == (shape[0], 3, *shape[2:]):
+    images = tensor.ndim == 4 and shape[1] <= 4  # that the layer reads, of one channel or three in the file
+    if images and tensor.shape in [(shape[0], channels, *shape[2:]) for channels in (1, 3)]:
         return to_channels(tensor, shape[1])
     vit, name = getattr(net, "backbone", None), "encoder.pos_embedding"
     if isinstance(vit, VisionTransformer) and tensor.ndim == 3 and tensor.shape[2:] == shape[2:]:

@@ -4,12 +4,12 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from project.errors import UserError
-from project.optim.layers import layers
+from project.optim.layers import above_of, layers
 from project.optim.rates import match_all
 
 
 class Freeze:
-    """Freezes layers: their parameters, and the running statistics of their norms, which stay in eval mode."""
+    """Freezes layers: parameters and running statistics; in eval mode, without dropout and stochastic depth."""
 
     def __init__(
         self, until: PositiveInt | None = None, every: PositiveInt | None = None, layers: str | None = None
@@ -65,7 +65,7 @@ class Freezing:
         """
         self.net = net
         self.trains_from = rule.plan(net) if rule else {}
-        self._modules: list[nn.Module] = []  # that own what is frozen now
+        self._still: list[nn.Module] = []
         for name, parameter in net.named_parameters():
             # What is unfrozen later keeps its gradient until DDP has wrapped the network, or DDP never synchronises it.
             if self.trains_from.get(name, 0) is None:
@@ -81,9 +81,28 @@ class Freezing:
         for name, parameter in self.net.named_parameters():
             if name in self.trains_from:
                 parameter.requires_grad_(name not in frozen)
-        self._modules = [self.net.get_submodule(path) for path in {name.rpartition(".")[0] for name in frozen}]
+        self._still = []
+        if not frozen:
+            return
+        # What has no tensors belongs to the layer that it is in, or that comes before it; dropout right before the head
+        # belongs to the head. Modules that hold several layers are left alone: timm's, too, drop out before the head.
+        ordered = layers(self.net)
+        trunk = {"", *(above for layer in ordered for above in above_of(layer.name))}
+        places = {name.rpartition(".")[0]: layer for layer in ordered for name in (f"{layer.name}.", *layer.tensors)}
+        layer, dropout = ordered[0], None
+        for path, module in self.net.named_modules():
+            layer = places.get(path, layer)
+            if layer is not ordered[-1]:
+                if path in places:
+                    dropout = None
+                elif isinstance(module, nn.modules.dropout._DropoutNd):
+                    dropout = module
+                if path not in trunk and frozen.issuperset(layer.tensors):
+                    self._still.append(module)
+        if dropout in self._still:
+            self._still.remove(dropout)
 
     def hold(self) -> None:
-        """Put the frozen modules in eval mode, so that the running statistics of their norms do not change."""
-        for module in self._modules:
+        """Put what is frozen in eval mode: the statistics of its norms stay, and an image has one set of features."""
+        for module in self._still:
             module.training = False

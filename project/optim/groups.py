@@ -1,5 +1,6 @@
 """Parameter groups: which parameters share a learning rate and a weight decay (advice A14, A20, A23)."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ def param_groups(
     net: nn.Module,
     lr: float,
     lr_mult: Mapping[str, float] | None = None,
-    layer_decay: float = 1.0,
+    stem_lr: float = 1.0,
     no_weight_decay: bool = False,
 ) -> list[ParamGroup]:
     """The parameter groups of the optimizer, from the stem to the head. Each has a name, under which its lr is logged.
@@ -27,9 +28,10 @@ def param_groups(
         net: The network.
         lr: The base learning rate.
         lr_mult: Regular expression -> factor on the learning rate where a name contains it; the first match counts.
-        layer_decay: Factor on the learning rate from each layer to the one below it, above 0 and at most 1; the head
-            has the full learning rate (Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
-        no_weight_decay: Put norms, biases, and what the network lists in `no_weight_decay()` into groups without decay.
+        stem_lr: Share of the learning rate that the first layer has, above 0 and at most 1. The head has all of it, and
+            from each layer to the one below the factor is the same: stem_lr ** (1 / (layers - 1)), whatever their
+            number (discriminative fine-tuning: Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
+        no_weight_decay: Put what `without_decay` names into groups without decay.
 
     Returns:
         Groups with name, params and lr, those without decay with weight_decay 0; frozen parameters included (A20).
@@ -41,19 +43,20 @@ def param_groups(
     for pattern, factor in lr_mult.items():
         if not factor > 0:
             raise UserError(f"model.lr_mult: the factor of {pattern!r} must be above 0, not {factor}; see model.freeze")
-    if not 0 < layer_decay <= 1:
-        raise UserError(f"model.layer_decay must be above 0 and at most 1, not {layer_decay}")
+    if not 0 < stem_lr <= 1:
+        raise UserError(f"model.stem_lr, a share of model.lr, must be above 0 and at most 1, not {stem_lr}")
     ordered, parameters = layers(net), dict(net.named_parameters())
+    last = len(ordered) - 1
     spared = without_decay(net) if no_weight_decay else set()
     patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
 
     groups: dict[tuple[str, float], ParamGroup] = {}
     for depth, layer in enumerate(ordered):
-        share = layer_decay ** (len(ordered) - 1 - depth)
+        share = stem_lr ** ((last - depth) / max(1, last))
         for name in filter(parameters.__contains__, layer.tensors):  # not its buffers
             pattern = patterns[name]
             title = pattern or ("rest" if lr_mult else "all")
-            if layer_decay < 1:
+            if stem_lr < 1:
                 title = f"{layer.name} ({pattern})" if pattern else layer.name
             group = {"name": title, "params": [], "lr": lr * share * lr_mult.get(pattern, 1.0)}
             if name in spared:
@@ -63,14 +66,20 @@ def param_groups(
 
 
 def without_decay(net: nn.Module) -> set[str]:
-    """Names of the parameters that decay would harm: norms and biases (every vector), and what a timm network lists.
+    """Names of the parameters that decay would harm: all but the matrices and kernels that features are multiplied by.
 
+    So it spares every vector, what is not called weight (class tokens, position embeddings, layer scales, attention's
+    temperatures), norms of any shape, nn.Embedding, and what a network lists in `no_weight_decay()`, as timm's do.
     A convention (He et al. 2019, arXiv:1812.01187, section 3.1); Loshchilov & Hutter leave it open.
     """
-    names = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
+    # weight, in_proj_weight, weight_hh_l0, parametrizations.weight.original0
+    names = {
+        name for name, p in net.named_parameters() if p.ndim <= 1 or not re.search(r"weight[^.]*$|\.weight\.", name)
+    }
     for path, module in net.named_modules():
-        if hasattr(module, "no_weight_decay"):
-            names |= {f"{path}.{name}".lstrip(".") for name in module.no_weight_decay()}
+        listed = [*getattr(module, "no_weight_decay", list)()]
+        listed += ["weight"] * isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Embedding)
+        names |= {f"{path}.{name}".lstrip(".") for name in listed}
     return names
 
 

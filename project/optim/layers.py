@@ -64,7 +64,7 @@ def _inside(path: str, names: Collection[str]) -> list[str]:
     return [name for name in names if name.startswith(f"{path}.".lstrip("."))]
 
 
-def _above(path: str) -> list[str]:
+def above_of(path: str) -> list[str]:
     """Paths of the modules around a module or tensor, from the outside in."""
     keys = path.split(".")
     return [".".join(keys[:end]) for end in range(1, len(keys))]
@@ -89,8 +89,8 @@ def _timm_pieces(path: str, module: nn.Module, names: list[str], matrices: set[s
 
     relative = ((name.removeprefix(f"{path}."), name) for name in names)
     for group in group_with_matcher(relative, module.group_matcher(coarse=False), return_values=True).values():
-        outside = {above for name in set(names).difference(group) for above in _above(name)}
-        owners = [above for name in group if name in matrices for above in _above(name) if above not in outside]
+        outside = {above for name in set(names).difference(group) for above in above_of(name)}
+        owners = [above for name in group if name in matrices for above in above_of(name) if above not in outside]
         yield max(owners, key=owners.count, default=""), group
 
 
@@ -114,4 +114,4 @@ def _is_trunk(module: nn.Module, total: int) -> bool:
 
 
 def _stage(name: str, body: Collection[str]) -> str:
-    return next((path for path in _above(name) if 1 < len(_inside(path, body)) <= LARGEST_STAGE * len(body)), name)
+    return next((path for path in above_of(name) if 1 < len(_inside(path, body)) <= LARGEST_STAGE * len(body)), name)

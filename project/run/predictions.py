@@ -17,20 +17,24 @@ UNCERTAIN = "uncertain"
 class PredictionWriter(L.Callback):
     """Columns path, class, probability, then the next four guesses; rows ordered by path, on any number of devices."""
 
-    def __init__(self, path: str, min_prob: float | None = None) -> None:
+    def __init__(self, path: str, min_prob: float | None = None, all_probs: bool = False) -> None:
         """
         Args:
             path: The file to write.
             min_prob: Below this probability, above 0 and at most 1, the class is `uncertain`; a column guess keeps it.
+            all_probs: Add a column `probability of CLASS` for each class, in the model's order.
         """
         if min_prob is not None and not 0 < min_prob <= 1:
             raise UserError(f"min_prob must be above 0 and at most 1, not {min_prob}")
         self.path, self.min_prob = output_path(path, "predictions.csv"), min_prob
-        self._rows: list[tuple] = []  # place of the image (int), its best classes (ints), their probabilities (floats)
+        self.all_probs = all_probs
+        self._rows: list[tuple] = []  # place of the image, its best classes (ints), their probabilities, those of all
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        best = outputs["probabilities"].topk(min(TOP, outputs["probabilities"].shape[1]), dim=1)
-        self._rows += zip(outputs["index"].tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+        every = outputs["probabilities"]
+        best = every.topk(min(TOP, every.shape[1]), dim=1)
+        columns = (outputs["index"], best.indices, best.values, every if self.all_probs else every[:, :0])
+        self._rows += zip(*(column.tolist() for column in columns), strict=True)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rows = self._rows
@@ -53,13 +57,14 @@ class PredictionWriter(L.Callback):
         header += [f"{what}_{n}" for n in range(2, min(TOP, len(names)) + 1) for what in ("class", "probability")]
         with written_whole(self.path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(header if self.min_prob is None else [*header, "guess"])
-            for place, classes, shares in rows:
+            header += ["guess"] * (self.min_prob is not None)
+            table.writerow(header + [f"probability of {name}" for name in names] * self.all_probs)
+            for place, classes, shares, every in rows:
                 cells = [cell for k, p in zip(classes, shares, strict=True) for cell in (names[k], f"{p:.6f}")]
                 if self.min_prob is not None:
                     cells.append(cells[0])
                     if shares[0] < self.min_prob:
                         cells[0] = UNCERTAIN
                         uncertain += 1
-                table.writerow([samples[place].key, *cells])
+                table.writerow([samples[place].key, *cells, *(f"{share:.6f}" for share in every)])
         return uncertain

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from project.data.manifest import Manifest
+from project.data.manifest import ImageList, Manifest
 from project.data.sources import ImageFolder, Sample
 from project.data.split import fingerprint, save_split, split_samples
 from project.errors import UserError
@@ -143,3 +143,23 @@ def test_save_split_and_manifest_are_inverse(tmp_path):
     other_seed = split_samples(again, 0.4, 0.4, split_seed=9)
     assert other_seed == splits
     assert fingerprint(again, other_seed) == fingerprint(samples, splits)
+
+
+def test_a_list_of_images_to_predict(tmp_path):
+    """Paths relative to the table or absolute; labels may be missing."""
+    path = table(tmp_path, f"path\nsub/c.png\n{tmp_path / 'b.png'}\n./a.png\n")
+    source = ImageList(path)
+    assert source.samples == [Sample(str(tmp_path / "b.png")), Sample("a.png"), Sample("sub/c.png")]
+    assert [source.path(sample) for sample in source.samples] == [
+        tmp_path / name for name in ("b.png", "a.png", "sub/c.png")
+    ]
+    assert ImageList(table(tmp_path, "path,label\na.png,cat\nb.png,\n")).samples[0] == Sample("a.png", "cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("file\na.png\n", "must name the columns path[,label]"), ("path\n", "no image"), ("path,label\n,cat\n", "line 2")],
+)
+def test_a_list_that_cannot_be(tmp_path, text, words):
+    with one_line(words):
+        ImageList(table(tmp_path, text))

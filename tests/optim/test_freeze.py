@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import slow_but
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from project.errors import UserError
-from project.nets import ConvNet, ResNet, TorchvisionModel
+from project.nets import ConvNet, ResNet, TimmModel, TorchvisionModel
 from project.optim import Freeze
 from project.optim.freeze import Freezing
 
@@ -101,3 +103,102 @@ def test_nothing_to_freeze() -> None:
     net.train()
     freezing.hold()
     assert not freezing.trains_from and all(module.training for module in net.modules())
+
+
+def held(net: nn.Module, rule: Freeze, epoch: int = 0) -> nn.Module:
+    """The network as it trains in an epoch, every dropout and stochastic depth at one half."""
+    for module in net.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.5
+    freezing = Freezing(net, rule)
+    freezing.apply(epoch)
+    net.train()
+    freezing.hold()
+    return net
+
+
+def passes(net: nn.Module, of: str, images: torch.Tensor) -> list[torch.Tensor]:
+    """What a part of the network puts out, for the same images twice."""
+    found: list[torch.Tensor] = []
+    hook = net.get_submodule(of).register_forward_hook(lambda module, given, output: found.append(output))
+    with torch.no_grad():
+        for _ in range(2):
+            net(images)
+    hook.remove()
+    return found
+
+
+DROPPED = {  # a network -> its dropout right before the head
+    "efficientnet_b0": "backbone.classifier.0",
+    "swin_t": None,
+    "mobilenet_v3_small": "backbone.classifier.2",
+    "vgg11": "backbone.classifier.5",
+    "vit_b_32": None,
+    "densenet121": None,
+}
+
+
+@pytest.mark.parametrize("name", slow_but(DROPPED, "efficientnet_b0", "swin_t"))
+def test_a_frozen_network_has_one_set_of_features(name) -> None:
+    """Those of eval mode, and dropout before the head alone changes them: to nothing or the double."""
+    net, images = held(TorchvisionModel(3, 4, 32, name), Freeze()), torch.rand(2, 3, 32, 32)
+    one, other = passes(net, "backbone", images)
+    with torch.no_grad():
+        plain = net.eval().backbone(images)
+    if DROPPED[name] is None:
+        assert torch.equal(one, other) and torch.equal(one, plain)
+    else:
+        for features in (one, other):
+            kept = features != 0
+            torch.testing.assert_close(features, 2 * plain * kept)
+            assert 0.2 < kept.float().mean() / (plain != 0).float().mean() < 0.8
+        assert not torch.equal(one, other)
+    trained = {path for path, module in held(net, Freeze()).named_modules() if module.training and len(path) > 8}
+    norms = {path for path in trained if isinstance(net.get_submodule(path), nn.BatchNorm2d | nn.LayerNorm)}
+    drawing = {path for path in trained if isinstance(net.get_submodule(path), nn.Dropout | StochasticDepth)}
+    assert not norms and drawing == ({DROPPED[name]} - {None})
+
+
+def test_the_trained_part_keeps_its_stochastic_depth() -> None:
+    net = held(TorchvisionModel(3, 4, 32, "efficientnet_b0"), Freeze(layers=r"features\.[0-4]\b|features\.5\.0"))
+    images = torch.rand(2, 3, 32, 32)
+    depth = {path: part.training for path, part in net.named_modules() if isinstance(part, StochasticDepth)}
+    frozen = tuple(f"backbone.features.{place}." for place in ("0", "1", "2", "3", "4", "5.0"))
+    assert depth == {path: not path.startswith(frozen) for path in depth} and {True, False} == set(depth.values())
+    assert torch.equal(*passes(net, "backbone.features.5.0", images))
+    assert not torch.equal(*passes(net, "backbone.features.5", images))
+
+
+def test_what_is_unfrozen_later_draws_again() -> None:
+    net, images = TorchvisionModel(3, 4, 32, "swin_t"), torch.rand(2, 3, 32, 32)
+    assert torch.equal(*passes(held(net, Freeze(until=1, every=1), 0), "backbone", images))
+    net = held(net, Freeze(until=1, every=1), 1)  # its last stage trains
+    assert torch.equal(*passes(net, "backbone.features.6", images))
+    assert not torch.equal(*passes(net, "backbone.features.7", images))
+
+
+def test_dropout_goes_with_the_layer_before_it_or_with_the_head() -> None:
+    def alive(pattern: str) -> set[str]:
+        with torch.device("meta"):
+            net = held(TorchvisionModel(3, 4, 32, "vgg11"), Freeze(layers=pattern))
+        return {path for path, part in net.named_modules() if isinstance(part, nn.Dropout) and part.training}
+
+    assert alive("features") == {"backbone.classifier.2", "backbone.classifier.5"}
+    assert alive(r"features|classifier\.0") == {"backbone.classifier.5"}
+    assert alive("backbone") == {"backbone.classifier.5"}
+
+
+TIMM = ["mobilenetv3_small_050", "resnet18", "vit_tiny_patch16_224", "convnext_atto"]
+
+
+@pytest.mark.parametrize("name", slow_but(TIMM, TIMM[0]))
+def test_timms_dropout_before_the_head_is_alive(name) -> None:
+    """In some networks a module, in others a line of the backbone's own forward pass."""
+    pytest.importorskip("timm")
+    net, images = TimmModel(3, 4, 224, name, drop_rate=0.5, drop_path_rate=0.5), torch.rand(2, 3, 224, 224)
+    one, other = passes(held(net, Freeze()), "backbone", images)
+    with torch.no_grad():
+        plain = net.eval().backbone(images)
+    assert not torch.equal(one, other)
+    for features in (one, other):
+        torch.testing.assert_close(features, 2 * plain * (features != 0))

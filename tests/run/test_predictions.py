@@ -113,3 +113,22 @@ def test_three_classes_through_the_command(cli, folder, tiny_net, workdir) -> No
     for row in rows:
         assert {row["class"], row["class_2"], row["class_3"]} == {"blue", "green", "red"}
         assert sum(float(row[f"probability{n}"]) for n in ("", "_2", "_3")) == pytest.approx(1, abs=3e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_prob": 0.5}])
+def test_the_probabilities_of_all_classes(tmp_path, options) -> None:
+    names = [
+        "class",
+        "probability",
+        "guess",
+        "a",
+        "b",
+        "c",
+        "probability of a",
+    ]  # none takes the place of another column
+    given = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    with_all = write(tmp_path / "p.csv", names, list("xyz"), [([2, 0, 1], given)], all_probs=True, **options)
+    without = write(tmp_path / "q.csv", names, list("xyz"), [([2, 0, 1], given)], **options)
+    for row, plain, k in zip(with_all, without, (1, 2, 0), strict=True):
+        found = [row.pop(f"probability of {name}") for name in names]
+        assert found == [f"{p:.6f}" for p in given[k].tolist()] and row == plain

@@ -79,7 +79,7 @@ def test_the_record(cli, folder, tiny_net, workdir) -> None:
     (command,) = record["commands"]
     assert command["time"][:2] == "20" and isinstance(command["arguments"], list)
     before = (workdir / "runs/fit/version_0/config.yaml").read_text()
-    assert cli("fit", "--ckpt_path", "last", "--model.layer_decay", "0.5").code == 2  # a failed attempt changes nothing
+    assert cli("fit", "--ckpt_path", "last", "--model.stem_lr", "0.5").code == 2  # a failed attempt changes nothing
     assert (workdir / "runs/fit/version_0/config.yaml").read_text() == before
     assert cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2").code == 0
     assert len(json.loads((workdir / "runs/fit/version_0/run.json").read_text())["commands"]) == 2

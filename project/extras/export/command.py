@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import OpenUnitInterval
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
 from project.commands import TRAINING_ONLY, Command, Opener
 
@@ -18,8 +18,11 @@ def export(
     calibrate: bool = True,
     tolerance: OpenUnitInterval = 1e-4,
     speed: bool = True,
+    opset: PositiveInt | None = None,
 ) -> None:
     """Write a file that runs without this project, its batch norms folded, once it is proven to compute the same.
+
+    Where the images of the training are not at hand, it is proven on made ones, and nothing is calibrated.
 
     Args:
         ckpt_path: The checkpoint: a path, or best or last of the newest run.
@@ -31,11 +34,13 @@ def export(
             probabilities as they are.
         tolerance: Largest difference between the logits of file and checkpoint, relative to the largest logit, and
             between their probabilities; above it, nothing is written.
+        opset: Version of ONNX's operators; null takes the lowest that torch writes, 18, which
+            onnxruntime reads since 1.14 (2023).
         speed: Measure how fast the model runs on this machine, unfused, fused and exported; usually under a minute.
     """
     from project.extras.export.make import export_checkpoint
 
-    export_checkpoint(trainer, model, datamodule, ckpt_path, out, preprocess, calibrate, tolerance, speed)
+    export_checkpoint(trainer, model, datamodule, ckpt_path, out, preprocess, calibrate, tolerance, speed, opset)
 
 
 def verify(file: str) -> None:

@@ -43,7 +43,9 @@ class ExportedClassifier(L.LightningModule):
 def open_weights(path: Path) -> Deployable:
     """The network of a .safetensors file: built as for training, folded likewise, then given the file's weights."""
     metadata = read_metadata(path)
-    model = build(ImageClassifier, {**metadata["model"], "mean": metadata["mean"], "std": metadata["std"]}).eval()
+    # As many channels as statistics: a grey image may be shown in three.
+    parts = {"in_channels": len(metadata["mean"]), "mean": metadata["mean"], "std": metadata["std"]}
+    model = build(ImageClassifier, metadata["model"] | parts).eval()
     net = model.fused().net
     module = Deployable(net, model.mean, model.std, metadata["temperature"], model.task.probabilities).eval()
     need("safetensors.torch").load_model(module, str(path))

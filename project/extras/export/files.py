@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from project.errors import UserError
 from project.extras.export.runtime import KEY, need
 
+LOWEST, HIGHEST = 18, 25  # opsets that torch 2.14 writes and onnxruntime 1.32 reads; it reads 18 since 1.14
 
-def write(module: nn.Module, images: Tensor, path: Path, metadata: dict[str, Any]) -> None:
+
+def write(module: nn.Module, images: Tensor, path: Path, metadata: dict[str, Any], opset: int | None = None) -> None:
     """Write one file.
 
     Args:
@@ -23,10 +25,13 @@ def write(module: nn.Module, images: Tensor, path: Path, metadata: dict[str, Any
         images: (2, C, H, W), uint8 or float; the file takes any number of such images.
         path: Its suffix says which format.
         metadata: What the file says about itself; plain values.
+        opset: Of .onnx; None takes the lowest that torch writes.
 
     Raises:
-        UserError: when the network cannot be written in this format.
+        UserError: when the network cannot be written in this format, or with this opset.
     """
+    if opset and (path.suffix != ".onnx" or opset > HIGHEST):
+        raise UserError(f"opset is for .onnx, {LOWEST} to {HIGHEST}: not {opset} for {path.suffix}")
     about = json.dumps(metadata)
     if path.suffix == ".safetensors":  # clones, because safetensors refuses weights that share memory
         weights = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
@@ -43,9 +48,16 @@ def write(module: nn.Module, images: Tensor, path: Path, metadata: dict[str, Any
                 node.meta.pop("stack_trace", None)  # lines of source code, with paths of this machine
             if path.suffix == ".onnx":
                 output = "probabilities" if images.dtype == torch.uint8 else "logits"
-                onnx = torch.onnx.export(program, input_names=["images"], output_names=[output], verbose=False)
+                onnx = torch.onnx.export(
+                    program, input_names=["images"], output_names=[output], opset_version=opset or LOWEST, verbose=False
+                )
                 onnx.model.metadata_props[KEY] = about
-                content.write(onnx.model_proto.SerializeToString())
+                proto = onnx.model_proto
+                if opset not in (None, proto.opset_import[0].version):
+                    raise ValueError(f"opset {opset} is not possible, {LOWEST} to {HIGHEST} may be")
+                # torch marks every file as one of the newest format, which older runtimes refuse.
+                proto.ir_version = need("onnx.helper").find_min_ir_version_for(proto.opset_import)
+                content.write(proto.SerializeToString())
             else:
                 torch.export.save(program, content, extra_files={KEY: about})
     except Exception as error:  # the exporters have no common one

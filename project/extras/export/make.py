@@ -39,6 +39,7 @@ def export_checkpoint(
     calibrate: bool,
     tolerance: float,
     speed: bool,
+    opset: int | None,
 ) -> None:
     """Write the file, and keep the temperature in the checkpoint, so that both predict the same; see command.py."""
     path = output_path(out, "model.onnx")
@@ -50,7 +51,12 @@ def export_checkpoint(
     model.load_state_dict(checkpoint["state_dict"])
     model.temperature = before = checkpoint.get("temperature", 1.0)
     model.eval()
-    images, labels = _images(trainer, data, checkpoint)
+    made, size = not Path(data.root or "").exists(), model.image_size
+    if made:
+        print(f"There are no images at {data.root}: the proof is on made ones, of random pixels.")
+        images, labels = (256 * torch.rand(PROVEN_ON, model.in_channels, size, size)).byte(), []
+    else:
+        images, labels = _images(trainer, data, checkpoint)
     logits = in_batches(lambda part: model(torch.from_numpy(part)), images.numpy())
     if not np.isfinite(logits).all():
         raise UserError("nothing was written: the checkpoint gives logits that are not finite; its training diverged")
@@ -64,14 +70,14 @@ def export_checkpoint(
     folds = [vars(fold) for fold in fused.folds]
     around = (model.mean, model.std, model.temperature, model.task.probabilities, fused.folds)
     trained, deployable = (Deployable(net, *around).eval() for net in (model.net, fused.net))
-    metadata = {**_about(model, checkpoint, images), "preprocess": preprocess, "folds": folds}
+    metadata = {**_about(model, checkpoint, images), "preprocess": preprocess, "folds": folds, "made_images": made}
     example = images[:1].repeat(2, 1, 1, 1)
     step = -(-len(images) // PROVEN_ON)
     with written_whole(path) as draft:
         if preprocess:
-            write(deployable, example, draft, metadata)
+            write(deployable, example, draft, metadata, opset)
         else:
-            write(NetworkOnly(fused.net).eval(), model.normalise(example), draft, metadata)
+            write(NetworkOnly(fused.net).eval(), model.normalise(example), draft, metadata, opset)
         print(prove(draft, deployable, model, images[::step].numpy(), logits[::step], tolerance))
         if speed:
             print(measure(trained, deployable, draft, images[:1]))

@@ -49,7 +49,7 @@ def prove(
     expected = fused.probabilities(torch.from_numpy(logits) / fused.temperature).numpy()
     shift = np.abs(found - expected).max()
     words = (
-        f"the logits of {len(images)} validation images differ by up to {off:.1e} of the largest, "
+        f"the logits of {len(images)} images differ by up to {off:.1e} of the largest, "
         f"the probabilities by up to {shift:.1e}"
     )
     if off <= tolerance and shift <= tolerance:  # NaN is not

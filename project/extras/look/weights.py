@@ -34,7 +34,7 @@ class LookAtWeights(Look):
         if not self.graph or self.writer is None or trainer.ckpt_path is not None:
             return
         size, net = pl_module.image_size, pl_module.net
-        image = torch.zeros(1, pl_module.in_channels, size, size, device=pl_module.device)
+        image = pl_module.normalise(torch.zeros(1, pl_module.in_channels, size, size, device=pl_module.device))
         with self.guarded("the graph"), evaluating(net), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every shape that the network's code looks at
             self.writer.add_graph(net, image)

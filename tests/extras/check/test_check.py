@@ -421,7 +421,7 @@ OTHERS = {
 
 
 def test_a_run_with_frozen_layers_and_a_schedule_can_be_checked(cli, folder, no_pictures) -> None:
-    options = ["--model.layer_decay=0.5", "--model.schedule=project.optim.Cosine", "--model.warmup=1"]
+    options = ["--model.stem_lr=0.5", "--model.schedule=project.optim.Cosine", "--model.warmup=1"]
     clip = ["--trainer.gradient_clip_val=1", "--model.optimizer=project.optim.SWATS"]
     result = cli("check", "--data.root", str(folder), *NET, *FROZEN, *options, *clip, "--steps=10")
     assert result.code == 0 and result.err == "", (result.out, result.err)

@@ -55,7 +55,7 @@ def test_what_export_says_and_writes(exported, cli, monkeypatch) -> None:
     assert table == [("stages.0.0.norm", "stages.0.0.conv", ""), ("stages.1.0.norm", "stages.1.0.conv", "")]
     assert "2 of 2 batch norms folded." in result.out and "stages.1.0.norm: into stages.1.0.conv" in result.out
     assert " (287 images): calibration error " in result.out
-    assert "Proof: the logits of 144 validation images differ by up to " in result.out
+    assert "Proof: the logits of 144 images differ by up to " in result.out
     assert "eager, unfused" in result.out and "batch of 64" in result.out
     assert f"{exported / 'model.safetensors'}: 0.02 MB" in result.out
 
@@ -146,14 +146,14 @@ def test_a_wrong_fold_is_found_and_named(trained, cli, monkeypatch, suffix, laye
 
     monkeypatch.setattr(ImageClassifier, "fused", wrong)
     message = refused(cli, f"m.{suffix}")
-    assert "nothing was written: the logits of 144 validation images differ by up to" in message
+    assert "nothing was written: the logits of 144 images differ by up to" in message
     assert f"first layer that differs: net.stages.{layer}.0.norm" in message
 
 
 def test_a_damaged_pt2_is_found_and_its_layer_named(trained, cli, monkeypatch) -> None:
     real = project.extras.export.make.write
 
-    def damaging(module: torch.nn.Module, images: torch.Tensor, path: Path, metadata: dict) -> None:
+    def damaging(module: torch.nn.Module, images: torch.Tensor, path: Path, metadata: dict, *_: object) -> None:
         part = module.get_submodule("net.stages.1.0.conv")
         kept = part.weight.detach().clone()
         with torch.no_grad():
@@ -169,7 +169,7 @@ def test_a_damaged_pt2_is_found_and_its_layer_named(trained, cli, monkeypatch) -
 def test_a_damaged_onnx_is_found_and_its_layer_named(trained, cli, monkeypatch) -> None:
     real = project.extras.export.make.write
 
-    def damaging(module: torch.nn.Module, images: torch.Tensor, path: Path, metadata: dict) -> None:
+    def damaging(module: torch.nn.Module, images: torch.Tensor, path: Path, metadata: dict, *_: object) -> None:
         real(module, images, path, metadata)
         model = onnx.load(path)
         largest = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
@@ -185,7 +185,7 @@ def test_a_damaged_onnx_is_found_and_its_layer_named(trained, cli, monkeypatch) 
 def test_probabilities_that_are_wrong_while_the_logits_are_right(trained, cli, monkeypatch) -> None:
     real = project.extras.export.make.write
 
-    def hotter(module: torch.nn.Module, images: torch.Tensor, path: Path, metadata: dict) -> None:
+    def hotter(module: torch.nn.Module, images: torch.Tensor, path: Path, metadata: dict, *_: object) -> None:
         kept, module.temperature = module.temperature, 2 * module.temperature
         real(module, images, path, metadata)
         module.temperature = kept
@@ -239,6 +239,11 @@ def test_a_full_disk(trained, cli, what) -> None:
         (["--out", "m.ckpt"], "must end in .onnx, .pt2 (torch.export) or .safetensors"),
         (["--out", "runs"], "runs is a folder; give a file, for example --out model.onnx"),
         (["--tolerance", "0"], "tolerance"),
+        (["--opset", "0"], "opset: must be above 0, not 0"),
+        (["--opset", "new"], "opset: expected a whole number"),
+        (["--opset", "26"], "opset is for .onnx, 18 to 25: not 26"),
+        pytest.param(["--opset", "17"], "opset 17 is not possible, 18 to 25 may be", marks=pytest.mark.slow),
+        (["--out", "m.pt2", "--opset", "18"], "opset is for .onnx"),
         (["--tolerance", ".nan"], "tolerance"),
         (["--preprocess", "maybe"], "preprocess"),
         (["--trainer.max_epochs", "3"], "trainer.max_epochs has no effect on export: leave it out"),
@@ -262,3 +267,40 @@ def test_export_needs_a_checkpoint(cli, workdir) -> None:
     assert result.code == 0
     for name in ("--ckpt_path", "--out", "--preprocess", "--calibrate", "--tolerance", "--speed"):
         assert name in result.out
+
+
+def test_the_lowest_opset_and_format_that_suffice(exported) -> None:
+    """As the table of versions in ONNX's docs/Versioning.md has them: opset 18 came with format (IR) 8."""
+    model = onnx.load("model.onnx")
+    assert (model.ir_version, [(each.domain, each.version) for each in model.opset_import]) == (8, [("", 18)])
+    onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "format_version"), [(20, 9), (21, 10)])
+def test_another_opset(trained, cli, opset, format_version) -> None:
+    assert cli(*EXPORT, "m.onnx", "--opset", str(opset)).code == 0
+    model = onnx.load("m.onnx")
+    assert (model.opset_import[0].version, model.ir_version) == (opset, format_version)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_without_the_images_of_the_training(cli, folder, tiny_net, workdir, suffix) -> None:
+    assert cli("fit", "--data.root", folder, *tiny_net, "--trainer.max_epochs", "1").code == 0
+    gone = folder.rename(folder.parent / "gone")
+    result = cli("export", "--ckpt_path", "last", "--speed", "false", "--out", f"m.{suffix}")
+    assert result.code == 0 and result.err == ""
+    assert f"There are no images at {folder}: the proof is on made ones" in result.out
+    assert "Proof: the logits of 256 images differ by up to" in result.out and "nothing to calibrate on" in result.out
+    path = Path(f"m.{suffix}")
+    assert read_metadata(path)["made_images"] is True and cli("verify", str(path)).code == 0
+    for model in ("last", str(path)):
+        assert cli("predict", "--ckpt_path", model, "--data.root", gone, "--out", f"{len(model)}.csv").code == 0
+    one, other = (
+        np.genfromtxt(f"{len(model)}.csv", delimiter=",", skip_header=1, usecols=(2, 4))
+        for model in ("last", str(path))
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    gone.rename(folder)
+    assert cli("export", "--ckpt_path", "last", "--speed", "false", "--out", f"n.{suffix}").code == 0
+    assert read_metadata(Path(f"n.{suffix}"))["made_images"] is False

@@ -15,7 +15,7 @@ from project.extras.tune.record import StepRecord
 from project.recipe import Recipe
 
 LABELS = (0.1, -0.2, 0.05, 0.15, -0.03, 0.1, -0.1, 0.025, 0.2, -0.075, -0.1, 0.12)
-PLAIN = {"lr_mult": None, "layer_decay": 1.0, "no_weight_decay": False, "schedule": None, "schedule_interval": None}
+PLAIN = {"lr_mult": None, "stem_lr": 1.0, "no_weight_decay": False, "schedule": None, "schedule_interval": None}
 PLAIN |= {"warmup": 0.0, "warmup_start": 0.01, "reference_batch": None, "lr_scaling": "none"}
 
 
@@ -111,7 +111,7 @@ def test_losses_are_those_of_a_plain_loop(tmp_path, clip, accumulate) -> None:
     "recipe",
     [
         {"lr_mult": {"^2": 10}},
-        {"layer_decay": 0.25, "lr_mult": {"bias": 3}, "reference_batch": 16, "lr_scaling": "sqrt"},
+        {"stem_lr": 0.25, "lr_mult": {"bias": 3}, "reference_batch": 16, "lr_scaling": "sqrt"},
         {"reference_batch": 1, "lr_scaling": "linear"},
     ],
 )
