@@ -134,7 +134,7 @@ def test_predict_a_list_with_all_probabilities(trained, cli, workdir) -> None:
         assert max(every, key=every.get) == row["class"] == folder[name]["class"]
         assert row["probability"] == folder[name]["probability"]
     result = cli(*predict, "nowhere.csv")
-    assert result.code == 2 and result.err.count("\n") == 1 and "data.root is missing (nowhere.csv)" in result.err
+    assert result.code == 2 and result.err.count("\n") == 1 and "data.root nowhere.csv does not exist" in result.err
 
 
 def test_own_folder_from_fit_to_predict(cli, folder, tiny_net, workdir) -> None:
