@@ -302,6 +302,7 @@ def test_checkpoints_that_are_none(workdir) -> None:
     assert load_checkpoint(workdir / "good.ckpt") == checkpoint()
 
 
+@pytest.mark.slow
 def test_spellings_of_the_same_run(cli, workdir) -> None:
     """The file's place and spelling change nothing: options overrule it, and it names the run."""
     short = ["--trainer.max_steps", "1", "--data.batch_size", "512", "--trainer.limit_val_batches", "1"]

@@ -486,6 +486,7 @@ def test_our_networks_fold_completely(net):
     assert error(fused, net, images) < 1e-5
 
 
+@pytest.mark.slow
 def test_timm():
     timm = pytest.importorskip("timm")
     net = randomize(timm.create_model("tf_efficientnet_lite0", num_classes=5, in_chans=4))  # Conv2dSame, BatchNormAct2d

@@ -114,6 +114,7 @@ def test_a_tested_run_has_every_chapter_with_the_right_numbers(tested) -> None:
         assert words in page.text, words
 
 
+@pytest.mark.slow
 def test_names_stay_text_and_no_test_image_is_opened(cli, workdir) -> None:
     root = make_folder(workdir / "images", {"blue": 20, "red": 20})
     (root / "blue").rename(root / EVIL)
