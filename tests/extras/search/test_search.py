@@ -74,7 +74,9 @@ def test_candidates_that_are_refused(space, words, search_of) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "file"), [("basic", "digits"), pytest.param("wide", "folder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "file"), [("basic", "digits"), pytest.param("wide", "folder", marks=pytest.mark.slow)]
+)
 def test_shipped_spaces_are_accepted(name, file, search_of) -> None:
     space = (ROOT / "configs" / "search" / f"{name}.yaml").read_text()
     search_of(space, config=parse(["--config", str(ROOT / "configs" / f"{file}.yaml")])).check()
