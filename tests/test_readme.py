@@ -82,3 +82,15 @@ def test_files_and_links_exist() -> None:
             assert path.exists() or absent(str(path.relative_to(ROOT))), (page.name, link)
         for config in re.findall(r"configs/[\w/]+\.yaml", text):
             assert (ROOT / config).is_file() or absent(config), (page.name, config)
+
+
+def test_the_tests_that_docs_name_exist() -> None:
+    found, path = 0, ""
+    for file, name in re.findall(
+        r"(tests/[\w/]+\.py)|(?<![/`])\b(test_\w+)", (ROOT / "docs" / "reliability.md").read_text()
+    ):
+        path = file or path
+        if name and not absent(path):
+            assert f"def {name}(" in (ROOT / path).read_text(), (path, name)
+            found += 1
+    assert found > 50
