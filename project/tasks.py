@@ -90,7 +90,7 @@ class MultiClass(Task):
             given = [1.0] * self.outputs
         if len(given) != self.outputs or not all(0 < weight < math.inf for weight in given):
             raise UserError(f"model.task.class_weights must be {self.outputs} numbers above 0, or balanced")
-        self.register_buffer("class_weights", torch.tensor(given))
+        self.register_buffer("class_weights", torch.tensor(given, dtype=torch.float32))
 
     @property
     def chance_loss(self) -> float:
@@ -98,7 +98,9 @@ class MultiClass(Task):
         return math.log(self.outputs)
 
     def prepare(self, data: "ImageDataModule") -> None:
-        if not self.weighted or not (data or self.balanced):  # without our data module, given ones stay as they are
+        if not data and self.balanced:
+            raise UserError("model.task.class_weights: balanced needs an ImageDataModule, which counts; give numbers")
+        if not self.weighted or not data:  # given ones stay as they are
             return
         if data.sampler == "balanced":
             raise UserError("model.task.class_weights and data.sampler: balanced correct imbalance twice; choose one")

@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_a_number_is_not_left_out() -> None:
     assert math.isnan(evaluate("test", logits, labels, 16)["loss"])
 
 
-@pytest.mark.parametrize("given", [[1.0, 2.0, 6.0], {"red": 6.0, "blue": 1.0, "green": 2.0}])
+@pytest.mark.parametrize("given", [[1, 2, 6], {"red": 6.0, "blue": 1.0, "green": 2.0}])
 def test_given_weights_have_a_mean_of_1_over_the_training_images(tmp_path, given) -> None:
     root = make_folder(tmp_path / "images", {"blue": 30, "green": 10, "red": 5})
     data = ImageDataModule(str(root), image_size=8, batch_size=16)
@@ -225,6 +225,12 @@ def test_given_weights_have_a_mean_of_1_over_the_training_images(tmp_path, given
     before = task.class_weights.clone()
     task.prepare(data)
     assert torch.allclose(task.class_weights, before)
+
+
+def test_balanced_weights_need_counts() -> None:
+    MultiClass(["a", "b"], class_weights=[1, 2]).prepare(None)
+    with pytest.raises(UserError, match=r"^[^\n]*balanced[^\n]*$"):
+        MultiClass(["a", "b"], class_weights="balanced").prepare(None)
 
 
 def test_weights_by_name_from_the_command_line(cli, workdir) -> None:
