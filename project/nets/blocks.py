@@ -77,9 +77,8 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
                 # nn.init knows nothing of groups
                 for group in module.weight.detach().chunk(getattr(module, "groups", 1)):
                     draw(group)
-        elif isinstance(module, _NORMS):
-            if module.weight is not None:
-                nn.init.constant_(module.weight, 0.0 if getattr(module, "zero_initialized", False) else 1.0)
+        elif isinstance(module, _NORMS) and module.weight is not None:
+            nn.init.constant_(module.weight, 0.0 if getattr(module, "zero_initialized", False) else 1.0)
         else:
             continue
         if module.bias is not None:

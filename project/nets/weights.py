@@ -2,11 +2,11 @@
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ def rename(net: nn.Module, state: State) -> State:
     for old, new in OLD_NAMES if isinstance(net, TorchvisionModel) else ():
         keys = [re.sub(old, new, key) for key in keys]
     known = [*library, *library.values()]
-    prefixes = Counter(key.removesuffix(name) for name in known for key in keys if key.endswith(name))
-    prefix = max(prefixes, key=prefixes.__getitem__, default="")
+    prefixes = [key.removesuffix(name) for name in known for key in keys if key.endswith(name)]
+    prefix = mode(prefixes or [""])
     keys = [key.removeprefix(prefix) for key in keys]
     state = {library.get(key, key): tensor for key, tensor in zip(keys, state.values(), strict=True)}
     if isinstance(net, TimmModel):  # its own loader translates old names, and resizes position embeddings

@@ -42,12 +42,9 @@ class Freeze:
         if not 0 < len(frozen) < len(ordered):
             what = "everything" if frozen else "nothing"
             raise UserError(f"model.freeze: it would freeze {what}; the layers are {', '.join(names)}")
-        stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
-        plan: dict[str, int | None] = {}
-        for layer in frozen:
-            start = self.until and self.until + stages.index(layer.stage) * (self.every or 0)
-            plan |= dict.fromkeys(layer.tensors, start)
-        return plan
+        stages = dict.fromkeys(layer.stage for layer in reversed(frozen))  # from the head down
+        starts = {stage: self.until and self.until + i * (self.every or 0) for i, stage in enumerate(stages)}
+        return {name: starts[layer.stage] for layer in frozen for name in layer.tensors}
 
 
 class Freezing:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import mode
 
 from torch import nn
 
@@ -92,7 +93,7 @@ def _timm_pieces(path: str, module: nn.Module, names: list[str], matrices: set[s
     for group in group_with_matcher(relative, module.group_matcher(coarse=False), return_values=True).values():
         outside = {above for name in set(names).difference(group) for above in _above_of(name)}
         owners = [above for name in group if name in matrices for above in _above_of(name) if above not in outside]
-        yield max(owners, key=owners.count, default=""), group
+        yield mode(owners or [""]), group
 
 
 def _weights(module: nn.Module) -> int:
