@@ -109,8 +109,7 @@ def rename(net: nn.Module, state: State) -> State:
     keys = [key.replace("_orig_mod.", "") for key in state]  # torch.compile's
     for old, new in OLD_NAMES if isinstance(net, TorchvisionModel) else ():
         keys = [re.sub(old, new, key) for key in keys]
-    known = [*library, *library.values()]
-    prefixes = [key.removesuffix(name) for name in known for key in keys if key.endswith(name)]
+    prefixes = [key.removesuffix(name) for name in (*library, *library.values()) for key in keys if key.endswith(name)]
     prefix = mode(prefixes or [""])
     keys = [key.removeprefix(prefix) for key in keys]
     state = {library.get(key, key): tensor for key, tensor in zip(keys, state.values(), strict=True)}
