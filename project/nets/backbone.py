@@ -62,15 +62,18 @@ class TorchvisionModel(_LibraryModel):
             options.update(aux_logits=False, init_weights=True)  # init_weights named, or torchvision warns
         with _errors_explained(name, image_size, get_model_weights(name).DEFAULT.transforms().crop_size[0]):
             self.backbone = get_model(name, weights=None, num_classes=num_classes, **options)
-            conv = next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+            layers = [(key, m) for key, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+            (_, conv), (self.head_name, head) = layers[0], layers[-1]  # registered first and last in every family
             if in_channels != 3:
                 conv.in_channels = in_channels
                 conv.weight = nn.Parameter(to_channels(conv.weight.detach(), in_channels))
-            layers = [(key, m) for key, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-            self.head_name, head = layers[-1]  # in every family the layer registered last
             self.backbone.set_submodule(self.head_name, nn.Identity())
             _feature_width(self.backbone, in_channels, image_size)
-        self.head = head if isinstance(head, nn.Linear) else _linear_from_conv1x1(head)
+        self.head = head
+        if isinstance(head, nn.Conv2d):
+            self.head = nn.Linear(head.in_channels, head.out_channels)
+            self.head.weight = nn.Parameter(head.weight.detach().flatten(1))  # (out, in, 1, 1) -> (out, in)
+            self.head.bias = head.bias
 
 
 class TimmModel(_LibraryModel):
@@ -148,13 +151,6 @@ def _errors_explained(name: str, image_size: int, usual_size: int) -> Iterator[N
         reason = " ".join(str(error).split())
         size = f"{image_size} x {image_size} pixels (its usual size is {usual_size})"
         raise UserError(f"net: {name} cannot be built for images of {size}: {reason}") from error
-
-
-def _linear_from_conv1x1(conv: nn.Conv2d) -> nn.Linear:
-    linear = nn.Linear(conv.in_channels, conv.out_channels)
-    linear.weight = nn.Parameter(conv.weight.detach().flatten(1))  # (out, in, 1, 1) -> (out, in)
-    linear.bias = conv.bias
-    return linear
 
 
 def _unknown(name: str, names: Sequence[str], library: str) -> UserError:

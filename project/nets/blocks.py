@@ -4,18 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import nn
 
 InitScheme = Literal["default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform"]
 Pooling = Literal["avg", "max"]
 
-_INIT = {
-    "xavier_normal": nn.init.xavier_normal_,
-    "xavier_uniform": nn.init.xavier_uniform_,
-    "kaiming_normal": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
-    "kaiming_uniform": partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="relu"),
-}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -72,22 +65,24 @@ def initialize(net: nn.Module, scheme: InitScheme) -> None:
     """
     if scheme == "default":
         return
+    draw = getattr(nn.init, f"{scheme}_")
+    if scheme.startswith("kaiming"):
+        draw = partial(draw, mode="fan_out", nonlinearity="relu")
     linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                if linears and module is linears[-1]:
-                    nn.init.normal_(module.weight, std=0.01)
-                else:
-                    for group in module.weight.chunk(getattr(module, "groups", 1)):  # nn.init knows nothing of groups
-                        _INIT[scheme](group)
-            elif isinstance(module, _NORMS):
-                if module.weight is not None:
-                    nn.init.constant_(module.weight, 0.0 if getattr(module, "zero_initialized", False) else 1.0)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if linears and module is linears[-1]:
+                nn.init.normal_(module.weight, std=0.01)
             else:
-                continue
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                # nn.init knows nothing of groups
+                for group in module.weight.detach().chunk(getattr(module, "groups", 1)):
+                    draw(group)
+        elif isinstance(module, _NORMS) and module.weight is not None:
+            nn.init.constant_(module.weight, 0.0 if getattr(module, "zero_initialized", False) else 1.0)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def zero_init(norm: nn.BatchNorm2d) -> None:

@@ -54,7 +54,7 @@ class ConvNet(nn.Module):
         if image_size < smallest:
             raise ValueError(f"image_size: {image_size} must be {smallest} or more; or use fewer entries in channels")
 
-        stages = []
+        self.stages = nn.Sequential()
         width = in_channels
         for out in channels:
             block = nn.Sequential()
@@ -62,8 +62,7 @@ class ConvNet(nn.Module):
                 block.append(ConvNormAct(width, out, kernel_size, stride if i == 0 else 1))
                 width = out
             block.append(nn.MaxPool2d(pool_kernel, pool_stride))
-            stages.append(block)
-        self.stages = nn.Sequential(*stages)
+            self.stages.append(block)
         self.pool = global_pool(pooling)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, num_classes)

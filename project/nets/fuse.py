@@ -4,7 +4,6 @@ import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -115,9 +114,8 @@ def _fold(net: nn.Module, into: str, name: str) -> None:
     rest = nn.Sequential(*norm.children()) if norm._modules else nn.Identity()
     for alias in [alias for alias, module in net.named_modules(remove_duplicate=False) if module is norm]:
         net.set_submodule(alias, rest.eval())
-    tensors = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
-    weight, bias, mean, var, gamma, beta = (None if tensor is None else tensor.double() for tensor in tensors)
-    folded = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gamma, beta)
+    conv, bn = copy.deepcopy(layer).double(), copy.deepcopy(norm).double()
+    folded = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     layer.weight, layer.bias = (nn.Parameter(tensor.to(layer.weight.dtype), False) for tensor in folded)
 
 
@@ -126,11 +124,10 @@ def _outputs(net: nn.Module, images: Tensor, names: Iterable[str]) -> dict[str, 
     """What the modules of these names give, and the network, named ""."""
     net, kept = copy.deepcopy(net), {}  # a forward pass may leave things behind
 
-    def keep(module: nn.Module, inputs: tuple, output: Tensor, name: str) -> None:
-        kept[name] = output.clone()  # what follows may work in place
-
-    for name in names:
-        net.get_submodule(name).register_forward_hook(partial(keep, name=name))
+    for name in names:  # a clone, as what follows may work in place
+        net.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: kept.update({name: output.clone()})
+        )
     return kept | {"": net(images)}
 
 

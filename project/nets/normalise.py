@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,8 +45,7 @@ class Normalise(nn.Module):
         """Use the statistics that weights were pretrained with, where none were given; in turn, as the weights are."""
         for buffer, given, values in zip((self.mean, self.std), self.given, (mean, std), strict=True):
             if values is not None and not given:
-                in_turn = [values[i % len(values)] for i in range(buffer.numel())]
-                buffer.copy_(torch.tensor(in_turn).view_as(buffer))
+                buffer.copy_(torch.from_numpy(np.resize(values, buffer.shape)))  # the values in turn
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:

@@ -72,8 +72,8 @@ def _timm(net: TimmModel) -> dict[str, Source]:
         known = timm.get_pretrained_cfg(name)
         url, there = known.url, None
         if known.hf_hub_id:
-            place = {"repo_id": known.hf_hub_id, "filename": "model.safetensors"}
-            url, there = hf_hub_url(**place), try_to_load_from_cache(**place)
+            place = known.hf_hub_id, "model.safetensors"
+            url, there = hf_hub_url(*place), try_to_load_from_cache(*place)
         file = Path(there) if isinstance(there, str) else _cached(name + Path(url).suffix)
         tag = name.partition(".")[2]
         published[tag] = Source(name, file, url, known.mean, known.std)  # timm does not say the classes

@@ -54,7 +54,7 @@ class ResNet(nn.Module):
             self.stem = nn.Sequential(ConvNormAct(in_channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
 
         make_block = BasicBlock if block == "basic" else Bottleneck
-        stages = []
+        self.stages = nn.Sequential()
         channels = width
         for i, depth in enumerate(depths):
             stage = nn.Sequential()
@@ -62,8 +62,7 @@ class ResNet(nn.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 stage.append(make_block(channels, width * 2**i, stride, zero_init_residual))
                 channels = width * 2**i * make_block.expansion
-            stages.append(stage)
-        self.stages = nn.Sequential(*stages)
+            self.stages.append(stage)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)

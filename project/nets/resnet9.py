@@ -56,13 +56,12 @@ class ResNet9(nn.Module):
         while image_size > FULL_RESOLUTION_UP_TO * stride:
             stride *= 2
         self.stem = ConvNormAct(in_channels, widths[0], kernel_size=max(3, 2 * stride - 1), stride=stride)
-        stages = []
+        self.stages = nn.Sequential()
         for i in range(1, num_stages + 1):
             stage = nn.Sequential(ConvNormAct(widths[i - 1], widths[i]), nn.MaxPool2d(2))
             if i in residual_stages:
                 stage.append(ResidualPair(widths[i]))
-            stages.append(stage)
-        self.stages = nn.Sequential(*stages)
+            self.stages.append(stage)
         self.pool = global_pool(pooling)
         self.dropout = nn.Dropout(dropout)
         self.head_scale = head_scale

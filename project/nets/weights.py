@@ -2,11 +2,11 @@
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 
 import torch
 from torch import Tensor, nn
@@ -106,14 +106,13 @@ def rename(net: nn.Module, state: State) -> State:
     library = {name: name for name in net.state_dict()}
     if isinstance(net, TorchvisionModel | TimmModel):
         library = {name: re.sub(r"^head\.", f"{net.head_name}.", name).removeprefix("backbone.") for name in library}
-    state = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}  # torch.compile's
+    keys = [key.replace("_orig_mod.", "") for key in state]  # torch.compile's
     for old, new in OLD_NAMES if isinstance(net, TorchvisionModel) else ():
-        state = {re.sub(old, new, key): tensor for key, tensor in state.items()}
-    known = [*library, *library.values()]
-    prefixes = Counter(key.removesuffix(name) for name in known for key in state if key.endswith(name))
-    prefix = max(prefixes, key=prefixes.__getitem__, default="")
-    state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    state = {library.get(key, key): tensor for key, tensor in state.items()}
+        keys = [re.sub(old, new, key) for key in keys]
+    prefixes = [key.removesuffix(name) for name in (*library, *library.values()) for key in keys if key.endswith(name)]
+    prefix = mode(prefixes or [""])
+    keys = [key.removeprefix(prefix) for key in keys]
+    state = {library.get(key, key): tensor for key, tensor in zip(keys, state.values(), strict=True)}
     if isinstance(net, TimmModel):  # its own loader translates old names, and resizes position embeddings
         with suppress(Exception):  # no such function, or it fails on files that are not like the published ones
             state = sys.modules[type(net.backbone).__module__].checkpoint_filter_fn(state, net.backbone)
@@ -132,10 +131,10 @@ def _read(path: Path) -> dict:
     except ImportError as error:
         raise UserError(f"model.weights: {path} needs the safetensors library; run pip install safetensors") from error
     except Exception as error:  # torch has a different one for each kind of damage
-        advice = (
-            "it is damaged, or holds more than a state dict: write it anew with torch.save(model.state_dict(), ...)"
-        )
-        raise UserError(f"model.weights: {path} cannot be read: {advice}") from error
+        raise UserError(
+            f"model.weights: {path} cannot be read: it is damaged, or holds more than a state dict: "
+            "write it anew with torch.save(model.state_dict(), ...)"
+        ) from error
 
 
 def _fit(net: nn.Module, tensor: Tensor, target: Tensor) -> Tensor | None:

@@ -82,7 +82,7 @@ def diagnose(losses: Sequence[float], chance: float, rates: Sequence[float]) -> 
     if late <= LATE:
         return Diagnosis("good", fell)
     knee = np.flatnonzero(rates >= rates.max() / 2)[-1]  # the last point before the decay
-    if knee > 0 and time[-1] > time[knee]:
+    if 0 < knee < len(rates) - 1:
         middle = (time[0] + time[knee]) / 2
         before = (np.interp(middle, time, points) - points[knee]) / (time[knee] - middle)
         if (points[knee] - last) / (time[-1] - time[knee]) > SPEED_UP * before:

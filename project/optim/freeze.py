@@ -1,10 +1,12 @@
 """Freezing: which layers do not train, and until when (advice A21)."""
 
+import sys
+
 from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from project.errors import UserError
-from project.optim.layers import above_of, layers
+from project.optim.layers import inside, layers
 from project.optim.rates import match_all
 
 
@@ -40,12 +42,9 @@ class Freeze:
         if not 0 < len(frozen) < len(ordered):
             what = "everything" if frozen else "nothing"
             raise UserError(f"model.freeze: it would freeze {what}; the layers are {', '.join(names)}")
-        stages = list(dict.fromkeys(layer.stage for layer in reversed(frozen)))  # from the head down
-        plan: dict[str, int | None] = {}
-        for layer in frozen:
-            start = self.until and self.until + stages.index(layer.stage) * (self.every or 0)
-            plan |= dict.fromkeys(layer.tensors, start)
-        return plan
+        stages = dict.fromkeys(layer.stage for layer in reversed(frozen))  # from the head down
+        starts = {stage: self.until and self.until + i * (self.every or 0) for i, stage in enumerate(stages)}
+        return {name: starts[layer.stage] for layer in frozen for name in layer.tensors}
 
 
 class Freezing:
@@ -65,11 +64,8 @@ class Freezing:
         """
         self.net = net
         self.trains_from = rule.plan(net) if rule else {}
-        self._still: list[nn.Module] = []
-        for name, parameter in net.named_parameters():
-            # What is unfrozen later keeps its gradient until DDP has wrapped the network, or DDP never synchronises it.
-            if self.trains_from.get(name, 0) is None:
-                parameter.requires_grad_(False)
+        # What is unfrozen later keeps its gradient until DDP has wrapped the network, or DDP never synchronises it.
+        self.apply(sys.maxsize)
 
     def frozen(self, epoch: int) -> set[str]:
         """Names of the parameters and buffers that must not change in an epoch, counted from 0."""
@@ -81,13 +77,13 @@ class Freezing:
         for name, parameter in self.net.named_parameters():
             if name in self.trains_from:
                 parameter.requires_grad_(name not in frozen)
-        self._still = []
+        self._still: list[nn.Module] = []
         if not frozen:
             return
         # What has no tensors belongs to the layer that it is in, or that comes before it; dropout right before the head
         # belongs to the head. Modules that hold several layers are left alone: timm's, too, drop out before the head.
         ordered = layers(self.net)
-        trunk = {"", *(above for layer in ordered for above in above_of(layer.name))}
+        names = [layer.name for layer in ordered]
         places = {name.rpartition(".")[0]: layer for layer in ordered for name in (f"{layer.name}.", *layer.tensors)}
         layer, dropout = ordered[0], None
         for path, module in self.net.named_modules():
@@ -97,7 +93,7 @@ class Freezing:
                     dropout = None
                 elif isinstance(module, nn.modules.dropout._DropoutNd):
                     dropout = module
-                if path not in trunk and frozen.issuperset(layer.tensors):
+                if not inside(path, names) and frozen.issuperset(layer.tensors):
                     self._still.append(module)
         if dropout in self._still:
             self._still.remove(dropout)

@@ -96,9 +96,12 @@ def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None])
         for parameter in group["params"]:
             start = trains_from.get(id(parameter), 0)
             counts["no" if start is None else f"from epoch {start + 1}" if start else "yes"] += parameter.numel()
-        row = {"group": group["name"], "parameters": counts.total()}
-        row["rate"] = group.get("initial_lr", group["lr"])  # a scheduler has set lr to that of the first step
-        row["weight_decay"] = group.get("weight_decay", 0.0)
-        row["trainable"] = ", ".join(f"{counts[when]:,} {when}" if len(counts) > 1 else when for when in counts)
+        row = {
+            "group": group["name"],
+            "parameters": counts.total(),
+            "rate": group.get("initial_lr", group["lr"]),  # a scheduler has set lr to that of the first step
+            "weight_decay": group.get("weight_decay", 0.0),
+            "trainable": ", ".join(f"{counts[when]:,} {when}" if len(counts) > 1 else when for when in counts),
+        }
         rows.append(row)
     return rows

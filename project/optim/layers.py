@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import mode
 
 from torch import nn
 
@@ -45,8 +47,8 @@ def layers(net: nn.Module) -> list[Layer]:
         raise UserError(f"model.net: {type(net).__name__} has no parameters; lists of layers belong in nn.ModuleList")
     tensors = [*parameters, *dict(net.named_buffers())]
     plain = [path for path, module in net.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
-    head = "head" if _inside("head", parameters) else ["", *plain][-1]  # without any, the whole network
-    last = _inside(head, tensors)
+    head = "head" if inside("head", parameters) else ["", *plain][-1]  # without any, the whole network
+    last = inside(head, tensors)
     body = [name for name in tensors if name not in last]
     matrices = {name for name in body if name in parameters and parameters[name].ndim > 1}  # norms and biases have none
 
@@ -60,19 +62,19 @@ def layers(net: nn.Module) -> list[Layer]:
     return [*(Layer(path, _stage(path, found), tuple(found[path])) for path in found), Layer(name, name, tuple(last))]
 
 
-def _inside(path: str, names: Collection[str]) -> list[str]:
+def inside(path: str, names: Collection[str]) -> list[str]:
+    """The names of what is in a module: of tensors or other modules."""
     return [name for name in names if name.startswith(f"{path}.".lstrip("."))]
 
 
-def above_of(path: str) -> list[str]:
+def _above_of(path: str) -> list[str]:
     """Paths of the modules around a module or tensor, from the outside in."""
-    keys = path.split(".")
-    return [".".join(keys[:end]) for end in range(1, len(keys))]
+    return list(accumulate(path.split(".")[:-1], "{}.{}".format))
 
 
 def _pieces(path: str, module: nn.Module, tensors: list[str], matrices: set[str]) -> Iterator[tuple[str, list[str]]]:
     """All tensors, in order and once: those of each layer with its path, what is between layers with ""."""
-    names = _inside(path, tensors)
+    names = inside(path, tensors)
     if hasattr(module, "group_matcher"):
         yield from _timm_pieces(path, module, names, matrices)
     elif not path or _is_trunk(module, len(matrices)):
@@ -89,9 +91,9 @@ def _timm_pieces(path: str, module: nn.Module, names: list[str], matrices: set[s
 
     relative = ((name.removeprefix(f"{path}."), name) for name in names)
     for group in group_with_matcher(relative, module.group_matcher(coarse=False), return_values=True).values():
-        outside = {above for name in set(names).difference(group) for above in above_of(name)}
-        owners = [above for name in group if name in matrices for above in above_of(name) if above not in outside]
-        yield max(owners, key=owners.count, default=""), group
+        outside = {above for name in set(names).difference(group) for above in _above_of(name)}
+        owners = [above for name in group if name in matrices for above in _above_of(name) if above not in outside]
+        yield mode(owners or [""]), group
 
 
 def _weights(module: nn.Module) -> int:
@@ -114,4 +116,4 @@ def _is_trunk(module: nn.Module, total: int) -> bool:
 
 
 def _stage(name: str, body: Collection[str]) -> str:
-    return next((path for path in above_of(name) if 1 < len(_inside(path, body)) <= LARGEST_STAGE * len(body)), name)
+    return next((path for path in _above_of(name) if 1 < len(inside(path, body)) <= LARGEST_STAGE * len(body)), name)

@@ -54,14 +54,19 @@ def simulated_rates(make: Callable[[Any], Any], groups: list[ParamGroup], interv
         interval: When the scheduler is stepped.
         length: Of the run.
     """
-    optimizer = SGD([{"lr": group.get("initial_lr", group["lr"]), "params": [torch.zeros(())]} for group in groups])
+    optimizer = SGD(
+        [
+            {"name": group["name"], "lr": group.get("initial_lr", group["lr"]), "params": [torch.zeros(())]}
+            for group in groups
+        ]
+    )
     scheduler = make(optimizer)
     optimizer.step()  # torch warns about a scheduler that is stepped first
     count, unit = (length.epochs, 1) if interval == "epoch" else (length.steps, length.steps_per_epoch)
-    rates: dict[str, list[float]] = {group["name"]: [] for group in groups}
+    rates: dict[str, list[float]] = {}
     for _ in range(count):
-        for curve, group in zip(rates.values(), optimizer.param_groups, strict=True):
-            curve.append(group["lr"])
+        for group in optimizer.param_groups:
+            rates.setdefault(group["name"], []).append(group["lr"])
         if not isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step()
     return Plan([place / unit for place in range(count)], rates)

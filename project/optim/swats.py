@@ -63,8 +63,8 @@ class SWATS(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        group.update(base_lr=group["lr"], rate_in_force=group["lr"], steps=0, moving_rate=0.0)
-        group.update(switch_step=None, projected_rate=None)
+        group.update(steps=0, moving_rate=0.0, switch_step=None, projected_rate=None)
+        group["base_lr"] = group["rate_in_force"] = group["lr"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -96,8 +96,21 @@ class SWATS(Optimizer):
         steps, means, squares = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
         grads = [p.grad for p in params]
         decayed = [g.add(p, alpha=decay) for g, p in zip(grads, params, strict=True)] if decay else grads
-        options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": decay}
-        adam(params, grads, means, squares, [], steps, amsgrad=False, maximize=False, **options)
+        adam(
+            params,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=decay,
+            eps=eps,
+            maximize=False,
+        )
         group["rate_in_force"] = group["lr"]
 
         # From the moments, in float32 at least; rounding leaves little of the change of the parameters at a small lr.
@@ -129,7 +142,16 @@ class SWATS(Optimizer):
         beta1 = group["betas"][0]
         rate = group["rate_in_force"] = (1 - beta1) * group["projected_rate"] * (group["lr"] / group["base_lr"])
         grads, buffers = [p.grad for p in params], [self.state[p].get("momentum_buffer") for p in params]
-        options = {"lr": rate, "momentum": beta1, "weight_decay": group["weight_decay"], "dampening": 0.0}
-        sgd(params, grads, buffers, nesterov=False, maximize=False, **options)
+        sgd(
+            params,
+            grads,
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=beta1,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
         for p, buffer in zip(params, buffers, strict=True):
             self.state[p]["momentum_buffer"] = buffer
