@@ -104,7 +104,7 @@ def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | N
                 image.putalpha(alpha)
     if image.mode == "RGBA" and image_format.channels != 4:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode not in ("L", "RGB", "RGBA"):
+    if image.mode not in MODES.values():
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, palette: not all of them convert to grey or RGBA directly
     return image.convert(MODES[image_format.channels])
 

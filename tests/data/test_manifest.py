@@ -96,7 +96,7 @@ def test_mistakes_are_one_line_with_the_line_number(tmp_path, text, words):
 
 
 def test_what_is_no_table_is_one_line(tmp_path):
-    with one_line("data.root is missing", "CSV"):
+    with one_line("data.root is not given", "CSV"):
         Manifest(None)
     with one_line("data.root", str(tmp_path / "nowhere.csv")):
         Manifest(str(tmp_path / "nowhere.csv"))
