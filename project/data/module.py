@@ -208,11 +208,19 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(self, name: str) -> ResumableLoader:
         trainer, images, workers = self.trainer, self.loaded[name].images, self.num_workers
-        train, weights, shuffle = name == "train", None, self.sampler != "sequential"
+        train, weights = name == "train", None
         if train and self.sampler == "balanced":
             weights = (1 / torch.bincount(images.labels))[images.labels]
-        ranks = trainer.global_rank, trainer.world_size
-        batches = EpochBatches(self._unseen(name), self.batch_size, train, self.seed, weights, *ranks, shuffle)
+        batches = EpochBatches(
+            self._unseen(name),
+            self.batch_size,
+            train,
+            self.seed,
+            weights,
+            trainer.global_rank,
+            trainer.world_size,
+            shuffle=self.sampler != "sequential",
+        )
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
         loader = DataLoader(
