@@ -95,9 +95,8 @@ class ImageClassifier(L.LightningModule):
             raise UserError(f"model.mixup and model.cutmix must be 0 or more, not {mixup} and {cutmix}")
         self.save_hyperparameters(logger=False)
         self._hparams = type(self.hparams)(written(self.hparams) | MAKER)  # as the command line gives them
-        self.class_names, self.num_classes = list(class_names), len(class_names)
         self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
-        self.weights, self.load_report = weights, None
+        self.class_names, self.weights, self.load_report = list(class_names), weights, None
         self.task = task(self.class_names)
         shown = 3 if weights and in_channels == 1 else in_channels
         self.net = net(shown, self.task.outputs, image_size)
@@ -245,8 +244,10 @@ class ImageClassifier(L.LightningModule):
         new, self._new_metrics = self._new_metrics | metrics, {}
         if self.planned is not None:
             self.planned.observe(new)
-        elif self.watched and self.watched[0].monitor in new:
-            self.watched[0].step(new[self.watched[0].monitor])
+        else:
+            for scheduler in self.watched:
+                if scheduler.monitor in new:
+                    scheduler.step(new[scheduler.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if scheduler not in self.watched:
@@ -288,8 +289,7 @@ class ImageClassifier(L.LightningModule):
     @property
     def validates(self) -> bool:
         """Whether this run looks at validation images at all."""
-        trainer = self.trainer
-        return bool(trainer.limit_val_batches) and bool(trainer.datamodule.splits["val"])
+        return bool(self.trainer.limit_val_batches and self.trainer.datamodule.splits["val"])
 
     def check_metric(self, key: str, name: str) -> None:
         """Raise a UserError where a setting waits for a metric that no epoch logs."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from lightning.pytorch.cli import ReduceLROnPlateau
@@ -18,50 +19,48 @@ SchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 Scaling = Literal["linear", "sqrt", "none"]
 
 
+@dataclass
 class Recipe:
-    """Builds the optimizer and the schedule of the configuration. It holds no network and no state of a training."""
+    """Builds the optimizer and the schedule of the configuration. It holds no network and no state of a training.
 
-    def __init__(
-        self,
-        lr: float,
-        optimizer: OptimizerCallable | None,
-        lr_mult: dict[str, float] | None,
-        stem_lr: float,
-        no_weight_decay: bool,
-        schedule: Schedule | SchedulerCallable | None,
-        schedule_interval: Interval | None,
-        warmup: float,
-        warmup_start: float,
-        reference_batch: int | None,
-        lr_scaling: Scaling,
-    ) -> None:
-        """See project.classifier.ImageClassifier, whose arguments these are.
+    The values are the arguments of project.classifier.ImageClassifier.
 
-        Raises:
-            UserError: for values out of range, and for settings that have no effect on one another.
-        """
-        if not 0 < lr < math.inf:
-            raise UserError(f"model.lr must be above 0, not {lr}")
-        if not 0 <= warmup < math.inf or not 0 <= warmup_start <= 1:
-            raise UserError(f"model.warmup must be 0 or more, warmup_start 0 to 1, not {warmup} and {warmup_start}")
-        if (lr_scaling == "none") != (reference_batch is None):
+    Raises:
+        UserError: for values out of range, and for settings that have no effect on one another.
+    """
+
+    lr: float
+    make_optimizer: OptimizerCallable | None
+    lr_mult: dict[str, float] | None
+    stem_lr: float
+    no_weight_decay: bool
+    schedule: Schedule | SchedulerCallable | None
+    schedule_interval: Interval | None
+    warmup: float
+    warmup_start: float
+    reference_batch: int | None
+    lr_scaling: Scaling
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"model.lr must be above 0, not {self.lr}")
+        if not 0 <= self.warmup < math.inf or not 0 <= self.warmup_start <= 1:
+            raise UserError(
+                f"model.warmup must be 0 or more, warmup_start 0 to 1, not {self.warmup} and {self.warmup_start}"
+            )
+        if (self.lr_scaling == "none") != (self.reference_batch is None):
             raise UserError("model.lr_scaling and model.reference_batch, the batch that lr is for, go together")
-        if reference_batch is not None and reference_batch < 1:
-            raise UserError(f"model.reference_batch must be 1 or more, not {reference_batch}")
-        schedule = schedule or Constant()
-        if schedule_interval is not None and isinstance(schedule, Constant):
+        if self.reference_batch is not None and self.reference_batch < 1:
+            raise UserError(f"model.reference_batch must be 1 or more, not {self.reference_batch}")
+        self.schedule = self.schedule or Constant()
+        if self.schedule_interval and isinstance(self.schedule, Constant):
             raise UserError("model.schedule_interval has an effect on a model.schedule only; leave it out")
-        if not warmup and warmup_start != 0.01:
+        if not self.warmup and self.warmup_start != 0.01:
             raise UserError("model.warmup_start has an effect on a model.warmup only; leave it out")
-        if schedule_interval == "step" and isinstance(schedule, Plateau):
+        if self.schedule_interval == "step" and isinstance(self.schedule, Plateau):
             raise UserError("model.schedule_interval: Plateau counts epochs, as its metric does; leave it out")
-        if warmup and not isinstance(schedule, Schedule):
+        if self.warmup and not isinstance(self.schedule, Schedule):
             raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
-        self.lr, self.make_optimizer = lr, optimizer or AdamW
-        self.lr_mult, self.stem_lr, self.no_weight_decay = lr_mult, stem_lr, no_weight_decay
-        self.schedule, self.schedule_interval = schedule, schedule_interval
-        self.warmup = Warmup(warmup, warmup_start)
-        self.reference_batch, self.lr_scaling = reference_batch, lr_scaling
 
     def scaling(self, batch: int) -> tuple[float, float]:
         """Factors on learning rate and weight decay for a batch of so many images a step (advice A12).
@@ -85,7 +84,7 @@ class Recipe:
         rate = (self.lr if lr is None else lr) * rate_factor
         groups = param_groups(net, rate, self.lr_mult, self.stem_lr, self.no_weight_decay)
         try:
-            optimizer = self.make_optimizer(groups, rate)
+            optimizer = (self.make_optimizer or AdamW)(groups, rate)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.optimizer: {error}") from error
         if self.no_weight_decay and not optimizer.defaults.get("weight_decay"):
@@ -100,5 +99,6 @@ class Recipe:
     ) -> tuple[PlannedRates | LRScheduler | ReduceLROnPlateau, Interval]:
         """What sets the learning rates, and when it is stepped; `length` is asked again when a run is resumed."""
         if isinstance(self.schedule, Schedule):
-            return PlannedRates(optimizer, self.schedule, length, self.schedule_interval, self.warmup), "step"
+            warmup = Warmup(self.warmup, self.warmup_start)
+            return PlannedRates(optimizer, self.schedule, length, self.schedule_interval, warmup), "step"
         return scheduler_of_torch(self.schedule, optimizer), self.schedule_interval or "epoch"

@@ -5,17 +5,16 @@ A task of your own is a subclass of one of these in a file of its own, named in 
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassStatScores
 
+from project.data.module import ImageDataModule
 from project.errors import UserError
-
-if TYPE_CHECKING:
-    from project.data import ImageDataModule
 
 PER_CLASS_LIMIT = 100  # classes whose accuracies are logged one by one; ImageNet's thousand curves would help nobody
 
@@ -45,7 +44,7 @@ class Task(nn.Module):
         self.class_names = list(class_names)
         self.outputs = len(self.class_names)  # numbers that the network gives for an image
 
-    def prepare(self, data: "ImageDataModule") -> None:
+    def prepare(self, data: ImageDataModule) -> None:
         """Take what the loss needs from the training images; called before a training."""
 
     def scores(self, metrics: MetricCollection, prefix: str) -> dict[str, Tensor]:
@@ -97,7 +96,7 @@ class MultiClass(Task):
         """ln C (advice A15)."""
         return math.log(self.outputs)
 
-    def prepare(self, data: "ImageDataModule") -> None:
+    def prepare(self, data: ImageDataModule) -> None:
         if not data and self.balanced:
             raise UserError("model.task.class_weights: balanced needs an ImageDataModule, which counts; give numbers")
         if not self.weighted or not data:  # given ones stay as they are
@@ -114,7 +113,7 @@ class MultiClass(Task):
         torch's own weights would weigh each term of a smoothed target by the class of that term, which pulls large
         classes towards small ones: here an image has one weight.
         """
-        loss = nn.functional.cross_entropy(
+        loss = cross_entropy(
             logits.float(), targets, reduction="none" if self.weighted else "mean", label_smoothing=self.label_smoothing
         )
         return (loss * self.weights(targets)).mean() if self.weighted else loss
@@ -125,10 +124,10 @@ class MultiClass(Task):
         return weights[targets] if targets.ndim == 1 else (targets * weights).sum(1)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        return cross_entropy(logits.float(), targets, reduction="none")
 
     def shares(self, targets: Tensor) -> Tensor:
-        return nn.functional.one_hot(targets, self.outputs).float()
+        return one_hot(targets, self.outputs).float()
 
     def unmixed(self, targets: Tensor) -> Tensor:
         return targets.argmax(1) if targets.ndim == 2 else targets

@@ -21,6 +21,8 @@ from torch import Tensor
 from project.data.draws import Draws
 from project.errors import UserError
 
+Border = Literal["reflect", "constant"]  # what is beyond it: the image mirrored, or black
+PositiveRange = tuple[PositiveFloat, PositiveFloat]
 CHUNK = 2**20  # pixel values: on a CPU, 64 images of 224 pixels take up to half the time when done a few at a time
 SHAPES = 1024  # a table of roots and exponentials, as torch's own may differ in the last bit from batch to batch
 
@@ -45,9 +47,8 @@ class Augment:
         The dtype stays, unless `augment_color` makes it float32. Raises a UserError that names the class.
         """
         size = max(1, CHUNK // images.shape[1:].numel() if images.device.type == "cpu" else len(images))
-        parts = zip(images.split(size), index.to(images.device).split(size), strict=True)
         changed = []
-        for part, rows in parts:
+        for part, rows in zip(images.split(size), index.to(images.device).split(size), strict=True):
             draws = Draws(self.seed, epoch, rows)
             for number, augmentation in enumerate(self.augmentations):
                 try:
@@ -135,11 +136,14 @@ class RandomCrop(Augmentation):
     """
 
     padding: int
-    mode: Literal["reflect", "constant"] = "reflect"
+    mode: Border = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        padding, room, constant = self.padding, 2 * self.padding + 1, self.mode == "constant"
-        padded = F.pad(images, (padding,) * 4) if constant else reflect(reflect(images, padding, -2), padding, -1)
+        padding, room = self.padding, 2 * self.padding + 1
+        if self.mode == "constant":
+            padded = F.pad(images, (padding,) * 4)
+        else:
+            padded = reflect(reflect(images, padding, -2), padding, -1)
         windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # (N, C, room, room, H, W), a view
         each = torch.arange(len(images), device=images.device)
         return windows[each, :, draws.integers(room), draws.integers(room)]  # (N, C, H, W)
@@ -160,7 +164,7 @@ class RandomErasing(Augmentation):
 
     p: float = 0.25
     area: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.02, 0.33)
-    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 3.3)
+    ratio: PositiveRange = (0.3, 3.3)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         hidden = draws.bernoulli(self.p)[:, None, None, None]

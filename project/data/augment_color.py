@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor
 
-from project.data.augment import Augmentation, choose, reflect
+from project.data.augment import Augmentation, PositiveRange, choose, reflect
 from project.data.draws import Draws
 
 SIGMAS = 256  # a table of blurs, as torch's exp may differ in the last bit from batch to batch
@@ -86,7 +86,7 @@ class Blur(Photometric):
     """
 
     kernel_size: PositiveInt
-    sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    sigma: PositiveRange = (0.1, 2.0)
     p: float = 0.5
 
     def adjust(self, colour: Tensor, draws: Draws) -> Tensor:

@@ -1,14 +1,12 @@
 """Augmentations that read between the pixels: zoom and rotation, bilinear, the dtype kept."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
-from project.data.augment import Augmentation, choose
+from project.data.augment import Augmentation, Border, PositiveRange, choose
 from project.data.draws import Draws
 
 ANGLES = 4096  # a table of sines, as torch's own may differ in the last bit from batch to batch
@@ -26,8 +24,8 @@ class RandomResize(Augmentation):
         mode: What comes into view below 1: "reflect" mirrors the image, "constant" is black.
     """
 
-    scale: tuple[PositiveFloat, PositiveFloat]
-    mode: Literal["reflect", "constant"] = "reflect"
+    scale: PositiveRange
+    mode: Border = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         size = 1 / draws.uniform(*self.scale)[:, None]  # (N, 1), side of the window in sides of the image
@@ -52,7 +50,7 @@ class Rotate(Augmentation):
 
     degrees: float
     p: float = 1.0
-    mode: Literal["reflect", "constant"] = "reflect"
+    mode: Border = "reflect"
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         turned, step = draws.bernoulli(self.p), draws.integers(ANGLES)[:, None, None]

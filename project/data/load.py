@@ -19,7 +19,7 @@ from PIL.ImageCms import PyCMSError
 from torch import Tensor
 
 from project.data.memory import Images
-from project.data.sources import Sample, Source
+from project.data.sources import Sample, Source, some
 from project.data.transforms import ImageFormat, load_image, open_image, to_srgb, white
 from project.errors import UserError
 from project.files import written_whole
@@ -29,6 +29,7 @@ CGROUPS = (  # limit and use of the memory of a container: version 2, version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+Bad = list[tuple[str, str]]  # (key, why) of the images that cannot be read; they are left out
 SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 
 
@@ -46,7 +47,7 @@ class Loaded:
 
     images: Images
     digests: dict[int, int]  # position among all samples -> identity of the content
-    bad: list[tuple[str, str]]  # (key, why) of the images that cannot be read; they are left out
+    bad: Bad
 
     @property
     def index(self) -> list[int]:
@@ -78,15 +79,15 @@ def load(
         pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
     samples = [source.samples[row] for row in rows]
     verdicts = survey(source, samples, image_format, pixels)
-    bad = [(sample.key, each.fault) for sample, each in zip(samples, verdicts, strict=True) if each.fault]
+    bad = [(samples[i].key, each.fault) for i, each in enumerate(verdicts) if each.fault]
     good = [i for i, each in enumerate(verdicts) if not each.fault]
     if lost := {sample.label for sample in samples} - {samples[i].label for i in good}:
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
     if pixels is not None and bad:
         pixels = pixels[good]
     digests = {rows[i]: verdicts[i].digest for i in good}
-    labels = torch.tensor(labels)[good]
-    return Loaded(Images(source, list(digests), labels, image_format, pixels, seed, area), digests, bad)
+    images = Images(source, list(digests), torch.tensor(labels)[good], image_format, pixels, seed, area)
+    return Loaded(images, digests, bad)
 
 
 def survey(
@@ -157,9 +158,9 @@ def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
     return images * image_format.channels * image_format.image_size**2 <= free / 4
 
 
-def describe_bad(bad: Sequence[tuple[str, str]]) -> str:
+def describe_bad(bad: Bad) -> str:
     """How many images cannot be read, the first of them, and what to do."""
-    names = ", ".join(f"{key} ({why})" for key, why in bad[:SHOWN]) + ", ..." * (len(bad) > SHOWN)
+    names = some([f"{key} ({why})" for key, why in bad], SHOWN)
     return (
         f"{len(bad)} of the images cannot be read: {names}; remove or convert them, install Pillow's plug-in for them, "
         "or use --data.on_bad_image skip"

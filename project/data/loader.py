@@ -1,7 +1,7 @@
 """Batches in an order that is a function of (seed, epoch) alone, so that a run can resume in the middle of an epoch."""
 
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,11 +44,10 @@ class EpochBatches:
             order = order[torch.multinomial(self.weights, len(order), replacement=True, generator=generator)]
         elif self.train and self.shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
-        seen, requests = Counter(), []
+        turns = defaultdict(itertools.count)  # an image is augmented differently when it comes again
         # Around, more than once where ranks outnumber images.
-        for key in itertools.islice(itertools.cycle(order.tolist()), len(order) + self.world_size):
-            requests.append((self.epoch, key + seen[key] * INDEX_LIMIT))  # augmented differently when it comes again
-            seen[key] += 1
+        keys = itertools.islice(itertools.cycle(order.tolist()), len(order) + self.world_size)
+        requests = [(self.epoch, key + next(turns[key]) * INDEX_LIMIT) for key in keys]
         first, self.start = self.start, 0
         for batch in range(first, len(self)):
             yield [requests[i] for i in self.places(batch, batch + 1)]

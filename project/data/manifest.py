@@ -8,6 +8,8 @@ import unicodedata
 from project.data.sources import FileSource, Sample, existing, key_of, split_of
 from project.errors import UserError
 
+COLUMNS = ("path", "label", "split", "group")
+
 
 class Manifest(FileSource):
     """A CSV file with the columns path,label and, where wanted, split and group; data.root is the file.
@@ -21,19 +23,17 @@ class Manifest(FileSource):
         table = existing(root, f"a CSV file with the columns {self.columns}")
         self.paths, self.samples = {}, []
         try:
-            file = io.StringIO(table.read_bytes().decode("utf-8-sig"), newline="")
+            file = io.StringIO(table.read_text("utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"data.root: {table} is not a CSV file in UTF-8 ({error})") from error
         rows = csv.DictReader(file, restkey="more", restval="")
-        if not self.needed <= set(rows.fieldnames or ()) <= {"path", "label", "split", "group"}:
+        if not self.needed <= set(rows.fieldnames or ()) <= set(COLUMNS):
             raise UserError(f"{table}: the first line must name the columns {self.columns}, not {rows.fieldnames}")
         for row in rows:
             where = f"{table}, line {rows.line_num}"
             if "more" in row:
                 raise UserError(f"{where}: more cells than columns; put a name with a comma in quotes")
-            name, label, split, group = (
-                key_of(row.get(column, "").strip()) for column in ("path", "label", "split", "group")
-            )
+            name, label, split, group = (key_of(row.get(column, "").strip()) for column in COLUMNS)
             if not name or (not label and "label" in self.needed):
                 raise UserError(f"{where}: path and label must both be given, the path alone for predict")
             if split and not split_of(split):

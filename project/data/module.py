@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partialmethod
 from typing import Any, Literal
 
 import lightning as L
@@ -12,7 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
-from project.data.load import Loaded, describe_bad, load, measure
+from project.data.load import Bad, Loaded, describe_bad, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.manifest import ImageList
 from project.data.memory import Batch
@@ -145,7 +145,7 @@ class ImageDataModule(L.LightningDataModule):
         return list(map(Counter(self._labels("train")).__getitem__, self.class_names))
 
     @property
-    def bad(self) -> list[tuple[str, str]]:
+    def bad(self) -> Bad:
         """(key, why) of the images that cannot be read and are left out."""
         return [entry for part in self.loaded.values() for entry in part.bad]
 
@@ -206,25 +206,21 @@ class ImageDataModule(L.LightningDataModule):
             )
         return [number[label] for label in labels]
 
-    def train_dataloader(self) -> ResumableLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> ResumableLoader | list:
-        return self._loader("val") if "val" in self.loaded else []
-
-    def test_dataloader(self) -> ResumableLoader:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> ResumableLoader:
-        return self._loader("predict")
-
     def _loader(self, name: str) -> ResumableLoader:
         trainer, images, workers = self.trainer, self.loaded[name].images, self.num_workers
-        train, weights, shuffle = name == "train", None, self.sampler != "sequential"
+        train, weights = name == "train", None
         if train and self.sampler == "balanced":
             weights = (1 / torch.bincount(images.labels))[images.labels]
-        ranks = trainer.global_rank, trainer.world_size
-        batches = EpochBatches(self._unseen(name), self.batch_size, train, self.seed, weights, *ranks, shuffle)
+        batches = EpochBatches(
+            self._unseen(name),
+            self.batch_size,
+            train,
+            self.seed,
+            weights,
+            trainer.global_rank,
+            trainer.world_size,
+            shuffle=self.sampler != "sequential",
+        )
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
         loader = DataLoader(
@@ -237,21 +233,28 @@ class ImageDataModule(L.LightningDataModule):
         )
         return ResumableLoader(loader, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed)
 
+    train_dataloader = partialmethod(_loader, "train")
+    test_dataloader = partialmethod(_loader, "test")
+    predict_dataloader = partialmethod(_loader, "predict")
+
+    def val_dataloader(self) -> ResumableLoader | list:
+        return self._loader("val") if "val" in self.loaded else []
+
     def _unseen(self, name: str) -> list[int]:
         """The images of a split. A test refuses or leaves out those that the checkpoint was trained on or chosen by."""
-        part = self.loaded[name]
-        known = [row for row, digest in part.digests.items() if digest in self._seen.get(name, ())]
+        rows, digests = self.loaded[name].index, self.loaded[name].digests
+        known = [row for row in rows if digests[row] in self._seen.get(name, ())]
         if not known:
-            return part.index
+            return rows
         example = f"for example {self.source.samples[known[0]].key}"
-        words = f"{len(known)} of the {len(part.index)} {name} images were used to train this model, {example}"
+        words = f"{len(known)} of the {len(rows)} {name} images were used to train this model, {example}"
         if name == "val":
             say(f"{words}: the score flatters it.")
-            return part.index
-        if self.on_seen_image == "error" or len(known) == len(part.index):
+            return rows
+        if self.on_seen_image == "error" or len(known) == len(rows):
             raise UserError(f"{words}; give others (--data.root), or leave these out: --data.on_seen_image skip")
         say(f"{words}; they are left out.")
-        return sorted(set(part.index).difference(known))
+        return sorted(set(rows).difference(known))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment the training images, on the device."""
@@ -261,8 +264,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: which images trained it and which chose it, by the identity of their content."""
-        parts = {"trained": self.loaded.get("train"), "validated": self.loaded.get("val")}
-        return {use: part.identities() for use, part in parts.items() if part} | {"fingerprint": self.fingerprint}
+        uses = {"train": "trained", "val": "validated"}
+        state = {uses[name]: part.identities() for name, part in self.loaded.items() if name in uses}
+        return state | {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         command = self.trainer.state.fn

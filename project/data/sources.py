@@ -173,6 +173,6 @@ def natural(name: str) -> tuple:
     return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name), name
 
 
-def some(names: list[str]) -> str:
+def some(names: list[str], most: int = 12) -> str:
     """The first of many names."""
-    return f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"

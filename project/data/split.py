@@ -32,8 +32,8 @@ def split_samples(
     """
     few = more = set()
     pool, test, val = (
-        [i for i, sample in enumerate(samples) if sample.split in names]
-        for names in (("train", None), ("test",), ("val",))
+        [i for i, sample in enumerate(samples) if (sample.split or "train") == name]
+        for name in ("train", "test", "val")
     )
     counts = Counter(samples[i].label for i in pool)
     if test_folds is not None or not test:
@@ -78,25 +78,25 @@ def _hold_out(
 
     # What may not be divided: the groups, and every image without one; in seeded order.
     units = [list(unit) for _, unit in groupby(sorted(pool, key=order), order)]
-    labels = [[samples[i].label for i in unit] for unit in units]
-    counts = Counter(samples[i].label for i in pool)
+    units = [(unit, Counter(samples[i].label for i in unit)) for unit in units]
+    chosen, taken = [], Counter()
     if folds is None:
-        taken, chosen = Counter(), []
+        counts = Counter(samples[i].label for i in pool)
         target = {label: min(max(round(count * size), 1), count - 1) for label, count in counts.items()}
-        for unit, images in zip(units, map(Counter, labels), strict=True):
+        for unit, images in units:
             # A single image is taken while its class lacks one; a group when its classes come nearer to their targets.
             if sum(abs(target[c] - taken[c]) - abs(target[c] - taken[c] - n) for c, n in images.items()) > 0:
                 chosen += unit
                 taken += images
     else:
-        counts = Counter(label for each in labels for label in set(each))  # units with images of the class
+        counts = Counter(label for _, images in units for label in images)  # units with images of the class
         # Every unit goes to the fold with the fewest images of its classes so far; large ones first, to come out even.
-        parts, have = [[] for _ in range(folds)], [Counter() for _ in range(folds)]
-        for unit, images in sorted(zip(units, map(Counter, labels), strict=True), key=lambda u: -len(u[0])):
-            home = min(range(folds), key=lambda f: (sum(have[f][c] * n for c, n in images.items()), len(parts[f])))
-            have[home] += images
-            parts[home] += unit
-        chosen = parts[fold]
+        parts = [Counter() for _ in range(folds)]
+        for unit, images in sorted(units, key=lambda unit: -len(unit[0])):
+            home = min(parts, key=lambda part: (sum(part[c] * n for c, n in images.items()), part.total()))
+            home.update(images)
+            if home is parts[fold]:
+                chosen += unit
     few = {label for label, count in counts.items() if (count < folds if folds else not 0 < taken[label] < count)}
     return sorted(i for i in chosen if samples[i].label not in few), few
 

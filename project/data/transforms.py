@@ -98,13 +98,13 @@ def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | N
         image = image.convert("RGBA")
     with suppress(ImageCms.PyCMSError):
         if change := to_srgb(profile, mode):
-            alpha = image.getchannel("A") if image.mode == "RGBA" else None
-            image = change.apply(image.convert(change.input_mode))
-            if alpha:
-                image.putalpha(alpha)
+            changed = change.apply(image.convert(change.input_mode))
+            if image.mode == "RGBA":
+                changed.putalpha(image.getchannel("A"))
+            image = changed
     if image.mode == "RGBA" and image_format.channels != 4:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode not in ("L", "RGB", "RGBA"):
+    if image.mode not in MODES.values():
         image = image.convert("RGB")  # CMYK, YCbCr, LAB, palette: not all of them convert to grey or RGBA directly
     return image.convert(MODES[image_format.channels])
 

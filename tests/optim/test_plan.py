@@ -31,8 +31,9 @@ from project.optim.schedules import (
 from project.recipe import Recipe
 from project.run.plan import make_plan
 
-PLAIN = {"lr": 1e-3, "optimizer": None, "lr_mult": None, "stem_lr": 1.0, "no_weight_decay": False, "schedule": None}
-PLAIN |= {"schedule_interval": None, "warmup": 0.0, "warmup_start": 0.01, "reference_batch": None, "lr_scaling": "none"}
+PLAIN = {"lr": 1e-3, "make_optimizer": None, "lr_mult": None, "stem_lr": 1.0, "no_weight_decay": False}
+PLAIN |= {"schedule": None, "schedule_interval": None, "warmup": 0.0, "warmup_start": 0.01}
+PLAIN |= {"reference_batch": None, "lr_scaling": "none"}
 
 
 class Tiny(L.LightningModule):

@@ -28,7 +28,7 @@ class Quadratic(L.LightningModule):
 
     def __init__(self, curvature: list[float], optimizer=torch.optim.SGD, **recipe) -> None:
         super().__init__()
-        self.recipe = Recipe(**{"lr": 0.02, "optimizer": optimizer, **PLAIN, **recipe})
+        self.recipe = Recipe(**{"lr": 0.02, "make_optimizer": optimizer, **PLAIN, **recipe})
         self.net = nn.Sequential(nn.Linear(len(curvature), 1, bias=False), nn.ReLU(), nn.Linear(1, 1))
         for weight in self.net.parameters():
             nn.init.ones_(weight)
