@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from project.files import expand
 
 if TYPE_CHECKING:
-    from lightning import LightningDataModule as Data
-    from lightning import LightningModule as Model
-    from lightning import Trainer
+    import lightning as L
 
 GIVEN = {"objects": 3, "config": 2, "nothing": 0}  # leading arguments that are not options
 
 TRAINING_ONLY = (
-    *("checkpoint", "record", "data.augment", "data.sampler", "data.random_resized_crop"),
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+    "checkpoint",
+    "record",
+    "data.augment",
+    "data.sampler",
+    "data.random_resized_crop",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
 )
 _SPLIT = "source val_size test_size split_seed folds fold test_folds test_fold rare_classes"
 SPLIT_ONLY = tuple(f"data.{name}" for name in _SPLIT.split())
@@ -82,7 +87,9 @@ class Opener:
     model: str
 
 
-def fit(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str | None = None) -> None:
+def fit(
+    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str | None = None
+) -> None:
     """Train, and validate after every epoch.
 
     Args:
@@ -91,7 +98,9 @@ def fit(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str |
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
-def validate(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
+def validate(
+    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str
+) -> None:
     """Score a checkpoint on the validation images.
 
     Args:
@@ -100,7 +109,7 @@ def validate(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: 
     trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
 
-def test(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
+def test(trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str) -> None:
     """Score a checkpoint on the test images, once everything has been chosen, and add the score to its run.
 
     Args:
@@ -110,9 +119,9 @@ def test(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str)
 
 
 def predict(
-    trainer: "Trainer",
-    model: "Model",
-    datamodule: "Data",
+    trainer: "L.Trainer",
+    model: "L.LightningModule",
+    datamodule: "L.LightningDataModule",
     ckpt_path: str,
     out: str = "predictions.csv",
     min_prob: float | None = None,

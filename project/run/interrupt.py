@@ -23,14 +23,14 @@ class SafeInterrupt(L.Callback):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        asked, self._asked = self._asked, number
-        if asked is not None:
+        again, self._asked = self._asked, number
+        if again:
             self._stop()
         if self._trainer.validating:
             print("\nStopping after this validation; a second Ctrl-C stops at once, without it.", flush=True)
 
     def _stop(self) -> None:
-        if self._asked is not None:
+        if self._asked:
             raise SIGTERMException if self._asked == signal.SIGTERM else KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -83,5 +83,5 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str)) else str(value)
     return flat

@@ -16,7 +16,7 @@ LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling"
 OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value).*"
 CHANGEABLE = rf"{LEARNING_RATE}|{OPTIMIZER}|task\.init_args\.label_smoothing|mixup|cutmix"
 NOT_SETTINGS = {"name", "lr", "initial_lr"}  # of a group: the schedule sets its learning rates
-PLAIN = (bool, int, float, str, tuple, type(None))  # what may go into a checkpoint
+PLAIN = (int, float, str, tuple, type(None))  # what may go into a checkpoint
 
 
 def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> list[str]:
