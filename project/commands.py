@@ -63,12 +63,6 @@ class Command:
         """Its own options by name, besides those of a fit."""
         return dict(list(inspect.signature(self.function).parameters.items())[GIVEN[self.needs] :])
 
-    @property
-    def trained(self) -> bool:
-        """Whether it cannot do without a checkpoint."""
-        option = self.options.get("ckpt_path")
-        return option is not None and option.default is option.empty
-
 
 @dataclass(frozen=True)
 class Opener:
@@ -154,7 +148,7 @@ def units(words: list[str]) -> list[list[str]]:
     """A command line as options, each with the values that follow it, ~ and $VAR written out."""
     found: list[list[str]] = []
     for word in words:
-        if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
+        if not found or re.match(r"-(?![\d.]+(e[+-]?\d+)?\Z)", word):  # a flag, not a negative number
             flag, joined, value = word.partition("=")
             found.append([flag + joined + expand(flag, value)])
         else:

@@ -170,8 +170,8 @@ def _given(body: str) -> str:
 
 def _nearest(name: str, names: list[str], prefix: str = "") -> str:
     """`; did you mean x?`, where some name is near; by the whole key, else by its last part."""
-    close = get_close_matches(name, names, n=1, cutoff=0.75)
+    close = get_close_matches(name, names, cutoff=0.75)
     if not close:
         last = {each.rsplit(".", 1)[-1]: each for each in reversed(names)}
-        close = [last[each] for each in get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)]
+        close = [last[each] for each in get_close_matches(name.rsplit(".", 1)[-1], last, cutoff=0.75)]
     return f"; did you mean {prefix}{close[0]}?" if close else ""

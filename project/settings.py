@@ -33,17 +33,17 @@ class Arguments:
     def read(cls, words: list[str], switches: set[str] = frozenset()) -> "Arguments":
         """Divide the words after the command into files and options; a switch means true where no value follows."""
         files, options = [], []
-        for flag, *values in units(words):
-            name, joined, value = flag.partition("=")
+        for unit in units(words):
+            name, *values = *unit[0].split("=", 1), *unit[1:]
             name = "--config" if name == "-c" else name
-            if name[2:] in FILES and (joined or values):
-                files.append((name[2:], Path(value if joined else values[0])))
-            elif name[2:] in switches and not joined and not values:
+            if name[2:] in FILES and values:
+                files.append((name[2:], Path(values[0])))
+            elif name[2:] in switches and not values:
                 options.append([f"{name}=true"])
             else:
                 # The choice of a class goes before its arguments, which would otherwise be those of the class before.
-                place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
-                options.insert(place, [flag, *values])
+                place = next((i for i, each in enumerate(options) if each[0].startswith(f"{name}.")), len(options))
+                options.insert(place, unit)
         return cls(files, options)
 
     def words(self) -> list[str]:
@@ -132,9 +132,10 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
     Raises:
         UserError: when it is needed and not given, or cannot be opened, or a setting contradicts it.
     """
-    name = arguments.value("ckpt_path") if "ckpt_path" in command.options else None
+    option = command.options.get("ckpt_path")
+    name = arguments.value("ckpt_path") if option else None
     if name is None:
-        if not command.trained:
+        if option is None or option.default is not option.empty:
             return Loaded()
         raise UserError(f"{command.name} needs a trained model: --ckpt_path best, --ckpt_path last, or a path")
     path = find_checkpoint(str(name), Path(arguments.value("trainer.default_root_dir") or "runs"))

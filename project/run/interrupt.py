@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM take effect between two batches, not within a step: the checkpoint can be resumed exactly."""
 
 import signal
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -22,7 +21,7 @@ class SafeInterrupt(L.Callback):
         for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
             signal.signal(number, self._ask)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, number: int, _: object) -> None:
         again, self._asked = self._asked, number
         if again:
             self._stop()

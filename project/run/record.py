@@ -144,8 +144,8 @@ def _git() -> dict[str, Any] | None:
     """Commit, and whether files differ from it; None outside a repository or without git."""
     command = ["git", "status", "--porcelain=v2", "--branch"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        said = subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    lines = done.stdout.splitlines()  # "# branch.oid COMMIT", other "# ..." lines, then one for each file
+    lines = said.splitlines()  # "# branch.oid COMMIT", other "# ..." lines, then one for each file
     return {"commit": lines[0].split()[-1], "dirty": not lines[-1].startswith("#")}

@@ -75,15 +75,16 @@ class ResumeChanges(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Before the callbacks are restored."""
-        stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
-        self._patience = {callback: callback.patience for callback in stoppers}
+        self._patience = {each: each.patience for each in trainer.callbacks if isinstance(each, EarlyStopping)}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the optimizer is restored."""
         for callback in self._patience:
             pl_module.check_metric("trainer.callbacks: EarlyStopping", callback.monitor)
-        groups = trainer.optimizers[0].param_groups
-        self._groups = [{key: value for key, value in group.items() if isinstance(value, PLAIN)} for group in groups]
+        self._groups = [
+            {key: value for key, value in group.items() if isinstance(value, PLAIN)}
+            for group in trainer.optimizers[0].param_groups
+        ]
         self._batch = pl_module.batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
