@@ -167,7 +167,7 @@ class CLI(LightningCLI):
 class _ParserOnly(CLI):
     """Builds the parser, and nothing with it."""
 
-    def _nothing(self, *_: Any, **__: Any) -> None: ...
+    def _nothing(self, *_: Any) -> None: ...
 
     parse_arguments = _parse_ckpt_path = _set_seed = instantiate_classes = _nothing
 
@@ -185,7 +185,7 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
     try:
         return CLI(command, *arrange(command, words, openers)).perform()
     except MisconfigurationException as error:  # Lightning's word for a mistake of the user's
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(str(error)) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

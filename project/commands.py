@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from project.files import expand
 
 if TYPE_CHECKING:
-    from lightning import LightningDataModule as Data
-    from lightning import LightningModule as Model
-    from lightning import Trainer
+    import lightning as L
 
 GIVEN = {"objects": 3, "config": 2, "nothing": 0}  # leading arguments that are not options
 
 TRAINING_ONLY = (
-    *("checkpoint", "record", "data.augment", "data.sampler", "data.random_resized_crop"),
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+    "checkpoint",
+    "record",
+    "data.augment",
+    "data.sampler",
+    "data.random_resized_crop",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
 )
 _SPLIT = "source val_size test_size split_seed folds fold test_folds test_fold rare_classes"
 SPLIT_ONLY = tuple(f"data.{name}" for name in _SPLIT.split())
@@ -58,12 +63,6 @@ class Command:
         """Its own options by name, besides those of a fit."""
         return dict(list(inspect.signature(self.function).parameters.items())[GIVEN[self.needs] :])
 
-    @property
-    def trained(self) -> bool:
-        """Whether it cannot do without a checkpoint."""
-        option = self.options.get("ckpt_path")
-        return option is not None and option.default is option.empty
-
 
 @dataclass(frozen=True)
 class Opener:
@@ -82,7 +81,9 @@ class Opener:
     model: str
 
 
-def fit(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str | None = None) -> None:
+def fit(
+    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str | None = None
+) -> None:
     """Train, and validate after every epoch.
 
     Args:
@@ -91,7 +92,9 @@ def fit(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str |
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
-def validate(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
+def validate(
+    trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str
+) -> None:
     """Score a checkpoint on the validation images.
 
     Args:
@@ -100,7 +103,7 @@ def validate(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: 
     trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
 
-def test(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str) -> None:
+def test(trainer: "L.Trainer", model: "L.LightningModule", datamodule: "L.LightningDataModule", ckpt_path: str) -> None:
     """Score a checkpoint on the test images, once everything has been chosen, and add the score to its run.
 
     Args:
@@ -110,9 +113,9 @@ def test(trainer: "Trainer", model: "Model", datamodule: "Data", ckpt_path: str)
 
 
 def predict(
-    trainer: "Trainer",
-    model: "Model",
-    datamodule: "Data",
+    trainer: "L.Trainer",
+    model: "L.LightningModule",
+    datamodule: "L.LightningDataModule",
     ckpt_path: str,
     out: str = "predictions.csv",
     min_prob: float | None = None,
@@ -145,7 +148,7 @@ def units(words: list[str]) -> list[list[str]]:
     """A command line as options, each with the values that follow it, ~ and $VAR written out."""
     found: list[list[str]] = []
     for word in words:
-        if not found or (word.startswith("-") and not re.fullmatch(r"-[\d.]+(e[+-]?\d+)?", word)):
+        if not found or re.match(r"-(?![\d.]+(e[+-]?\d+)?\Z)", word):  # a flag, not a negative number
             flag, joined, value = word.partition("=")
             found.append([flag + joined + expand(flag, value)])
         else:

@@ -1,32 +1,48 @@
 """What is printed of an error: one line with the key, what was expected, and the nearest name of a misspelt one."""
 
-import importlib
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, NoReturn, TextIO
-
-from jsonargparse import _typehints
+from typing import NoReturn, TextIO
 
 from project.errors import UserError
 
 # key -> a class to name there
-EXAMPLES = {"schedule": "project.optim.Cosine", "freeze": "project.optim.Freeze", "net": "project.nets.ResNet"}
-EXAMPLES |= {"augment": "project.data.HorizontalFlip", "source": "project.data.ImageFolder"}
-EXAMPLES |= {"task": "project.tasks.MultiClass", "optimizer": "torch.optim.AdamW"}
-MOVED = {name: f"model.task.{name}" for name in ("label_smoothing", "class_weights")}
-MOVED["layer_decay"] = "model.stem_lr, the share of the learning rate that the first layer has"
-HINTS = {  # key -> what else to say
-    "data.image_size": "; images are square here: give one number, and data.resize says how other shapes become square"
+EXAMPLES = {
+    "schedule": "project.optim.Cosine",
+    "freeze": "project.optim.Freeze",
+    "net": "project.nets.ResNet",
+    "augment": "project.data.HorizontalFlip",
+    "source": "project.data.ImageFolder",
+    "task": "project.tasks.MultiClass",
+    "optimizer": "torch.optim.AdamW",
 }
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes"}
-TYPES |= {"dict": "keys and values", "list": "a list", "Sequence": "a list"}
+MOVED = {
+    "label_smoothing": "model.task.label_smoothing",
+    "class_weights": "model.task.class_weights",
+    "layer_decay": "model.stem_lr, the share of the learning rate that the first layer has",
+}
+HINTS = {  # key -> what else to say
+    "data.image_size": "; images are square here: give one number, and data.resize says how other shapes become square",
+    "model.net": ": start from a config file, for example --config configs/digits.yaml",
+}
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text in quotes",
+    "dict": "keys and values",
+    "list": "a list",
+    "Sequence": "a list",
+}
 OBJECTIONS = (  # of a type that was not meant
-    *("Type collections.abc.Callable", "Import path does not correspond", "Expected a ", "Does not validate"),
-    *("a class path (str)", "Not a valid subclass"),
+    "Type collections.abc.Callable",
+    "Import path does not correspond",
+    "Does not validate",
+    "a class path (str)",
+    "Not a valid subclass",
 )
 LIMIT = 400  # characters; a value that is quoted in full can be a whole file
 
@@ -63,7 +79,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def one_line(message: str, keys: Iterable[str]) -> str:
+def one_line(message: str, keys: list[str]) -> str:
     """Shorten a message of jsonargparse.
 
     Args:
@@ -73,13 +89,15 @@ def one_line(message: str, keys: Iterable[str]) -> str:
     Returns:
         One line; anything in an unknown form is only put on one line.
     """
-    found = re.search(r'^Parser key "([^"]+)":', message)
-    key, name = (f"{found[1]}: ", found[1]) if found else ("", "")
-    body = re.sub(r"<class '([\w.]+)'>", r"\1", message[found.end() if found else 0 :])
+    plain = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+    name, body = re.fullmatch(r'(?:Parser key "([^"]+)":)?(.*)', plain, re.DOTALL).groups("")
+    key = f"{name}: " if name else ""
     if found := re.search(r"unrecognized arguments: ([^-\s]\S*)", body):
         return f"{found[1]} stands alone: give the option that it belongs to before it; --help lists them"
     if found := re.search(r"(?:does not accept option|unrecognized arguments:) '?-*([\w.+]+)", body):
-        return _unknown(found[1].rstrip("+"), keys)
+        name = found[1].rstrip("+")
+        moved = MOVED.get(name.removeprefix("model."))
+        return f"{name}: it is now {moved}" if moved else f"{name}: there is no such key{_nearest(name, keys)}"
     if found := re.search(r"Option '([^']+)' is not accepted(; did you mean [^?]*\?)?", body):
         if found[1] == "lr":
             return f"{key}it takes no lr of its own: model.lr is the one learning rate"
@@ -88,12 +106,10 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         twice = re.search(r"\S+ is given twice.*", body)
         return f"{key}the config file {found[1]}: {twice[0] if twice else 'it is missing or is not valid YAML'}"
     if found := re.search(r"arguments are required: (\S+)", body):
-        where = (
-            ": start from a config file, for example --config configs/digits.yaml" if found[1] == "model.net" else ""
-        )
-        return f"{found[1].rstrip(',')} is missing{where}"
+        name = found[1].rstrip(",")
+        return f"{name} is missing{HINTS.get(name, '')}"
     if found := re.search(r"dot import path string: (\S+)|No module named '([\w.]+)'|module '(project)' has no", body):
-        return f"{key}{_no_class(_given(body) or found[1] or found[2] or found[3], name)}"
+        return f"{key}{_no_class(_given(body) or found[found.lastindex], name)}"
     if found := re.search(r"Not of type \w*?(Int|Float|Interval): (.*)", body):
         said, _, bounds = found[2].partition("does not conform to restriction ")
         value = _given(body) or said.removesuffix(" not an integer").split()[-1].strip("':")
@@ -102,13 +118,9 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         expected = f"must be {bounds}" if bounds else f"expected a {'whole ' if found[1] == 'Int' else ''}number"
         return f"{key}{expected}, not {value}{HINTS.get(name, '')}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", body):
-        return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], _names_of(found[1]), f'{found[1]}.')}"
+        public = [each for each in dir(sys.modules.get(found[1])) if not each.startswith("_")]
+        return f"{key}{found[1]} has no {found[2]!r}{_nearest(found[2], public, f'{found[1]}.')}"
     return f"{key}{_reason(body, name) or ' '.join(body.split())}"[:LIMIT]
-
-
-def _unknown(name: str, keys: Iterable[str]) -> str:
-    moved = MOVED.get(name.removeprefix("model."))
-    return f"{name}: it is now {moved}" if moved else f"{name}: there is no such key{_nearest(name, keys)}"
 
 
 def _no_class(given: str, key: str) -> str:
@@ -118,10 +130,12 @@ def _no_class(given: str, key: str) -> str:
         here = getattr(sys.modules[module], name, None)
         if isinstance(here, type) and here.__module__.startswith("project."):
             return f"{given!r} is not a class; did you mean {module}.{name}?"
-    example = next(
-        (path for part, path in EXAMPLES.items() if part in key), "lightning.pytorch.callbacks.EarlyStopping"
-    )
+    example = _example(key) or "lightning.pytorch.callbacks.EarlyStopping"
     return f"{given!r} is not a class; write its whole path, such as {example}"
+
+
+def _example(key: str) -> str | None:
+    return next((path for part, path in EXAMPLES.items() if part in key), None)
 
 
 def _reason(body: str, key: str) -> str | None:
@@ -133,10 +147,9 @@ def _reason(body: str, key: str) -> str | None:
     if own:  # a class's own words
         return own[0] if listed else None
     if kind := re.search(r"subclass of (?:<class ')?([\w.]*\w)|function that returns (\w+)", " ".join(errors)):
-        example = next((path for part, path in EXAMPLES.items() if part in key), None)
-        return f"{_given(body)} is not a {kind[1] or kind[2]}" + (
-            f"; write the path of one, such as {example}" if example else ""
-        )
+        example = _example(key)
+        such = f"; write the path of one, such as {example}" if example else ""
+        return f"{_given(body)} is not a {kind[1] or kind[2]}{such}"
     types = re.findall(r"(\w+: )?Expected a (?:typing\.)?([\w.]*\w)(\[.*?\])?", " ".join(errors))
     if not types:
         return None
@@ -155,33 +168,10 @@ def _given(body: str) -> str:
     return path[1] if path else text
 
 
-def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+def _nearest(name: str, names: list[str], prefix: str = "") -> str:
     """`; did you mean x?`, where some name is near; by the whole key, else by its last part."""
-    names = list(names)
-    close = get_close_matches(name, names, n=1, cutoff=0.75)
+    close = get_close_matches(name, names, cutoff=0.75)
     if not close:
         last = {each.rsplit(".", 1)[-1]: each for each in reversed(names)}
-        close = [last[each] for each in get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)]
+        close = [last[each] for each in get_close_matches(name.rsplit(".", 1)[-1], last, cutoff=0.75)]
     return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
-def _names_of(module: str) -> list[str]:
-    """The public names of a module that is there."""
-    try:
-        return [name for name in dir(importlib.import_module(module)) if not name.startswith("_")]
-    except ImportError:
-        return []
-
-
-def _discard_init_args(parser_or_action: Any, before: Any, value: Any) -> None:
-    """A new class_path starts without the init_args of the class before it.
-
-    jsonargparse would keep those that the new class knows by the same name, given or default: SGD chosen over a file's
-    AdamW would take over its weight decay without a word.
-    """
-    if before and "init_args" in before and before["class_path"] != value["class_path"]:
-        del before["init_args"]
-
-
-# There is no public place for it. tests/test_cli_classes.py holds the effect for every pair of optimizers.
-_typehints.discard_init_args_on_class_path_change = _discard_init_args

@@ -1,6 +1,5 @@
 """What is settled before the command line is parsed: which checkpoint, and which setting overrules which."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from project.errors import UserError
 from project.notation import load
 from project.run.paths import find_checkpoint
 
-PARTS = ("data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
+FILES = ("config", "data", "model", "trainer")  # --trainer configs/trainer/ddp.yaml: a config file for one part
 LINKS = {  # model key -> data key: the model follows the data, but a trained model rules any data
     "class_names": "class_names",
     "image_size": "image_size",
@@ -21,10 +20,6 @@ LINKS = {  # model key -> data key: the model follows the data, but a trained mo
     "resize": "resize",
     "value_range": "value_range",
 }
-# Text that the parser would take for a number, and yaml would not, such as the class 1e5, is written in quotes.
-yaml.SafeDumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*\.?[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 @dataclass
@@ -38,25 +33,22 @@ class Arguments:
     def read(cls, words: list[str], switches: set[str] = frozenset()) -> "Arguments":
         """Divide the words after the command into files and options; a switch means true where no value follows."""
         files, options = [], []
-        for flag, *values in units(words):
-            name, joined, value = flag.partition("=")
+        for unit in units(words):
+            name, *values = *unit[0].split("=", 1), *unit[1:]
             name = "--config" if name == "-c" else name
-            if name[2:] in ("config", *PARTS) and (joined or values):
-                files.append((name[2:], Path(value if joined else values[0])))
-            elif name[2:] in switches and not joined and not values:
+            if name[2:] in FILES and values:
+                files.append((name[2:], Path(values[0])))
+            elif name[2:] in switches and not values:
                 options.append([f"{name}=true"])
             else:
                 # The choice of a class goes before its arguments, which would otherwise be those of the class before.
-                place = next((i for i, unit in enumerate(options) if unit[0].startswith(f"{name}.")), len(options))
-                options.insert(place, [flag, *values])
+                place = next((i for i, each in enumerate(options) if each[0].startswith(f"{name}.")), len(options))
+                options.insert(place, unit)
         return cls(files, options)
 
     def words(self) -> list[str]:
         """For the parser: files first, so that options overrule them wherever they stand."""
         return [f"--{flag}={path}" for flag, path in self.files] + [word for unit in self.options for word in unit]
-
-    def given(self) -> list[str]:
-        return [unit[0].partition("=")[0].removeprefix("--").rstrip("+") for unit in self.options]
 
     def value(self, key: str) -> Any:
         """Of one key: from the options, else from the files; None where it is not given."""
@@ -140,28 +132,28 @@ def find_loaded(command: Command, arguments: Arguments, openers: list[Opener]) -
     Raises:
         UserError: when it is needed and not given, or cannot be opened, or a setting contradicts it.
     """
-    name = arguments.value("ckpt_path") if "ckpt_path" in command.options else None
+    option = command.options.get("ckpt_path")
+    name = arguments.value("ckpt_path") if option else None
     if name is None:
-        if not command.trained:
+        if option is None or option.default is not option.empty:
             return Loaded()
         raise UserError(f"{command.name} needs a trained model: --ckpt_path best, --ckpt_path last, or a path")
     path = find_checkpoint(str(name), Path(arguments.value("trainer.default_root_dir") or "runs"))
     opener = next((each for each in openers if path.suffix in each.endings), None)
     if opener is None:
         content = load_checkpoint(path)
-        loaded = Loaded(path, content, checkpoint_config(content, command.name))
+        config = checkpoint_config(content, command.name)
     elif command.name in opener.commands:
         content = opener.read(path)
-        loaded = Loaded(path, content, {"classifier": opener.model, **content["config"]}, opened=True)
+        config = {"classifier": opener.model, **content["config"]}
     else:
-        raise UserError(
-            f"ckpt_path: {path} can only {' and '.join(opener.commands)}; {command.name} needs a checkpoint"
-        )
+        known = " and ".join(opener.commands)
+        raise UserError(f"ckpt_path: {path} can only {known}; {command.name} needs a checkpoint")
     for model, data in LINKS.items():
         asked, own = arguments.value(f"data.{data}"), content["hyper_parameters"][model]
         if asked not in (None, own):
             raise UserError(f"data.{data} belongs to the model and cannot be changed: it is {own}; leave it out")
-    return loaded
+    return Loaded(path, content, config, opener is not None)
 
 
 def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[Arguments, list[str], Loaded]:
@@ -175,7 +167,8 @@ def arrange(command: Command, words: list[str], openers: list[Opener]) -> tuple[
     """
     switches = {name for name, option in command.options.items() if option.annotation is bool}
     arguments = Arguments.read(words, switches)
-    for key in arguments.given():
+    for flag, *_ in arguments.options:
+        key = flag.partition("=")[0].removeprefix("--").rstrip("+")
         if any(key == name or key.startswith(f"{name}.") for name in command.ignores):
             raise UserError(f"{key} has no effect on {command.name}: leave it out")
     for model, data in LINKS.items():

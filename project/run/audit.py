@@ -35,7 +35,8 @@ class FreezeAudit(L.Callback):
         free = self._sums.keys() - pl_module.freezing.frozen(trainer.current_epoch)
         if free:
             self._check(pl_module, free)
-            self._sums = {name: value for name, value in self._sums.items() if name not in free}
+            for name in free:
+                del self._sums[name]
             stages = dict.fromkeys(layer.stage for layer in layers(pl_module.net) if free & set(layer.tensors))
             say(f"unfrozen from epoch {trainer.current_epoch + 1}: {', '.join(stages)}")
 
@@ -61,4 +62,4 @@ class FreezeAudit(L.Callback):
 def checksum(tensor: Tensor) -> str:
     """Of a tensor's bytes: a change of one bit changes it."""
     data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(data.numpy(), digest_size=16).hexdigest()

@@ -81,8 +81,10 @@ class BestAndLast(Checkpoint):
             self._save(trainer, "best.ckpt")
 
     def _improves(self, score: float) -> bool:
-        if self.best_score is None or math.isnan(self.best_score):
-            return self.best_score is None or not math.isnan(score)
+        if self.best_score is None:
+            return True
+        if math.isnan(self.best_score):
+            return not math.isnan(score)
         # Ties go to the later epoch: small validation sets often tie, and its learning rate was lower.
         return score >= self.best_score if self.mode == "max" else score <= self.best_score
 

@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM take effect between two batches, not within a step: the checkpoint can be resumed exactly."""
 
 import signal
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -22,15 +21,15 @@ class SafeInterrupt(L.Callback):
         for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
             signal.signal(number, self._ask)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        asked, self._asked = self._asked, number
-        if asked is not None:
+    def _ask(self, number: int, _: object) -> None:
+        again, self._asked = self._asked, number
+        if again:
             self._stop()
         if self._trainer.validating:
             print("\nStopping after this validation; a second Ctrl-C stops at once, without it.", flush=True)
 
     def _stop(self) -> None:
-        if self._asked is not None:
+        if self._asked:
             raise SIGTERMException if self._asked == signal.SIGTERM else KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -47,8 +47,7 @@ def latest_run(root: Path) -> Path:
 
 def find_checkpoint(name: str, root: Path) -> Path:
     """The checkpoint file that `best`, `last` or a path means; UserError when there is none."""
-    alias = name in ("best", "last")
-    path = latest_run(root) / CHECKPOINTS / f"{name}.ckpt" if alias else Path(name)
+    path = latest_run(root) / CHECKPOINTS / f"{name}.ckpt" if name in ("best", "last") else Path(name)
     if not path.is_file():
         raise UserError(f"ckpt_path: {path} is not a file; give one, last, or best (of a run that was validated)")
     return path
@@ -83,5 +82,5 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str)) else str(value)
     return flat

@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as announce
 
 from project.data.split import save_split
@@ -104,7 +103,7 @@ class RunRecord(L.Callback):
             say("The checkpoint is already at the end: a larger --trainer.max_epochs continues it.")
         say(fit_words(metrics, self.saved, self.run.root))
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
         run, metrics, where = self.run, logged(trainer), ""
@@ -115,14 +114,14 @@ class RunRecord(L.Callback):
                 epoch = {"test/epoch": run.metrics["epoch"]} if run.metrics else {}
                 run.add_metrics(epoch | metrics | _evaluated(trainer, "test"))
                 if any(run.folder.glob("events.out.tfevents.*")):
-                    with SummaryWriter(run.folder) as writer:
-                        for name, value in metrics.items():
-                            writer.add_scalar(name, value, run.step)
-        print(score_table(run.metrics | metrics, pl_module.class_names, run.checkpoint), where, sep="\n", flush=True)
+                    events = _EventsOnly(run.folder, "", "")
+                    events.log_metrics(metrics, run.step)
+                    events.finalize("success")
+        print(score_table(run.metrics | metrics, run.checkpoint), where, sep="\n", flush=True)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.state.fn == "validate":
-            say(score_table(logged(trainer), pl_module.class_names, self.run.checkpoint))
+            say(score_table(logged(trainer), self.run.checkpoint))
 
 
 def _evaluated(trainer: L.Trainer, split: str) -> dict[str, float]:
@@ -145,8 +144,8 @@ def _git() -> dict[str, Any] | None:
     """Commit, and whether files differ from it; None outside a repository or without git."""
     command = ["git", "status", "--porcelain=v2", "--branch"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        said = subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    lines = done.stdout.splitlines()  # "# branch.oid COMMIT", other "# ..." lines, then one for each file
+    lines = said.splitlines()  # "# branch.oid COMMIT", other "# ..." lines, then one for each file
     return {"commit": lines[0].split()[-1], "dirty": not lines[-1].startswith("#")}

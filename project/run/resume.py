@@ -16,7 +16,7 @@ LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling"
 OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value).*"
 CHANGEABLE = rf"{LEARNING_RATE}|{OPTIMIZER}|task\.init_args\.label_smoothing|mixup|cutmix"
 NOT_SETTINGS = {"name", "lr", "initial_lr"}  # of a group: the schedule sets its learning rates
-PLAIN = (bool, int, float, str, tuple, type(None))  # what may go into a checkpoint
+PLAIN = (int, float, str, tuple, type(None))  # what may go into a checkpoint
 
 
 def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> list[str]:
@@ -75,15 +75,16 @@ class ResumeChanges(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Before the callbacks are restored."""
-        stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
-        self._patience = {callback: callback.patience for callback in stoppers}
+        self._patience = {each: each.patience for each in trainer.callbacks if isinstance(each, EarlyStopping)}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the optimizer is restored."""
         for callback in self._patience:
             pl_module.check_metric("trainer.callbacks: EarlyStopping", callback.monitor)
-        groups = trainer.optimizers[0].param_groups
-        self._groups = [{key: value for key, value in group.items() if isinstance(value, PLAIN)} for group in groups]
+        self._groups = [
+            {key: value for key, value in group.items() if isinstance(value, PLAIN)}
+            for group in trainer.optimizers[0].param_groups
+        ]
         self._batch = pl_module.batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -22,11 +22,11 @@ class Run:
     checkpoint: Path | None = None  # that is loaded: a fit resumes its run, a test adds its score there
     step: int | None = None  # optimizer steps at which it was saved
     metrics: dict[str, float] = field(default_factory=dict)  # with which it was saved
-    folder: Path | None = field(default=None, init=False)  # None until a fit starts, and for a checkpoint of no run
-    checkpoints: Path | None = field(default=None, init=False)  # None, too, with fast_dev_run: nothing is saved
-    writes: bool = field(default=False, init=False)  # a fit has started, and this is rank zero
 
     def __post_init__(self) -> None:
+        self.checkpoints: Path | None = None  # until a fit starts, and with fast_dev_run: nothing is saved
+        self.writes = False  # a fit has started, and this is rank zero
+        # None until a fit starts, and for a checkpoint of no run.
         self.folder = run_of(self.checkpoint) if self.checkpoint else None
         if self.folder is not None:
             self.root = self.folder.parent.parent  # from any working folder

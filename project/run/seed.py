@@ -16,8 +16,7 @@ class StepSeed(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         name = f"{self.seed}/{trainer.global_rank}/{trainer.current_epoch}/{batch_idx}".encode()
         seed = int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big")
-        torch.default_generator.manual_seed(
-            seed
-        )  # a small part of the cost of torch.manual_seed, which visits every backend
+        # A small part of the cost of torch.manual_seed, which visits every backend.
+        torch.default_generator.manual_seed(seed)
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -147,7 +147,7 @@ def fit_words(metrics: dict[str, float], saved: BestAndLast, root: Path) -> str:
     return "\n".join([*lines, f"curves      tensorboard --logdir {root}"])
 
 
-def score_table(metrics: dict[str, float], class_names: list[str], checkpoint: Path | None) -> str:
+def score_table(metrics: dict[str, float], checkpoint: Path | None) -> str:
     """After test or validate: a column for each scored split, and the classes with the lowest accuracy."""
     heads = {"val": "validation", "test": "test"}
     splits = [split for split in heads if f"{split}/loss" in metrics]
@@ -157,8 +157,8 @@ def score_table(metrics: dict[str, float], class_names: list[str], checkpoint: P
         if cells:
             form = ">12.4f" if key == "loss" else ">12.2%"
             lines.append(f"{title:15s}" + "".join(f"{cell:{form}}" for cell in cells))
-    known = {label: f"{splits[-1]}/acc_class/{label}" for label in class_names}
-    accuracies = {label: metrics[key] for label, key in known.items() if key in metrics}
+    of = f"{splits[-1]}/acc_class/"
+    accuracies = {name.removeprefix(of): value for name, value in metrics.items() if name.startswith(of)}
     if hardest := sorted(accuracies, key=accuracies.get)[:3]:
         lines.append("hardest        " + ", ".join(f"{label} {accuracies[label]:.2%}" for label in hardest))
     if len(splits) == 2:
