@@ -227,6 +227,7 @@ def test_given_weights_have_a_mean_of_1_over_the_training_images(tmp_path, given
     assert torch.allclose(task.class_weights, before)
 
 
+@pytest.mark.slow
 def test_balanced_weights_need_counts() -> None:
     MultiClass(["a", "b"], class_weights=[1, 2]).prepare(None)
     with pytest.raises(UserError, match=r"^[^\n]*balanced[^\n]*$"):

@@ -157,6 +157,7 @@ def test_checkpoint_is_plain_values(trained) -> None:
     assert yaml.safe_load(checkpoint["config"])["model"]["lr"] > 0
 
 
+@pytest.mark.slow
 def test_command_line_over_config_over_checkpoint_over_default(cli, trained, workdir) -> None:
     (workdir / "more.yaml").write_text("trainer: {max_epochs: 4, log_every_n_steps: 7}\ndata: {batch_size: 32}\n")
     # the option stands before the file, and still overrules it
@@ -382,6 +383,7 @@ def test_any_logger_or_none(cli, workdir, logger, files) -> None:
     assert sorted(path.name for path in workdir.iterdir() if path.name != "runs") == files
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_no_checkpoints_when_switched_off(cli, workdir) -> None:
     result = cli(*FIT, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import DIGITS, ROOT, SMALL
+from conftest import DIGITS, ROOT, SMALL, slow_but
 
 PARTS = {  # name -> the new file, the new YAML, what shows that it ran
     "network": (
@@ -123,7 +123,7 @@ class Loud(ImageClassifier):
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", slow_but(PARTS, "network", "data source", "loss"))
 def test_a_part_of_one_s_own(part, cli, workdir, monkeypatch) -> None:
     code, settings, words = PARTS[part]
     (workdir / "own.py").write_text(code)

@@ -363,6 +363,7 @@ def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
     assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", slow_but(["64-true", "bf16-true", "bf16-mixed"], "bf16-mixed"))
 def test_every_precision_of_a_cpu_trains(cli, few, precision) -> None:
     mixed = ["--model.mixup=0.2", "--model.task.class_weights=balanced"]

@@ -554,6 +554,7 @@ def xrays(root: Path, bits: int) -> Path:
 GREY = ["--data.channels", "1"]
 
 
+@pytest.mark.slow
 def test_twelve_bits_in_files_of_sixteen_are_the_same_images_as_eight_bits(tmp_path) -> None:
     loaded = []
     for bits in (12, 8):

@@ -43,6 +43,7 @@ def curve() -> list[tuple[float, float]]:
     return [tuple(point) for point in callbacks["LearningCurve"]["points"]]
 
 
+@pytest.mark.slow
 def check(out: str, epochs: int) -> None:
     """The words are those for the logged losses and rates of all epochs."""
     losses, rates = logged("train/loss"), logged("lr/all")
@@ -80,7 +81,8 @@ class StopInValidation(Callback):
         if trainer.global_step == 9 and trainer.ckpt_path is None: raise KeyboardInterrupt
 """
 
-
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["Stop", "StopInValidation"])
 @pytest.mark.parametrize("place", [pytest.param("Stop", marks=pytest.mark.slow), "StopInValidation"])
 def test_an_interrupted_epoch_counts_once_and_whole(cli, few, workdir, monkeypatch, recwarn, place) -> None:
     """Three steps an epoch, each with a rate of its own; stopped within the third epoch, or after its last step."""

@@ -69,6 +69,7 @@ def assert_alike(one: list[dict], other: list[dict]) -> None:
                 assert a[name] == b[name]
 
 
+@pytest.mark.slow
 def test_all_files_predict_what_the_checkpoint_does(exported, digits, cli) -> None:
     expected = predictions(cli, "best", digits)
     assert len(expected) == 70

@@ -74,6 +74,7 @@ def test_candidates_that_are_refused(space, words, search_of) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file"), [("basic", "digits"), pytest.param("wide", "folder", marks=pytest.mark.slow)]
 )
