@@ -81,6 +81,7 @@ class StopInValidation(Callback):
         if trainer.global_step == 9 and trainer.ckpt_path is None: raise KeyboardInterrupt
 """
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["Stop", "StopInValidation"])
 @pytest.mark.parametrize("place", [pytest.param("Stop", marks=pytest.mark.slow), "StopInValidation"])
