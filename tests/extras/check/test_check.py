@@ -478,6 +478,12 @@ def test_a_run_without_a_step_is_an_error(cli, folder, no_pictures) -> None:
     assert result.code == 2 and "trainer.max_epochs" in result.err and result.err.count("\n") == 1
 
 
+def test_what_fit_refuses_is_an_error(cli, folder, no_pictures) -> None:
+    swa = "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging"
+    result = cli("check", "--data.root", str(folder), *NET, swa, "--trainer.callbacks.swa_lrs=0.1")
+    assert result.code == 1 and "project.run.EMA" in result.out
+
+
 @pytest.mark.slow
 def test_a_rate_that_does_nothing_is_warned_of(cli, workdir) -> None:
     assert lines(cli("check", *DIGITS, *SMALL[:-2], "--model.lr=1e-9").out, "warning", "one batch")
