@@ -79,8 +79,8 @@ class FileSource(Source):
             there = seen.setdefault((not aside, os.path.realpath(folder)), here)
             if not (aside or here.is_relative_to(there)):
                 raise UserError(
-                    f"data.root: {here} and {there} in {root} are one folder under two names: remove the link; what "
-                    "is missing, val or test, is split off the training images"
+                    f"data.root: {here} and {there} in {root} are one folder under two names: remove the link "
+                    "(without a val or test folder, that set is split off the training images)"
                 )
             if there != here:  # a link that leads back up
                 folders.clear()
@@ -123,7 +123,7 @@ class ImageFolder(FileSource):
         if not self.samples:
             raise UserError(
                 f"data.root: no labelled image in {root}: of its {len(self.paths)} images none is in a class folder, "
-                f"root/<class>/ or root/train/<class>/; not used: {dict(self.unused)}"
+                f"root/<class>/ or root/train/<class>/; not used: {counted(self.unused)}"
             )
         self.layout = f"{root}{'/<split>' * splits}/<class>"
 
@@ -138,7 +138,7 @@ class ImageFiles(FileSource):
             self.find(folder)
         self.samples = list(map(Sample, sorted(self.paths)))
         if not self.samples:
-            raise UserError(f"data.root: no image in {folder}; not used: {dict(self.unused)}")
+            raise UserError(f"data.root: no image in {folder}; not used: {counted(self.unused)}")
 
 
 def existing(root: str | None, what: str) -> Path:
@@ -171,6 +171,11 @@ def split_of(name: str) -> str | None:
 def natural(name: str) -> tuple:
     """Sorts names as people do: 2 before 10."""
     return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name), name
+
+
+def counted(unused: Counter[str]) -> str:
+    """Why files are not used, and how many, in words."""
+    return ", ".join(f"{why} {count}" for why, count in unused.items() if count) or "nothing"
 
 
 def some(names: list[str], most: int = 12) -> str:

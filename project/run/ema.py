@@ -32,8 +32,9 @@ class EMA(WeightAveraging):
         self.keep = decay  # for the batch of the run
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if 0 < trainer.estimated_stepping_batches <= self.start and not trainer.fast_dev_run:
-            raise UserError(f"EMA: update_starting_at_step {self.start} is beyond the end of the run; lower it")
+        # The first update copies the weights: with the last step alone there is nothing to average.
+        if self.start and 0 < trainer.estimated_stepping_batches <= self.start + 1 and not trainer.fast_dev_run:
+            raise UserError(f"EMA: update_starting_at_step {self.start} leaves nothing of the run to average; lower it")
         if trainer.precision.endswith("16-true"):
             raise UserError("EMA: the small steps of an average are lost in 16 bits; use trainer.precision bf16-mixed")
         self.keep = self.decay ** (pl_module.batch / (pl_module.recipe.reference_batch or pl_module.batch))

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from project.data.sources import some
+from project.data.sources import counted, some
 from project.messages import say
 from project.run.checkpoints import BestAndLast, logged_now
 from project.run.paths import short_name
@@ -41,6 +41,10 @@ class EpochLine(L.Callback):
     def __init__(self) -> None:
         self._epoch, self._start = 0, 0.0  # counted from 1; 0 before the first
         self._validated = -1  # optimizer steps of the weights that were validated last
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start(trainer)  # Lightning does not start it again
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.on_train_end(trainer)  # of the epoch before: its metrics are complete only after its last hook
@@ -92,7 +96,7 @@ def data_lines(data: L.LightningDataModule) -> str:
     return (
         f"data       {where}: {len(data.class_names)} classes ({some(data.class_names)}); "
         f"images: {', '.join(f'{name} {len(rows)}' for name, rows in data.splits.items())}\n"
-        f"           left out: {', '.join(f'{why} {count}' for why, count in data.unused.items()) or 'nothing'}"
+        f"           left out: {counted(data.unused)}"
     )
 
 

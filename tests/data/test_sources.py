@@ -343,5 +343,5 @@ def test_image_files_refuses_what_holds_no_image(tmp_path):
     with one_line("data.root", str(tmp_path / "nowhere")):
         ImageFiles(str(tmp_path / "nowhere"))
     put(tmp_path, "notes.txt")
-    with one_line("data.root", str(tmp_path), "'.txt': 1"):
+    with one_line("data.root", str(tmp_path), ".txt 1"):
         ImageFiles(str(tmp_path))

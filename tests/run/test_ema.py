@@ -137,7 +137,7 @@ def test_until_it_begins_the_average_is_the_weights(cli, few, workdir, monkeypat
         "--trainer.val_check_interval=1",
         "--trainer.check_val_every_n_epoch=null",
     ]
-    result = watched(monkeypatch, cli, Losses(), *few, *ema("update_starting_at_step=2"), *load, *steps)
+    result = watched(monkeypatch, cli, Losses(), *few, *ema("update_starting_at_step=1"), *load, *steps)
     assert result.code == 0, result.err
     # The statistics of the norms go on; random weights have a loss of 0.7.
     assert losses[0][0] == 0 and [loss for _, loss in losses] == pytest.approx([expected] * 9, abs=0.05)
@@ -162,7 +162,7 @@ def test_a_short_run_is_as_good_as_without_it(cli, workdir) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["update_starting_at_step=9"], "EMA: update_starting_at_step 9 is beyond the end of the run"),
+        (["update_starting_at_step=8"], "EMA: update_starting_at_step 8 leaves nothing of the run to average"),
         (["decay=0.9", "--trainer.precision=bf16-true"], "use trainer.precision bf16-mixed"),
     ],
 )
