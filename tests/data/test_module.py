@@ -114,7 +114,7 @@ def test_bad_images_may_be_left_out(fit, cli, tmp_path) -> None:
     )
     result = fit(root, "--data.on_bad_image", "skip")
     assert result.code == 0 and result.err == ""
-    assert "left out 2 images that cannot be read" in result.out
+    assert "left out: images that cannot be read 2" in result.out
     assert set(record()["images_left_out"]) == {"train/red/red_001.png", "val/blue/blue_000.png"}
     result = cli("test", "--ckpt_path", "best")  # the setting is the checkpoint's
     assert result.code == 0, result.err

@@ -115,7 +115,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         settings = build(L.Trainer, config["trainer"])
         callbacks = settings["callbacks"] or []
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
-        settings |= OURS | {"callbacks": Probe(found, steps, compare_init)}
+        settings = {**settings, **OURS, "callbacks": Probe(found, steps, compare_init)}
         L.Trainer(**settings).fit(model, datamodule=data)
         found.add("error", "training", "no step is trained: trainer.max_epochs, max_steps or limit_train_batches is 0")
     except Measured:
