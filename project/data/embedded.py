@@ -7,12 +7,12 @@ from project.errors import UserError
 
 
 class ArraySource(Source):
-    """A source of images that lie in memory; a subclass fills `self.arrays`, from sample to pixels."""
+    """A source of images that lie in memory; a subclass fills `self.arrays`, from key to pixels."""
 
-    arrays: dict[Sample, np.ndarray]
+    arrays: dict[str, np.ndarray]
 
     def content(self, sample: Sample) -> np.ndarray:
-        return self.arrays[sample]
+        return self.arrays[sample.key]
 
 
 class Digits(ArraySource):
@@ -27,7 +27,7 @@ class Digits(ArraySource):
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8); stored as 0..16
         self.class_names = list("0123456789")
         self.samples = [Sample(f"digit-{i:04d}", str(label)) for i, label in enumerate(digits.target)]
-        self.arrays = dict(zip(self.samples, images, strict=True))
+        self.arrays = dict(zip([sample.key for sample in self.samples], images, strict=True))
 
 
 class _Torchvision(ArraySource):
@@ -41,7 +41,7 @@ class _Torchvision(ArraySource):
         """
         import torchvision
 
-        name, self.arrays = type(self).__name__, {}
+        name, self.samples, self.arrays = type(self).__name__, [], {}
         if root is None:
             raise UserError(f"data.root is missing: the folder where the files of {name} are, or are to be put")
         for split in ("test", "train"):
@@ -54,10 +54,11 @@ class _Torchvision(ArraySource):
                     f"archive, unpacked, into {place}, or fetch it with --data.source.init_args.download true"
                 ) from error
             self.class_names = [label.replace("/", "-") for label in part.classes]
-            # (N, H, W) or (N, H, W, 3), uint8
-            for i, (image, target) in enumerate(zip(np.asarray(part.data), part.targets, strict=True)):
-                self.arrays[Sample(f"{split}-{i:05d}", self.class_names[int(target)], split)] = image
-        self.samples = list(self.arrays)
+            images = np.asarray(part.data)  # (N, H, W) or (N, H, W, 3), uint8
+            for i, (image, target) in enumerate(zip(images, part.targets, strict=True)):
+                sample = Sample(f"{split}-{i:05d}", self.class_names[int(target)], split)
+                self.samples.append(sample)
+                self.arrays[sample.key] = image
 
 
 class CIFAR10(_Torchvision):
