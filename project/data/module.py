@@ -62,7 +62,7 @@ class ImageDataModule(L.LightningDataModule):
             image_size: Pixels of a side: larger is usually more accurate, and slower. Null: measured, at most 224.
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
-            batch_size: Images per step on each device; a power of two, rarely below 16.
+            batch_size: Images per step on each device; rarely below 16.
             val_size: Share of what is not test to validate on, where no validation set is given; 0 for none.
             test_size: Share of all images to test on, where no test set is given; 0 for none, 1 for all (test only).
             split_seed: Seed of the split alone, so that training seeds compare on one split.

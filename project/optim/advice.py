@@ -33,10 +33,8 @@ def advise(
         averaged: Share of the run's steps over which EMA's decay reaches back.
     """
     low, high = USUAL_RATES.get(optimizer, (0.0, float("inf")))
-    power = 1 << batch.bit_length()  # the next power of two
     remarks = [
         (batch < 16, f"batch size {batch} is small: below 16 gradients are noisy; raise data.batch_size"),
-        (batch > 16 and batch & (batch - 1), f"batch size {batch} is not a power of two; try {power // 2} or {power}"),
         (not low <= rate <= high, f"learning rate {rate:g} is unusual for {optimizer}; usual: {low:g} to {high:g}"),
         (not decays, "the learning rate does not decay during the run; model.schedule=project.optim.Cosine lowers it"),
         (not shuffled, "the images are not shuffled: each epoch has the same order; data.sampler=shuffle is usual"),

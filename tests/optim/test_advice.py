@@ -18,7 +18,7 @@ def remarks(**changes) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", DEFAULTS)
-@pytest.mark.parametrize("batch", [16, 32, 64, 4096])
+@pytest.mark.parametrize("batch", [16, 17, 32, 100, 4096])
 def test_none_for_pytorchs_defaults(optimizer, batch) -> None:
     assert remarks(optimizer=optimizer, rate=DEFAULTS[optimizer], batch=batch) == []
 
@@ -28,10 +28,6 @@ def test_none_for_pytorchs_defaults(optimizer, batch) -> None:
     [
         (1, "batch size 1 is small: below 16"),
         (15, "batch size 15 is small"),
-        (17, "batch size 17 is not a power of two; try 16 or 32$"),
-        (31, "try 16 or 32$"),
-        (33, "try 32 or 64$"),
-        (100, "try 64 or 128$"),
     ],
 )
 def test_batch(batch, words) -> None:
