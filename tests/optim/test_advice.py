@@ -23,13 +23,7 @@ def test_none_for_pytorchs_defaults(optimizer, batch) -> None:
     assert remarks(optimizer=optimizer, rate=DEFAULTS[optimizer], batch=batch) == []
 
 
-@pytest.mark.parametrize(
-    ("batch", "words"),
-    [
-        (1, "batch size 1 is small: below 16"),
-        (15, "batch size 15 is small"),
-    ],
-)
+@pytest.mark.parametrize(("batch", "words"), [(1, "batch size 1 is small: below 16"), (15, "batch size 15 is small")])
 def test_batch(batch, words) -> None:
     (found,) = remarks(batch=batch)
     assert re.search(words, found)
