@@ -227,13 +227,13 @@ def test_given_weights_have_a_mean_of_1_over_the_training_images(tmp_path, given
     assert torch.allclose(task.class_weights, before)
 
 
-@pytest.mark.slow
 def test_balanced_weights_need_counts() -> None:
     MultiClass(["a", "b"], class_weights=[1, 2]).prepare(None)
     with pytest.raises(UserError, match=r"^[^\n]*balanced[^\n]*$"):
         MultiClass(["a", "b"], class_weights="balanced").prepare(None)
 
 
+@pytest.mark.slow
 def test_weights_by_name_from_the_command_line(cli, workdir) -> None:
     given = "{" + ", ".join(f"{i}: {i + 1}" for i in range(10)) + "}"  # YAML reads these names as numbers
     options = [*DIGITS, *SMALL, "--trainer.max_epochs=1", "--model.task.class_weights", given]

@@ -157,7 +157,6 @@ def test_checkpoint_is_plain_values(trained) -> None:
     assert yaml.safe_load(checkpoint["config"])["model"]["lr"] > 0
 
 
-@pytest.mark.slow
 def test_command_line_over_config_over_checkpoint_over_default(cli, trained, workdir) -> None:
     (workdir / "more.yaml").write_text("trainer: {max_epochs: 4, log_every_n_steps: 7}\ndata: {batch_size: 32}\n")
     # the option stands before the file, and still overrules it
@@ -171,6 +170,7 @@ def test_command_line_over_config_over_checkpoint_over_default(cli, trained, wor
     assert sorted(path.name for path in (workdir / "runs" / "digits").iterdir()) == ["version_0"]
 
 
+@pytest.mark.slow
 def test_latest_is_moved_by_fit_alone(cli, trained, workdir) -> None:
     latest = workdir / "runs" / "latest"
     assert latest.read_text().strip() == "digits/version_0"
@@ -384,13 +384,13 @@ def test_any_logger_or_none(cli, workdir, logger, files) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_no_checkpoints_when_switched_off(cli, workdir) -> None:
     result = cli(*FIT, "--trainer.max_epochs", "1", "--trainer.enable_checkpointing", "false")
     assert result.code == 0 and "project test" not in result.out
     assert not list(workdir.glob("runs/*/*/checkpoints/*"))
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_epoch_counts(cli, workdir) -> None:
     result = cli(*FIT, "--trainer.max_epochs", "1", "--data.val_size", "0")
     assert result.code == 0 and "--ckpt_path last" in result.out

@@ -363,13 +363,13 @@ def test_what_cannot_train_is_one_line(cli, few, options, words) -> None:
     assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", slow_but(["64-true", "bf16-true", "bf16-mixed"], "bf16-mixed"))
 def test_every_precision_of_a_cpu_trains(cli, few, precision) -> None:
     mixed = ["--model.mixup=0.2", "--model.task.class_weights=balanced"]
     assert cli(*few, *mixed, "--trainer.max_epochs=1", f"--trainer.precision={precision}").code == 0
 
 
+@pytest.mark.slow
 def test_another_batch_on_resume_is_said(cli, few) -> None:
     scaled = ["--model.reference_batch=8", "--model.lr_scaling=linear"]
     assert cli(*few, *scaled, "--trainer.max_epochs=1").code == 0

@@ -554,7 +554,6 @@ def xrays(root: Path, bits: int) -> Path:
 GREY = ["--data.channels", "1"]
 
 
-@pytest.mark.slow
 def test_twelve_bits_in_files_of_sixteen_are_the_same_images_as_eight_bits(tmp_path) -> None:
     loaded = []
     for bits in (12, 8):
@@ -570,6 +569,7 @@ def test_twelve_bits_in_files_of_sixteen_are_the_same_images_as_eight_bits(tmp_p
     assert len(loaded[0].unique()) > 150
 
 
+@pytest.mark.slow
 def test_the_range_is_kept_for_whatever_uses_the_model(cli, workdir, fit) -> None:
     root = xrays(workdir / "set", 12)
     assert fit(root, *GREY).code == 0

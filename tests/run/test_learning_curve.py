@@ -43,7 +43,6 @@ def curve() -> list[tuple[float, float]]:
     return [tuple(point) for point in callbacks["LearningCurve"]["points"]]
 
 
-@pytest.mark.slow
 def check(out: str, epochs: int) -> None:
     """The words are those for the logged losses and rates of all epochs."""
     losses, rates = logged("train/loss"), logged("lr/all")
@@ -55,6 +54,7 @@ def check(out: str, epochs: int) -> None:
     assert curve() == [pytest.approx(point) for point in zip(losses, rates, strict=True)]
 
 
+@pytest.mark.slow
 def test_the_curve_of_all_epochs_is_judged_after_a_resume_too(cli, few) -> None:
     result = cli(*few, "--trainer.max_epochs=3")
     assert result.code == 0, result.err

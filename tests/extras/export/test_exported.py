@@ -69,7 +69,6 @@ def assert_alike(one: list[dict], other: list[dict]) -> None:
                 assert a[name] == b[name]
 
 
-@pytest.mark.slow
 def test_all_files_predict_what_the_checkpoint_does(exported, digits, cli) -> None:
     expected = predictions(cli, "best", digits)
     assert len(expected) == 70
@@ -78,6 +77,7 @@ def test_all_files_predict_what_the_checkpoint_does(exported, digits, cli) -> No
     assert_alike(predictions(cli, "model.onnx", digits / "03.png"), expected[3:4])
 
 
+@pytest.mark.slow
 def test_neither_preprocessed_nor_calibrated(trained, digits, cli) -> None:
     checkpoint = trained / "checkpoints" / "best.ckpt"
     before = checkpoint.read_bytes()
