@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from project.data.memory import INDEX_LIMIT
+
 # splitmix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17
 # (mix64variant13, found by David Stafford). Output n of the generator with state s is mix(s + (n + 1) * GOLDEN).
 # The words are written as int64, in two's complement, since torch takes no larger integers.
@@ -44,16 +46,28 @@ class Draws:
     """Independent random numbers for each of N images. Every call takes the next draw number, so two calls differ."""
 
     _count = 0
+    _streams: tuple[int, ...] = ()
 
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
         """`index`: position of each image in the data set, int64 (N,). The draws live on its device."""
+        self._seed, self._epoch, self._index = seed, epoch, index
         self._state = _output(_output(_output(torch.tensor(0), seed), epoch), index)  # (N,)
 
     def stream(self, number: int) -> "Draws":
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""
         child = copy.copy(self)
         child._state, child._count = _output(self._state ^ STREAM, number), 0
+        child._streams = (*self._streams, number)
         return child
+
+    @property
+    def turn(self) -> Tensor:
+        """int64 (N,): the epoch, plus how often the image has come before in it."""
+        return self._epoch + self._index // INDEX_LIMIT
+
+    def first(self) -> "Draws":
+        """The same stream as each image had it when it first came, in epoch 0."""
+        return functools.reduce(Draws.stream, self._streams, Draws(self._seed, 0, self._index % INDEX_LIMIT))
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 (N,) in [low, high), in 2^24 steps; `low` itself where the two are equal in float32."""

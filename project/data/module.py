@@ -1,5 +1,6 @@
 """The data module: split, batches of uint8 images, augmentation on the device (advice A2, A8, A9, A10)."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
@@ -193,6 +195,14 @@ class ImageDataModule(L.LightningDataModule):
                 self.loaded[name] = load(self.source, rows, targets, image_format, self._in_memory, self.seed, area)
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
+
+    def examples(self) -> Tensor:
+        """Up to 5,000 training images (fewer large ones), whole and unchanged, uint8 (N, C, H, W): a part of the split,
+        the same in every run."""
+        part = self.loaded["train"]
+        every = -(-len(part.index) // min(5000, 2**24 // self.image_size**2))
+        images = dataclasses.replace(part.images, area=None)
+        return images.__getitems__([(0, row) for row in part.index[::every]])["image"]
 
     def _targets(self, name: str) -> list[int]:
         """What the network is to predict for each image of a split: the number of its class."""

@@ -85,7 +85,7 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, zero_init_residual: bool) -> None:
         super().__init__()
         self.conv1 = ConvNormAct(in_channels, width, stride=stride)
-        self.conv2 = ConvNormAct(width, width, act=False)
+        self.conv2 = ConvNormAct(width, width, act=None)
         self.shortcut = _shortcut(in_channels, width, stride)
         self.act = nn.ReLU()
         if zero_init_residual:
@@ -105,7 +105,7 @@ class Bottleneck(nn.Module):
         out_channels = width * self.expansion
         self.conv1 = ConvNormAct(in_channels, width, 1)
         self.conv2 = ConvNormAct(width, width, stride=stride)
-        self.conv3 = ConvNormAct(width, out_channels, 1, act=False)
+        self.conv3 = ConvNormAct(width, out_channels, 1, act=None)
         self.shortcut = _shortcut(in_channels, out_channels, stride)
         self.act = nn.ReLU()
         if zero_init_residual:
@@ -119,4 +119,4 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """The identity, or where the shape changes a 1x1 convolution (option B of the paper's section 4.1)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return ConvNormAct(in_channels, out_channels, 1, stride, act=False)
+    return ConvNormAct(in_channels, out_channels, 1, stride, act=None)

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool
-
-FULL_RESOLUTION_UP_TO = 64  # pixels: the largest map that the first 3x3 convolutions work on
+from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool, stride_of_stem
 
 
 class ResNet9(nn.Module):
@@ -52,9 +50,7 @@ class ResNet9(nn.Module):
             )
         if not set(residual_stages) <= set(range(1, num_stages + 1)):
             raise ValueError(f"residual_stages: {list(residual_stages)} must lie between 1 and {num_stages}")
-        stride = 1
-        while image_size > FULL_RESOLUTION_UP_TO * stride:
-            stride *= 2
+        stride = stride_of_stem(image_size)
         self.stem = ConvNormAct(in_channels, widths[0], kernel_size=max(3, 2 * stride - 1), stride=stride)
         self.stages = nn.Sequential()
         for i in range(1, num_stages + 1):

@@ -11,6 +11,7 @@ from project.optim.schedules import (
     Exponential,
     Interval,
     Lambda,
+    Linear,
     MultiStep,
     OneCycle,
     PerGroup,

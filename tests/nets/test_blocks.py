@@ -42,7 +42,7 @@ def test_padding_keeps_the_size_up_to_the_stride(kernel_size, dilation, stride):
 
 
 def test_groups_and_act_take_effect():
-    block = ConvNormAct(4, 8, groups=4, act=False)
+    block = ConvNormAct(4, 8, groups=4, act=None)
     assert block.conv.weight.shape == (8, 1, 3, 3)
     assert not hasattr(block, "act")
     assert block(torch.randn(2, 4, 5, 5)).min() < 0
