@@ -293,3 +293,13 @@ def test_only_what_is_part_of_the_loss_is_free_outside_of_fit(command) -> None:
     for key in SETTINGS.keys() - {"task.init_args.label_smoothing"}:
         with pytest.raises(UserError, match=f"model.{key} cannot be changed"):
             check_changes(command, SETTINGS | {key: 0.5}, SETTINGS)
+
+
+def test_tta_may_be_chosen_wherever_nothing_is_trained() -> None:
+    then, now = {"lr": "0.1", "tta": "none"}, {"lr": "0.1", "tta": "flip"}
+    for command in ("validate", "test", "predict", "export"):
+        assert check_changes(command, now, then) == ["model.tta: flip here, none in the training"]
+    with pytest.raises(UserError, match="model.tta cannot be changed for a trained model"):
+        check_changes("fit", now, then)
+    for command in ("fit", "validate"):  # a checkpoint of before there was the key
+        assert check_changes(command, then, {"lr": "0.1"}) == []
