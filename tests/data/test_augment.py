@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -328,7 +329,7 @@ def test_the_alternating_flip_shows_both_sides_in_turn(p):
     augment, plain = ([HorizontalFlip(p, **options)] for options in ({"alternate": True}, {}))
     shown = [Augment(augment, 4)(images, epoch, index) for epoch in range(6)]
     assert torch.equal(shown[0], Augment(plain, 4)(images, 0, index))
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in pairwise(shown):
         assert torch.equal(before.flip(-1), after)
     share = (shown[0] != images).flatten(1).any(1).float().mean()
     assert abs(share - p) < 0.1

@@ -299,7 +299,7 @@ def test_tta_may_be_chosen_wherever_nothing_is_trained() -> None:
     then, now = {"lr": "0.1", "tta": "none"}, {"lr": "0.1", "tta": "flip"}
     for command in ("validate", "test", "predict", "export"):
         assert check_changes(command, now, then) == ["model.tta: flip here, none in the training"]
-    with pytest.raises(UserError, match="model.tta cannot be changed for a trained model"):
+    with pytest.raises(UserError, match=r"model\.tta cannot be changed for a trained model"):
         check_changes("fit", now, then)
     for command in ("fit", "validate"):  # a checkpoint of before there was the key
         assert check_changes(command, then, {"lr": "0.1"}) == []
