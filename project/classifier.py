@@ -80,7 +80,7 @@ class ImageClassifier(L.LightningModule):
             stem_lr: The first layer's share of the learning rate, such as 0.01; it rises by one factor a layer.
             no_weight_decay: No weight decay on norms, biases, embeddings, tokens and scales.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
-            schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
+            schedule_interval: What the schedule counts, epoch or step; null: steps for Linear, Cosine, OneCycle.
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one.

@@ -118,7 +118,7 @@ def test_filters_of_the_images_are_the_same_on_every_rank(workdir) -> None:
     root = make_folder(workdir / "images", {"blue": 40, "red": 10})
     part = ["--config", ROOT / "configs/folder.yaml", "--model", ROOT / "configs/model/fastnet.yaml"]
     options = [*part, "--data.root", root, "--data.image_size=10", "--model.net.widths=[8,8]", "--model.tta=flip"]
-    options += ["--trainer.max_epochs=1", "--trainer.callbacks+=project.run.EMA"]
+    options += ["--trainer.max_epochs=1"]
     launch("fit", *options, "--data.batch_size=8")
     launch("fit", *options, "--data.batch_size=4", *DDP)
     one, two = (

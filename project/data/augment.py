@@ -101,7 +101,7 @@ class HorizontalFlip(Flip):
     alternate: bool = False
 
     def flipped(self, draws: Draws) -> Tensor:
-        return draws.first().bernoulli(self.p) ^ (draws.turn % 2 > 0) if self.alternate else super().flipped(draws)
+        return draws.lasting().bernoulli(self.p) ^ (draws.turn % 2 > 0) if self.alternate else super().flipped(draws)
 
 
 class VerticalFlip(Flip):

@@ -46,7 +46,6 @@ class Draws:
     """Independent random numbers for each of N images. Every call takes the next draw number, so two calls differ."""
 
     _count = 0
-    _streams: tuple[int, ...] = ()
 
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
         """`index`: position of each image in the data set, int64 (N,). The draws live on its device."""
@@ -57,7 +56,6 @@ class Draws:
         """Draws independent of these and of any other number's, the same whatever was drawn here before."""
         child = copy.copy(self)
         child._state, child._count = _output(self._state ^ STREAM, number), 0
-        child._streams = (*self._streams, number)
         return child
 
     @property
@@ -65,9 +63,9 @@ class Draws:
         """int64 (N,): the epoch, plus how often the image has come before in it."""
         return self._epoch + self._index // INDEX_LIMIT
 
-    def first(self) -> "Draws":
-        """The same stream as each image had it when it first came, in epoch 0."""
-        return functools.reduce(Draws.stream, self._streams, Draws(self._seed, 0, self._index % INDEX_LIMIT))
+    def lasting(self) -> "Draws":
+        """Those of an image that are the same in every epoch, however often it comes, and in every stream."""
+        return Draws(self._seed, -1, self._index % INDEX_LIMIT)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 (N,) in [low, high), in 2^24 steps; `low` itself where the two are equal in float32."""

@@ -1,6 +1,7 @@
 """The images of one split: decoded once and kept in memory, or read from the files each time, with the same batches."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -40,6 +41,12 @@ class Images(Dataset):
         rows = torch.tensor([self._row[key % INDEX_LIMIT] for _, key in requests])
         images = torch.stack([self._read(*each) for each in requests]) if self.pixels is None else self.pixels[rows]
         return {"image": images, "label": self.labels[rows], "index": torch.tensor([key for _, key in requests])}
+
+    def whole(self, keys: Iterable[int]) -> Batch:
+        """Images by their keys, not cropped at random."""
+        images = copy.copy(self)
+        images.area = None
+        return images.__getitems__([(0, int(key)) for key in keys])
 
     def _read(self, epoch: int, key: int) -> Tensor:
         content = self.source.content(self.source.samples[key % INDEX_LIMIT])

@@ -1,6 +1,5 @@
 """The data module: split, batches of uint8 images, augmentation on the device (advice A2, A8, A9, A10)."""
 
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -201,8 +200,7 @@ class ImageDataModule(L.LightningDataModule):
         the same in every run."""
         part = self.loaded["train"]
         every = -(-len(part.index) // min(5000, 2**24 // self.image_size**2))
-        images = dataclasses.replace(part.images, area=None)
-        return images.__getitems__([(0, row) for row in part.index[::every]])["image"]
+        return part.images.whole(part.index[::every])["image"]
 
     def _targets(self, name: str) -> list[int]:
         """What the network is to predict for each image of a split: the number of its class."""

@@ -16,6 +16,14 @@ FULL_RESOLUTION_UP_TO = 64  # pixels: the largest map that the first 3x3 convolu
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
+class Network(nn.Module):
+    """Base of the networks, which have `forward_features` and a last layer `head`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) float -> (N, num_classes) logits."""
+        return self.head(self.forward_features(x))
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution without bias (the norm's shift does its work), batch norm, activation: `conv`, `norm`, `act`.
 

@@ -21,7 +21,19 @@ def logits_of(net: nn.Module, images: Tensor, tta: TestTime) -> Tensor:
     return net(torch.cat([images, images.flip(-1)])).unflatten(0, (2, -1)).mean(0)
 
 
-class Deployable(nn.Module):
+class NetworkOnly(nn.Module):
+    """The network alone, for those who normalise in code of their own: normalised float32 images in, logits out."""
+
+    def __init__(self, net: nn.Module, tta: TestTime = "none") -> None:
+        super().__init__()
+        self.net, self.tta = net, tta
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, outputs)."""
+        return logits_of(self.net, images, self.tta)
+
+
+class Deployable(NetworkOnly):
     """A network with what belongs around it: uint8 images in, logits or probabilities out.
 
     Args:
@@ -44,9 +56,8 @@ class Deployable(nn.Module):
         folds: Sequence[Fold] = (),
         tta: TestTime = "none",
     ) -> None:
-        super().__init__()
-        self.tta = tta
-        self.net, self.temperature, self.probabilities, self.folds = net, temperature, probabilities, list(folds)
+        super().__init__(net, tta)
+        self.temperature, self.probabilities, self.folds = temperature, probabilities, list(folds)
         mean, std = (values.detach().double().cpu().view(1, -1, 1, 1) for values in (mean, std))
         # One multiplication and one addition instead of three steps.
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -55,17 +66,5 @@ class Deployable(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in [0, 1] -> logits / temperature, or probabilities of them."""
         scale = self.scale if images.dtype == torch.uint8 else 255 * self.scale
-        logits = logits_of(self.net, images.to(scale.dtype) * scale + self.shift, self.tta) / self.temperature
+        logits = super().forward(images.to(scale.dtype) * scale + self.shift) / self.temperature
         return logits if self.probabilities is None else self.probabilities(logits)
-
-
-class NetworkOnly(nn.Module):
-    """The network alone, for those who normalise in code of their own: normalised float32 images in, logits out."""
-
-    def __init__(self, net: nn.Module, tta: TestTime = "none") -> None:
-        super().__init__()
-        self.net, self.tta = net, tta
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) -> logits (N, outputs)."""
-        return logits_of(self.net, images, self.tta)

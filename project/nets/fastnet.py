@@ -11,6 +11,7 @@ from project.nets.blocks import (
     ACTIVATIONS,
     Activation,
     ConvNormAct,
+    Network,
     Pooling,
     check_positive,
     fix_weight,
@@ -22,12 +23,12 @@ EPS = 5e-4  # added to the variance of each direction, as in airbench; the pixel
 AT_ONCE = 64  # images, when patches are cut out: 60 MB at 32 pixels in float64
 
 
-class FastNet(nn.Module):
+class FastNet(Network):
     """A stem that whitens patches, stages of two conv-BN-act with a max pooling in the first, a scaled linear head.
 
     After Keller Jordan's airbench (2024, arXiv:2404.00498, section 3; airbench94_muon). The filters of the stem are
     those of the training images: `prepare` computes them, the state dict keeps them, and nothing trains them. Until
-    then they are a random basis.
+    then they are PyTorch's, at random.
 
     The stem keeps images of up to 64 pixels at full size. Larger ones get the smallest stride of 2, 4, 8... that brings
     them to 64 or fewer, and a kernel of 2 * stride, of whose directions only the strongest are kept.
@@ -37,8 +38,8 @@ class FastNet(nn.Module):
         num_classes: Number of classes.
         image_size: Height and width of the images in pixels, at least 2 to the number of stages, + whiten - 1.
         widths: Channels of each stage; each halves the size.
-        whiten: Side of the patches in pixels, which become 2 * in_channels * whiten**2 channels; null for no whitening:
-            a convolution of widths[0] channels that trains, like any other.
+        whiten: Side of the patches in pixels, at full size; the stem has 2 * in_channels * whiten**2 filters. Null
+            for no whitening: a side of 2, and filters that are drawn like any other, and train.
         act: The activation.
         norm_momentum: Share of the batch's statistics in the running ones of the batch norms, as torch means it. High,
             for trainings of a few hundred steps.
@@ -66,15 +67,13 @@ class FastNet(nn.Module):
         pooling: Pooling = "max",
     ) -> None:
         super().__init__()
-        check_positive(widths=widths, whiten=1 if whiten is None else whiten)
+        side = whiten or 2
+        check_positive(widths=widths, whiten=side)
         block = partial(ConvNormAct, act=act, norm_momentum=float(norm_momentum), norm_scale=norm_scale)
-        stride, kernel_size, channels = stride_of_stem(image_size), 1, widths[0]
-        if whiten is None:
-            self.stem = block(in_channels, channels, max(3, 2 * stride - 1), stride)
-        else:
-            channels = 2 * in_channels * whiten**2
-            kernel_size = whiten if stride == 1 else max(whiten, 2 * stride)
-            self.stem = nn.Sequential(Whitening(in_channels, channels, kernel_size, stride), ACTIVATIONS[act]())
+        stride, channels = stride_of_stem(image_size), 2 * in_channels * side**2
+        kernel_size = side if stride == 1 else max(side, 2 * stride)
+        conv = Whitening if whiten else nn.Conv2d
+        self.stem = nn.Sequential(conv(in_channels, channels, kernel_size, stride), ACTIVATIONS[act]())
         smallest = (2 ** len(widths) - 1) * stride + kernel_size
         if image_size < smallest:
             raise ValueError(f"image_size: {image_size} must be {smallest} or more; or use fewer entries in widths")
@@ -97,10 +96,6 @@ class FastNet(nn.Module):
         x = self.stages(self.stem(x))  # (N, C, H, W) -> (N, widths[-1], h, w)
         return self.dropout(self.pool(x).flatten(1)) * self.head_scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
-
 
 class Whitening(nn.Conv2d):
     """A convolution without padding whose filters are uncorrelated directions of its patches, each with its negative.
@@ -108,30 +103,21 @@ class Whitening(nn.Conv2d):
     The first half of the filters give outputs of variance 1 and covariance 0. The bias trains, the weight is a buffer.
     """
 
-    def __init__(self, in_channels: int, filters: int, kernel_size: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, filters: int, kernel_size: int, stride: int) -> None:
         super().__init__(in_channels, filters, kernel_size, stride)
-        nn.init.zeros_(self.bias)
-        self._take(nn.init.orthogonal_(torch.empty(filters // 2, in_channels * kernel_size**2)))
         fix_weight(self)
-
-    def reset_parameters(self) -> None:
-        """Nothing: the filters are not drawn."""
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """The eigenvectors of the patches' covariance, strongest first, over the root of eigenvalue + EPS."""
         count, total, products = 0, 0, 0
         for part in images.split(AT_ONCE):
-            patches = nn.functional.unfold(part.double().cpu(), self.kernel_size, stride=self.stride)  # (n, D, places)
+            patches = nn.functional.unfold(part.double(), self.kernel_size, stride=self.stride)  # (n, D, places)
             patches = patches.transpose(0, 1).flatten(1)  # (D, n * places)
             count += patches.shape[1]
             total, products = total + patches.sum(1), products + patches @ patches.T
         mean = total / count
         variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending; in columns
-        filters = directions / (variances.clamp(min=0) + EPS).sqrt()
-        self._take(filters.T.flip(0)[: self.out_channels // 2])
-
-    def _take(self, filters: Tensor) -> None:
-        """(filters / 2, D) -> the weight."""
-        with torch.no_grad():
-            self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
+        filters = (directions / (variances.clamp(min=0) + EPS).sqrt()).T.flip(0)[: self.out_channels // 2]
+        self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
+        nn.init.zeros_(self.bias)

@@ -5,12 +5,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, check_positive, zero_init
+from project.nets.blocks import ConvNormAct, Network, check_positive, zero_init
 
 CIFAR_STEM_UP_TO = 64  # pixels: the stem of He et al. section 4.2 keeps full resolution
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """ResNet: a stem, stages of residual blocks of which each doubles the channels and halves the size, a linear head.
 
     `depths: [2, 2, 2, 2]` with basic blocks is ResNet-18, `[3, 4, 6, 3]` with bottlenecks ResNet-50; with
@@ -71,10 +71,6 @@ class ResNet(nn.Module):
         """(N, C, H, W) float -> (N, D), after the dropout; D is 512 in ResNet-18, 2048 in ResNet-50."""
         x = self.stages(self.stem(x))  # (N, C, H, W) -> (N, D, h, w)
         return self.dropout(self.pool(x).flatten(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
 
 
 class BasicBlock(nn.Module):

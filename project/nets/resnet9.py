@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool, stride_of_stem
+from project.nets.blocks import ConvNormAct, Network, Pooling, check_positive, global_pool, stride_of_stem
 
 
-class ResNet9(nn.Module):
+class ResNet9(Network):
     """A stem, three stages of conv-BN-ReLU and max pooling, some with a residual pair, a scaled linear head.
 
     Few wide layers, where a CPU or GPU is fast, after David Page's entry to the DAWNBench competition (2018, "How to
@@ -67,10 +67,6 @@ class ResNet9(nn.Module):
         """(N, C, H, W) float -> (N, widths[-1]), times head_scale, after the dropout."""
         x = self.stages(self.stem(x))  # (N, C, H, W) -> (N, widths[-1], h, w)
         return self.dropout(self.pool(x).flatten(1)) * self.head_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
 
 
 class ResidualPair(nn.Module):

@@ -15,7 +15,6 @@ SCHEDULE = r"schedule(\..*)?|schedule_interval|warmup|warmup_start"
 LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling"
 OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value).*"
 CHANGEABLE = rf"{LEARNING_RATE}|{OPTIMIZER}|task\.init_args\.label_smoothing|mixup|cutmix"
-NEW = {"tta": "none"}  # what a checkpoint has of before there was the key
 NOT_SETTINGS = {"name", "lr", "initial_lr"}  # of a group: the schedule sets its learning rates
 PLAIN = (int, float, str, tuple, type(None))  # what may go into a checkpoint
 
@@ -37,7 +36,8 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
             raise UserError(f"model.{part[:-1]}: the order of its patterns cannot be changed for a trained model")
     lines = []
     for key in sorted(now.keys() | then.keys()):
-        was, is_now = (settings.get(key, NEW.get(key, "null")) for settings in (then, now))
+        default = "none" if key == "tta" else "null"  # of a checkpoint of before there was the key
+        was, is_now = then.get(key, default), now.get(key, default)
         if was == is_now:
             continue
         if key == "tta" and command != "fit":  # it changes no weight

@@ -324,11 +324,9 @@ def test_the_rest_of_the_image_is_as_it_was(channels, floating) -> None:
 
 @pytest.mark.parametrize("p", [0.5, 0.2, 1.0])
 def test_the_alternating_flip_shows_both_sides_in_turn(p):
-    """By hand: the first epoch is drawn as without `alternate`, each later one is the other side of the one before."""
-    images, index = pictures(300), torch.arange(300) * 7
-    augment, plain = ([HorizontalFlip(p, **options)] for options in ({"alternate": True}, {}))
+    """By hand: the first epoch is drawn, each later one is the other side of the one before."""
+    images, index, augment = pictures(300), torch.arange(300) * 7, [HorizontalFlip(p, alternate=True)]
     shown = [Augment(augment, 4)(images, epoch, index) for epoch in range(6)]
-    assert torch.equal(shown[0], Augment(plain, 4)(images, 0, index))
     for before, after in pairwise(shown):
         assert torch.equal(before.flip(-1), after)
     share = (shown[0] != images).flatten(1).any(1).float().mean()
@@ -336,13 +334,5 @@ def test_the_alternating_flip_shows_both_sides_in_turn(p):
     # The second and third time that an image comes in an epoch: the sides in turn, from that of the epoch.
     for again in (1, 2):
         assert torch.equal(Augment(augment, 4)(images, 2, index + again * INDEX_LIMIT), shown[2 + again])
-    other = Augment([RandomCrop(2), *augment], 4)(images, 0, index)
-    assert not torch.equal(other, Augment([RandomCrop(2), *augment], 5)(images, 0, index))
-
-
-def test_two_alternating_flips_have_draws_of_their_own():
-    images, index = pictures(300), torch.arange(300)
-    once = Augment([HorizontalFlip(alternate=True)], 0)(images, 0, index)
-    twice = Augment([HorizontalFlip(alternate=True)] * 2, 0)(images, 0, index)
-    second = (once != twice).flatten(1).any(1).float().mean()
-    assert 0.4 < second < 0.6
+    if p < 1:
+        assert not torch.equal(Augment(augment, 5)(images, 0, index), shown[0])

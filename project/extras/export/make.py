@@ -104,7 +104,7 @@ def _images(trainer: L.Trainer, data: ImageDataModule, checkpoint: dict[str, Any
         data.val_dataloader()  # says so when the model has seen them
     index = data.loaded[name].index
     some = index[:: -(-len(index) // CALIBRATED_ON)]
-    batch = data.loaded[name].images.__getitems__([(0, row) for row in some])
+    batch = data.loaded[name].images.whole(some)
     return batch["image"], batch["label"][: len(some) if name == "val" else 0]
 
 
