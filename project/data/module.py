@@ -199,7 +199,7 @@ class ImageDataModule(L.LightningDataModule):
         """Up to 5,000 training images (fewer large ones), whole and unchanged, uint8 (N, C, H, W): a part of the split,
         the same in every run."""
         part = self.loaded["train"]
-        every = -(-len(part.index) // min(5000, 2**24 // self.image_size**2))
+        every = -(-len(part.index) // min(5000, 2**23 // self.image_size**2))
         return part.images.whole(part.index[::every])["image"]
 
     def _targets(self, name: str) -> list[int]:
