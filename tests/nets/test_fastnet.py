@@ -266,7 +266,7 @@ def test_what_is_made_of_a_trained_one(cli, workdir) -> None:
     for out in ("m.onnx", "m.pt2", "m.safetensors"):
         result = cli("export", "--ckpt_path", "last", "--out", out, "--speed", "false")
         assert result.code == 0 and "4 of 4 batch norms folded" in result.out, result.err
-    assert cli("report", "runs/folder/version_0").code == 0
+    assert cli("report", "--run", "runs/folder/version_0").code == 0
     assert cli("check", *PART, *TINY, "--compare_init").code == 0
 
 
