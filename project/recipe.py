@@ -98,9 +98,8 @@ class Recipe:
             # In one kernel AdamW's step takes half its time on two CPU cores, SGD's 3/4. The groups alone are told: an
             # optimizer built with fused=True undoes the scaling of 16-mixed itself, and Lightning does not clip that.
             # Adagrad has its state already, on the CPU.
-            fits = all(p.is_floating_point() and (p.is_cpu or p.is_cuda) for p in group["params"])
-            if group.items() >= UNCHOSEN and fits and not optimizer.state:
-                group["fused"] = True
+            if group.items() >= UNCHOSEN and not optimizer.state:
+                group["fused"] = all(p.is_floating_point() and (p.is_cpu or p.is_cuda) for p in group["params"]) or None
         return optimizer
 
     def scheduler(

@@ -33,7 +33,7 @@ def param_groups(
             from each layer to the one below the factor is the same: stem_lr ** (1 / (layers - 1)), whatever their
             number (discriminative fine-tuning: Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
         no_weight_decay: Put what `without_decay` names into groups without decay.
-        rest_lr: For project.optim.Muon, its argument: what it orthogonalises (see `matrices`) has groups of its own.
+        rest_lr: For project.optim.Muon, its argument: what it orthogonalises then has groups of its own.
 
     Returns:
         Groups with name, params and lr, those without decay with weight_decay 0; frozen parameters included (A20).
@@ -49,8 +49,11 @@ def param_groups(
         raise UserError(f"model.stem_lr, a share of model.lr, must be above 0 and at most 1, not {stem_lr}")
     ordered, parameters = layers(net), dict(net.named_parameters())
     last = len(ordered) - 1
-    spared = without_decay(net) if no_weight_decay else set()
-    hidden = matrices(net) if rest_lr else set()
+    spared = without_decay(net)
+    # Muon is for hidden convolutions and linear layers, not the head or what decay would harm (Jordan et al. 2024), nor
+    # for convolutions in groups: the filters of a depthwise one are vectors, each for its own channel.
+    grouped = {f"{path}.weight" for path, module in net.named_modules() if getattr(module, "groups", 1) > 1}
+    hidden = parameters.keys() - spared - grouped - {*ordered[-1].tensors}
     patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
 
     groups: dict[tuple[str, float], ParamGroup] = {}
@@ -62,9 +65,9 @@ def param_groups(
             if stem_lr < 1:
                 title = f"{layer.name} ({pattern})" if pattern else layer.name
             group = {"name": title, "params": [], "lr": lr * share * lr_mult.get(pattern, 1.0)}
-            if name in spared:
+            if no_weight_decay and name in spared:
                 group |= {"name": title + NO_DECAY, "weight_decay": 0.0}
-            if name in hidden:
+            if rest_lr and name in hidden:
                 group["name"] += "/muon"
             elif rest_lr:
                 group |= {"lr": group["lr"] * rest_lr, "rest_lr": 1.0, "muon": False}
@@ -88,16 +91,6 @@ def without_decay(net: nn.Module) -> set[str]:
         listed += ["weight"] * isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Embedding)
         names |= {f"{path}.{name}".lstrip(".") for name in listed}
     return names
-
-
-def matrices(net: nn.Module) -> set[str]:
-    """Names of what project.optim.Muon orthogonalises: the weights of hidden convolutions and linear layers.
-
-    Not the head, nor what `without_decay` names: Jordan et al. 2024 leave those to another optimizer. Nor convolutions
-    in groups, whose flattened filters are no matrix: in a depthwise one they are vectors, each for its own channel.
-    """
-    grouped = {f"{path}.weight" for path, module in net.named_modules() if getattr(module, "groups", 1) > 1}
-    return dict(net.named_parameters()).keys() - without_decay(net) - grouped - {*layers(net)[-1].tensors}
 
 
 def group_table(groups: list[ParamGroup], trains_from: Mapping[int, int | None]) -> list[dict[str, Any]]:

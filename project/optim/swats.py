@@ -91,7 +91,7 @@ class SWATS(Optimizer):
         beta1, beta2 = group["betas"]
         eps, decay = group["eps"], group["weight_decay"]
         grads = [p.grad.add(p, alpha=decay) if decay else p.grad for p in params]  # as before the step
-        step_of_torch(Adam(params, group["lr"], (beta1, beta2), eps, decay), self.state)
+        step_of_torch(Adam(params, group["lr"], group["betas"], eps, decay), self.state)
         group["rate_in_force"] = group["lr"]
 
         # From the moments, in float32 at least; rounding leaves little of the change of the parameters at a small lr.
@@ -99,9 +99,8 @@ class SWATS(Optimizer):
         for p, g in zip(params, grads, strict=True):
             state, dtype = self.state[p], torch.promote_types(g.dtype, torch.float32)
             t = state["step"].item()
-            correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-            root = state["exp_avg_sq"].to(dtype).sqrt().mul_(correction1 / correction2**0.5)
-            d = state["exp_avg"].to(dtype) / root.add_(eps * correction1)
+            root = (state["exp_avg_sq"].to(dtype) / (1 - beta2**t)).sqrt_().add_(eps)
+            d = state["exp_avg"].to(dtype) / root.mul_(1 - beta1**t)
             dots += [(d * d).sum(), (d * g).sum()]
         return torch.stack(dots).view(-1, 2).sum(dim=0)
 

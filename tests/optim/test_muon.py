@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.nets import ConvNet, TorchvisionModel
 from project.optim import Muon, group_table, param_groups
-from project.optim.groups import matrices
 from project.optim.muon import orthogonal
 from project.recipe import Recipe
 from project.run.resume import check_changes
@@ -38,25 +38,24 @@ def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> to
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.integers(1, 6), st.floats(1e-3, 1e3))
-def test_newton_schulz_is_the_polynomial_of_the_singular_values(rows, columns, count, steps, scale) -> None:
-    given = random(count, rows, columns) * scale
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.floats(1e-3, 1e3))
+def test_newton_schulz_is_the_polynomial_of_the_singular_values(rows, columns, steps, scale) -> None:
+    given = random(rows, columns) * scale
     found = orthogonal(given, steps)
     assert found.dtype == torch.float64
-    for one, other in zip(given.numpy(), found.numpy(), strict=True):
-        assert other == pytest.approx(through_the_svd(one, steps), abs=1e-9)
+    assert found.numpy() == pytest.approx(through_the_svd(given.numpy(), steps), abs=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(64, 576), (256, 64), (100, 100)])
 def test_singular_values_are_near_one_after_five_steps(shape) -> None:
-    """In float32, thus in bfloat16 where the processor has it, which adds its rounding (2**-8)."""
-    given = random(2, *shape, dtype=torch.float32)
+    """In float32, thus in bfloat16 where the processor has it, whose rounding adds 2 or 3 %."""
+    given = random(*shape, dtype=torch.float32)
     values = torch.linalg.svdvals(orthogonal(given, 5).float())
     large = torch.linalg.svdvals(given) > 0.1  # of up to 26
     assert values[large].min() > 0.65 and values.max() < 1.25
     u, _, v = torch.linalg.svd(given, full_matrices=False)
-    exact = torch.stack([torch.tensor(through_the_svd(each.double().numpy(), 5)) for each in given])
-    assert (orthogonal(given, 5) - exact).norm() < 0.03 * exact.norm()
+    exact = torch.tensor(through_the_svd(given.double().numpy(), 5))
+    assert (orthogonal(given, 5) - exact).norm() < 0.05 * exact.norm()
     assert (orthogonal(given, 5).float() - u @ v).norm() < 0.35 * (u @ v).norm()
 
 
@@ -167,7 +166,7 @@ def test_float32_weights_follow_the_float64_ones() -> None:
             backward(net, step)
             muon.step()
     for p, q in zip(exact.parameters(), rounded.parameters(), strict=True):
-        assert (p - q).norm() < 0.05 * p.norm() + 1e-3
+        assert (p - q).norm() < 0.1 * p.norm() + 1e-3
 
 
 def test_from_python_the_number_of_dimensions_decides() -> None:
@@ -230,6 +229,13 @@ def test_bad_arguments(options) -> None:
 
 
 # Which weights, and their groups
+
+
+def matrices(net: nn.Module) -> set[str]:
+    names = {id(p): name for name, p in net.named_parameters()}
+    groups = param_groups(net, 0.1, rest_lr=0.1)
+    assert Counter(id(p) for group in groups for p in group["params"]) == Counter(names.keys())
+    return {names[id(p)] for group in groups if group["name"] == "all/muon" for p in group["params"]}
 
 
 def test_hidden_convolutions_and_linear_layers_are_its_matrices() -> None:
