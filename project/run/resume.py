@@ -12,10 +12,10 @@ from project.optim import SWATS
 
 # Read anew when a fit is resumed. All else of the model is in its weights, or in its optimizer's groups and state.
 SCHEDULE = r"schedule(\..*)?|schedule_interval|warmup|warmup_start"
-LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling"
-OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value).*"
+LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling|optimizer\.init_args\.rest_lr"
+OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value|fused|capturable|rest$).*"
 CHANGEABLE = rf"{LEARNING_RATE}|{OPTIMIZER}|task\.init_args\.label_smoothing|mixup|cutmix"
-NOT_SETTINGS = {"name", "lr", "initial_lr"}  # of a group: the schedule sets its learning rates
+NOT_SETTINGS = {"name", "lr", "initial_lr", "fused"}  # of a group: the schedule sets its rates, its state fits `fused`
 PLAIN = (int, float, str, tuple, type(None))  # what may go into a checkpoint
 
 
