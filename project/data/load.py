@@ -1,4 +1,4 @@
-"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
+"""Check the images of one split and load them: kept decoded in memory or on the disk, else to be read when wanted."""
 
 import hashlib
 import json
@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_high
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import PIL
 import torch
@@ -18,8 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageCms import PyCMSError
 from torch import Tensor
 
+from project.data import transforms
+from project.data.disk import Disk, has_room, state_of, user_cache
 from project.data.memory import Images
-from project.data.sources import Sample, Source, some
+from project.data.sources import FileSource, Sample, Source, some
 from project.data.transforms import ImageFormat, load_image, open_image, to_srgb, white
 from project.errors import UserError
 from project.files import written_whole
@@ -29,6 +31,7 @@ CGROUPS = (  # limit and use of the memory of a container: version 2, version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+Cache = Literal["auto", "memory", "disk", "none"]
 Bad = list[tuple[str, str]]  # (key, why) of the images that cannot be read; they are left out
 SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 
@@ -48,6 +51,7 @@ class Loaded:
     images: Images
     digests: dict[int, int]  # position among all samples -> identity of the content
     bad: Bad
+    disk: Disk | None = None  # where they are kept
 
     @property
     def index(self) -> list[int]:
@@ -63,7 +67,7 @@ def load(
     rows: Sequence[int],
     labels: Sequence[int],
     image_format: ImageFormat,
-    in_memory: bool | None = None,
+    cache: Cache = "auto",
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
@@ -71,55 +75,94 @@ def load(
 
     Args:
         labels: Class of each; -1 where it is not known.
-        in_memory: Keep them decoded; None when they fit.
-        area: Of random resized crops, drawn by `seed`; they need the files, so nothing is kept in memory.
+        cache: Where they are kept decoded; with `area` what the crops are cut from.
+        area: Of random resized crops, drawn by `seed`.
     """
-    pixels, size = None, image_format.image_size
-    if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
-        pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+    pixels, size, whole = None, image_format.image_size, image_format
+    image_format = whole._replace(crop=area is not None)
     samples = [source.samples[row] for row in rows]
-    verdicts = survey(source, samples, image_format, pixels)
+    # A crop is cut from 1.5 x image_size, and the longer side of photographs is about 1.5 times the shorter one.
+    room = round(len(rows) * image_format.channels * size**2 * (1.5**3 if area else 1))
+    folder = disk_cache(source, samples, image_format)
+    if cache == "auto":  # images to predict, which have no labels, are read only once
+        on_disk = folder and max(labels) >= 0 and has_room(folder, room)
+        cache = "memory" if fits_in_memory(room) else "disk" if on_disk else "none"
+    with ExitStack() as stack:
+        if cache == "disk":
+            if not folder:
+                raise UserError("data.cache disk is for images that are files of their own: leave data.cache auto")
+            pixels = stack.enter_context(Disk(folder))
+        elif cache == "memory":
+            pixels = {} if area else torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+        verdicts = survey(source, samples, image_format, pixels)
     bad = [(samples[i].key, each.fault) for i, each in enumerate(verdicts) if each.fault]
     good = [i for i, each in enumerate(verdicts) if not each.fault]
     if lost := {sample.label for sample in samples} - {samples[i].label for i in good}:
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
-    if pixels is not None and bad:
+    disk, kept = pixels if isinstance(pixels, Disk) else None, {}
+    if disk:
+        kept, pixels = disk.found(), None
+    elif area and pixels:
+        kept, pixels = {i: image.numpy() for i, image in pixels.items()}, None
+    elif pixels is not None and bad:
         pixels = pixels[good]
+    kept = {rows[i]: image for i, image in kept.items()}
     digests = {rows[i]: verdicts[i].digest for i in good}
-    images = Images(source, list(digests), torch.tensor(labels)[good], image_format, pixels, seed, area)
-    return Loaded(images, digests, bad)
+    images = Images(source, list(digests), torch.tensor(labels)[good], whole, pixels, seed, area, kept)
+    return Loaded(images, digests, bad, disk)
+
+
+def versions() -> tuple:
+    """What decides whether an image can be read."""
+    return PIL.__version__, sorted(Image.registered_extensions())
+
+
+def folder_of(source: Source, samples: Sequence[Sample]) -> str:
+    """The folder that the images share, under which the cache files them."""
+    return os.path.commonpath([os.path.abspath(os.path.dirname(source.path(sample) or "")) for sample in samples])
+
+
+def disk_cache(source: Source, samples: Sequence[Sample], image_format: ImageFormat) -> Path | None:
+    """Where decoded images are kept on the disk; None where pixels may depend on more than their file.
+
+    Its name depends on all that the pixels do: the code, too, and the processor, whose instructions round in their way.
+    """
+    if type(source).content is not FileSource.content:
+        return None
+    code, processor = Path(transforms.__file__).read_text(), torch.backends.cpu.get_cpu_capability()
+    cause = folder_of(source, samples), versions(), torch.__version__, processor, code, *image_format
+    return user_cache("images", *cause)
 
 
 def survey(
-    source: Source, samples: Sequence[Sample], image_format: ImageFormat, pixels: Tensor | None = None
+    source: Source,
+    samples: Sequence[Sample],
+    image_format: ImageFormat,
+    pixels: Tensor | dict[int, Tensor] | Disk | None = None,
 ) -> list[Verdict]:
-    """One verdict for each sample, in order; `pixels`, uint8 (N, C, H, W), takes the decoded images.
+    """One verdict for each sample, in order; `pixels` takes the decoded images, uint8 (C, H, W), by position.
 
     A good verdict from an earlier run is believed while path, size, time, Pillow, its plug-ins and the limit of pixels
     agree; the file is then decoded again only for its pixels. Threads help: Pillow decodes without Python's lock.
     """
     paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
-    # Verdicts are filed in the user's cache folder, under the folder that the images share.
-    folder = os.path.commonpath([os.path.abspath(os.path.dirname(path)) for path in paths])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
-    cause = f"{folder} {PIL.__version__} {image_format.max_pixels} {sorted(Image.registered_extensions())}"
-    file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(cause), digest_size=8).hexdigest()}.json"
+    file = user_cache("verdicts", folder_of(source, samples), versions(), image_format.max_pixels).with_suffix(".json")
     known, odd = {}, []
     with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
-        path, state, content, fault = paths[position], "", b"", ""
+        path, content, fault = paths[position], b"", ""
+        state, verdict = state_of(path), known.get(path)
+        there = isinstance(pixels, Disk) and pixels.has(position, path, state)
+        if state and verdict and verdict.state == state and (pixels is None or there):
+            return verdict
         try:
-            if path:
-                status, verdict = os.stat(path), known.get(path)
-                state = f"{status.st_size} {status.st_mtime_ns}"
-                if verdict and verdict.state == state and pixels is None:
-                    return verdict
             content = source.content(samples[position])
-            image = load_image(content, image_format)
-            if pixels is not None:
-                pixels[position] = image
+            if not there:
+                image = load_image(content, image_format)
+                if pixels is not None:
+                    pixels[position] = image
             opened = open_image(content, image_format.max_pixels)
             to_srgb(opened.info.get("icc_profile"), opened.mode)
         except PyCMSError:
@@ -147,15 +190,15 @@ def survey(
     return found
 
 
-def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
-    """Whether that many uint8 images take at most a quarter of the memory that is free now, here and in the cgroup."""
+def fits_in_memory(size: int) -> bool:
+    """Whether that many bytes are at most a quarter of the memory that is free now, here and in the cgroup."""
     free = 4 * 2**30
     with suppress(AttributeError, ValueError):  # not on every system
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for limit, used in CGROUPS:
         with suppress(OSError, ValueError):  # there is no such file, or "max"
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return images * image_format.channels * image_format.image_size**2 <= free / 4
+    return size <= free / 4
 
 
 def describe_bad(bad: Bad) -> str:

@@ -1,21 +1,24 @@
-"""The images of one split: decoded once and kept in memory, or read from the files each time, with the same batches."""
+"""The images of one split: kept decoded, in memory or on the disk, or read from the files; with the same batches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.functional import pil_to_tensor
 
+from project.data.disk import Place
 from project.data.sources import Source
-from project.data.transforms import ImageFormat, decode, load_image
+from project.data.transforms import ImageFormat, load_image, resized
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
 INDEX_LIMIT = 2**40
+RATIOS = [3 / 4, 4 / 3]  # width : height of a random crop
 
 
 @dataclass(eq=False)
@@ -29,6 +32,7 @@ class Images(Dataset):
     pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
     seed: int = 0  # of the random crops
     area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
+    kept: Mapping[int, np.ndarray | Place] = field(default_factory=dict)  # key -> what `_read` would decode
 
     def __post_init__(self) -> None:
         self._row = {key: row for row, key in enumerate(self.index)}
@@ -42,11 +46,20 @@ class Images(Dataset):
         return {"image": images, "label": self.labels[rows], "index": torch.tensor([key for _, key in requests])}
 
     def _read(self, epoch: int, key: int) -> Tensor:
-        content = self.source.content(self.source.samples[key % INDEX_LIMIT])
+        image = self._decoded(key % INDEX_LIMIT)
         if self.area is None:
-            return load_image(content, self.format)
+            return image
         # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6), exactly torchvision's.
-        image = decode(content, self.format)
         with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
             torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
-            return pil_to_tensor(RandomResizedCrop(self.format.image_size, self.area)(image))
+            top, left, height, width = RandomResizedCrop.get_params(image, self.area, RATIOS)
+        return resized(image[:, top : top + height, left : left + width], *[self.format.image_size] * 2)
+
+    def _decoded(self, key: int) -> Tensor:
+        """uint8 (C, H, W): the image as it is wanted, or what crops are cut from."""
+        place = self.kept.get(key)
+        with suppress(OSError, ValueError):  # somebody has removed what was on the disk
+            if place is not None:
+                return torch.from_numpy(place.read() if isinstance(place, Place) else place)
+        image_format = self.format._replace(crop=self.area is not None)
+        return load_image(self.source.content(self.source.samples[key]), image_format)

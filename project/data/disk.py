@@ -1,0 +1,157 @@
+"""Decoded images on the disk, in the user's cache folder, mapped into memory and shared by processes and runs.
+
+A folder holds the images of one data folder in one format, in parts: files that are written whole and never changed.
+A part is the pixels of its images, back to back; a table of [path, state, offset, shape] in JSON; and the table's
+length in 8 bytes. Whoever dies while writing leaves a draft that nobody reads; a full disk leaves the earlier parts.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout  # torch depends on it
+from torch import Tensor
+
+from project.errors import UserError
+from project.files import written_whole
+from project.messages import say
+
+PART = 2**26  # bytes of pixels: what waits in memory to be written, and what a kill loses
+SPARE = 2**31  # bytes of the disk that are left free, for the checkpoints of the run
+
+
+class Place(NamedTuple):
+    """Where an image lies on the disk."""
+
+    file: str
+    offset: int
+    shape: Sequence[int]  # (C, H, W)
+
+    def read(self) -> np.ndarray:
+        """uint8 (C, H, W), mapped: of the memory it takes only what can be taken back. OSError when it is gone."""
+        return np.memmap(self.file, np.uint8, "c", self.offset, tuple(self.shape))
+
+
+def user_cache(kind: str, *cause: Hashable) -> Path:
+    """A place in the user's cache folder for what follows from this cause."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
+    return cache / f"{kind}-{hashlib.blake2b(os.fsencode(repr(cause)), digest_size=8).hexdigest()}"
+
+
+def has_room(folder: Path, size: int) -> bool:
+    """Whether that many bytes take at most half of what is free on the disk, or a cache has been begun there."""
+    with suppress(OSError):
+        if any(folder.glob("[!.]*.pixels")):
+            return True
+        folder.mkdir(parents=True, exist_ok=True)
+        return size <= (shutil.disk_usage(folder).free - SPARE) / 2
+    return False
+
+
+class Disk:
+    """The images of a folder by position; whoever enters it may add some. Two runs that build the same take turns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.fault = folder, ""  # why no more images can be kept
+        self._places: dict[tuple[str, str], Place] = {}  # (path, state) -> place
+        self._keys: dict[int, tuple[str, str]] = {}  # position -> (path, state)
+        self._waiting: dict[tuple[str, str], np.ndarray] = {}
+        self._size = 0  # bytes that wait
+        self._threads, self._runs = Lock(), FileLock(folder / "lock")
+
+    def __enter__(self) -> "Disk":
+        with suppress(
+            OSError, NotImplementedError
+        ):  # a folder that is read-only, or a disk without locks: at worst some are kept twice
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._runs.acquire(timeout=0)
+            except Timeout:
+                say(f"waiting    for another run that keeps its images in {self.folder}")
+                self._runs.acquire()
+            for draft in self.folder.glob(".*.part.pixels"):  # of a run that was killed
+                draft.unlink()
+        for file in sorted(self.folder.glob("[!.]*.pixels")):
+            table = {}
+            with suppress(OSError, ValueError, TypeError):  # no file of ours, or no longer whole
+                table = read_table(file)
+            if any(state_of(path) == state for path, state in table):
+                self._places |= table
+            else:  # all of its images have changed since
+                with suppress(OSError):
+                    file.unlink()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write()
+        self._runs.release()
+
+    def has(self, position: int, path: str, state: str) -> bool:
+        """Whether the image is there; from now on it is known by its position."""
+        self._keys[position] = path, state
+        return (path, state) in self._places
+
+    def __setitem__(self, position: int, image: Tensor) -> None:
+        """Add an image, uint8 (C, H, W)."""
+        with self._threads:
+            if not self.fault:
+                self._waiting[self._keys[position]] = np.ascontiguousarray(image)
+                self._size += image.nbytes
+                if self._size >= PART:
+                    self._write()
+
+    def _write(self) -> None:
+        """Write a part of what waits."""
+        rows, offset, file = [], 0, self.folder / f"{time.time_ns()}-{os.getpid()}.pixels"
+        for key, image in self._waiting.items():
+            rows.append([*key, offset, image.shape])
+            offset += image.nbytes
+        try:
+            if rows:
+                if shutil.disk_usage(self.folder).free < SPARE + offset:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                with written_whole(file) as draft, draft.open("wb") as stream:
+                    stream.writelines(self._waiting.values())
+                    table = json.dumps(rows).encode()
+                    stream.write(table + len(table).to_bytes(8, "little"))
+                self._places |= read_table(file)
+        except (OSError, UserError) as error:
+            self.fault = getattr(error, "strerror", None) or str(error)
+        self._waiting, self._size = {}, 0
+
+    def found(self) -> dict[int, Place]:
+        """Position -> place of the images that are there."""
+        return {position: self._places[key] for position, key in self._keys.items() if key in self._places}
+
+    def __str__(self) -> str:
+        """How many images are there, what they take, and why others are not."""
+        shapes = [place.shape for place in self.found().values()]
+        words = f"{len(shapes)} decoded images, {sum(map(np.prod, shapes)) / 1e6:.0f} MB, in {self.folder}"
+        return words + f"; {len(self._keys) - len(shapes)} are read from their files: {self.fault}" * bool(self.fault)
+
+
+def read_table(file: Path) -> dict[tuple[str, str], Place]:
+    """(path, state) -> place of the images in a part. ValueError or OSError when it is none."""
+    with file.open("rb") as stream:
+        end = stream.seek(-8, os.SEEK_END)
+        length = int.from_bytes(stream.read(), "little")
+        stream.seek(end - length)
+        rows = json.loads(stream.read(length))
+    return {(path, state): Place(str(file), offset, shape) for path, state, offset, shape in rows}
+
+
+def state_of(path: str) -> str:
+    """Size and time of the last change of a file; empty when there is none."""
+    with suppress(OSError):
+        status = os.stat(path)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
