@@ -8,6 +8,7 @@ length in 8 bytes. Whoever dies while writing leaves a draft that nobody reads; 
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -34,10 +35,10 @@ class Place(NamedTuple):
 
     file: str
     offset: int
-    shape: Sequence[int]  # (C, H, W)
+    shape: Sequence[int]  # (H, W, C), as Pillow has them
 
     def read(self) -> np.ndarray:
-        """uint8 (C, H, W), mapped: of the memory it takes only what can be taken back. OSError when it is gone."""
+        """uint8 (H, W, C), mapped: of the memory it takes only what can be taken back. OSError when it is gone."""
         return np.memmap(self.file, np.uint8, "c", self.offset, tuple(self.shape))
 
 
@@ -104,7 +105,7 @@ class Disk:
         """Add an image, uint8 (C, H, W)."""
         with self._threads:
             if not self.fault:
-                self._waiting[self._keys[position]] = np.ascontiguousarray(image)
+                self._waiting[self._keys[position]] = np.ascontiguousarray(image.permute(1, 2, 0))
                 self._size += image.nbytes
                 if self._size >= PART:
                     self._write()
@@ -132,11 +133,13 @@ class Disk:
         """Position -> place of the images that are there."""
         return {position: self._places[key] for position, key in self._keys.items() if key in self._places}
 
-    def __str__(self) -> str:
-        """How many images are there, what they take, and why others are not."""
-        shapes = [place.shape for place in self.found().values()]
-        words = f"{len(shapes)} decoded images, {sum(map(np.prod, shapes)) / 1e6:.0f} MB, in {self.folder}"
-        return words + f"; {len(self._keys) - len(shapes)} are read from their files: {self.fault}" * bool(self.fault)
+
+def described(disks: Sequence[Disk]) -> str:
+    """How many images are on the disk, what they take, where, and why others are not there."""
+    sizes = [math.prod(place.shape) for disk in disks for place in disk.found().values()]
+    words = f"cache      {len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {disks[0].folder.parent}"
+    fault = next((disk.fault for disk in disks if disk.fault), "")
+    return words + f"; others are read from their files each time: {fault}" * bool(fault)
 
 
 def read_table(file: Path) -> dict[tuple[str, str], Place]:

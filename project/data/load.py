@@ -103,7 +103,7 @@ def load(
     if disk:
         kept, pixels = disk.found(), None
     elif area and pixels:
-        kept, pixels = {i: image.numpy() for i, image in pixels.items()}, None
+        kept, pixels = {i: image.permute(1, 2, 0).numpy() for i, image in pixels.items()}, None
     elif pixels is not None and bad:
         pixels = pixels[good]
     kept = {rows[i]: image for i, image in kept.items()}

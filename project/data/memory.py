@@ -60,6 +60,6 @@ class Images(Dataset):
         place = self.kept.get(key)
         with suppress(OSError, ValueError):  # somebody has removed what was on the disk
             if place is not None:
-                return torch.from_numpy(place.read() if isinstance(place, Place) else place)
+                return torch.from_numpy(place.read() if isinstance(place, Place) else place).permute(2, 0, 1)
         image_format = self.format._replace(crop=self.area is not None)
         return load_image(self.source.content(self.source.samples[key]), image_format)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from project.data import ImageDataModule, disk, load, memory
-from project.data.disk import Disk, has_room
+from project.data.disk import Disk, described, has_room
 from project.data.sources import FileSource, ImageFolder
 from project.data.transforms import ImageFormat
 
@@ -78,8 +78,8 @@ def test_what_crops_are_cut_from_has_a_cache_of_its_own(tmp_path):
     source = images(tmp_path)
     whole, crops = loaded(source), loaded(source, area=(0.3, 0.9))
     assert whole.disk.folder != crops.disk.folder
-    assert {place.shape[1] for place in map(whole.images.kept.get, whole.index)} == {12}
-    assert all(min(place.shape[1:]) == 18 for place in crops.images.kept.values())
+    assert {place.shape[0] for place in map(whole.images.kept.get, whole.index)} == {12}
+    assert all(min(place.shape[:2]) == 18 for place in crops.images.kept.values())
     other = load.load(source, range(6), [0] * 6, FORMAT._replace(resize="crop"), "disk")
     assert other.disk.folder not in (whole.disk.folder, crops.disk.folder)
 
@@ -148,9 +148,9 @@ def test_a_full_disk_is_one_line_and_the_rest_is_read_from_the_files(tmp_path, m
     monkeypatch.setattr(disk, "written_whole", full)
     part = loaded(source)
     assert torch.equal(pixels(part), wanted) and len(part.images.kept) == 4
-    line = str(part.disk)
-    assert line.startswith(f"4 decoded images, 0 MB, in {part.disk.folder}")
-    assert line.endswith("; 2 are read from their files: No space left on device") and "\n" not in line
+    line = described([part.disk])
+    assert line.startswith(f"cache      4 decoded images, 0 MB, in {part.disk.folder.parent}")
+    assert line.endswith("; others are read from their files each time: No space left on device")
     monkeypatch.undo()
     decoded.clear()
     part = loaded(source)  # there is room again
@@ -161,7 +161,7 @@ def test_some_of_the_disk_is_left_free(tmp_path, monkeypatch):
     source = images(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(2**40, 0, disk.SPARE + 2591))
     part = loaded(source)
-    assert not part.images.kept and "No space left on device" in str(part.disk)
+    assert not part.images.kept and "No space left on device" in described([part.disk])
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(2**40, 0, disk.SPARE + 2592))  # 6 x 3 x 12 x 12
     assert len(loaded(source).images.kept) == 6
 
@@ -179,7 +179,7 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
         source = images(tmp_path / "images", 8)
         monkeypatch.setattr(sys.modules[__name__], "FORMAT", FORMAT._replace(image_size=60))  # 10,800 bytes
         part = loaded(source)
-        assert 0 < len(part.images.kept) < 8 and "No space left on device" in str(part.disk)
+        assert 0 < len(part.images.kept) < 8 and "No space left on device" in described([part.disk])
         assert torch.equal(pixels(part), pixels(loaded(source, "none")))
         assert not list(part.disk.folder.glob(".*.part*"))
     finally:
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     source = images(tmp_path / "images")
     part = loaded(source)
     assert torch.equal(pixels(part), pixels(loaded(source, "none"))) and not part.images.kept
-    assert "Not a directory" in str(part.disk)
+    assert "Not a directory" in described([part.disk])
     assert not has_room(tmp_path / "file" / "images", 1)
 
 
@@ -255,7 +255,7 @@ def test_a_second_builder_waits_for_the_first(tmp_path):
         assert answers.empty() and second.is_alive()
     assert answers.get(timeout=20) is True
     second.join(20)
-    assert not second.exitcode and mine.found()[0].read().tolist() == torch.full((3, 5, 4), 7).tolist()
+    assert not second.exitcode and mine.found()[0].read().tolist() == torch.full((5, 4, 3), 7).tolist()
 
 
 def test_without_locks_images_are_kept_twice_at_worst(tmp_path, monkeypatch):
@@ -275,7 +275,7 @@ def test_what_it_keeps_is_said_once(tmp_path, capsys):
     data = ImageDataModule(str(tmp_path / "set"), image_size=8, cache="disk", test_size=0)
     data.setup("fit")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cache")]
-    assert len(lines) == 1 and "10 decoded images, 0 MB" in lines[0] and "image-classification-template" in lines[0]
+    assert len(lines) == 1 and "12 decoded images, 0 MB" in lines[0] and "image-classification-template" in lines[0]
 
 
 def test_a_part_has_a_table_that_can_be_read_without_this_project(tmp_path):
@@ -288,4 +288,4 @@ def test_a_part_has_a_table_that_can_be_read_without_this_project(tmp_path):
     wanted = dict(zip([str(source.path(s)) for s in source.samples], pixels(loaded(source, "none")), strict=True))
     for path, _, offset, shape in rows:
         values = np.frombuffer(content, np.uint8, int(np.prod(shape)), offset).reshape(shape)
-        assert np.array_equal(values, wanted[path])
+        assert np.array_equal(values, wanted[path].permute(1, 2, 0))

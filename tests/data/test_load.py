@@ -132,17 +132,19 @@ def test_auto_takes_memory_then_disk_then_none(tmp_path, monkeypatch):
     assert load(source, range(4), [-1] * 4, FORMAT, "auto").disk is None
 
 
-def test_crops_are_cut_from_the_same_images_whatever_keeps_them(tmp_path):
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_crops_are_cut_from_the_same_images_whatever_keeps_them(tmp_path, channels):
     """Those of a shorter side above 1.5 x image_size are reduced to that."""
     source = pictures(tmp_path, 8)
     requests = [(epoch, row) for epoch in range(3) for row in range(8)]
     batches = []
     for mode in ("memory", "disk", "disk", "none"):
-        images = load(source, range(8), [0] * 8, FORMAT, mode, seed=5, area=(0.3, 0.9)).images
+        image_format = FORMAT._replace(channels=channels)
+        images = load(source, range(8), [0] * 8, image_format, mode, seed=5, area=(0.3, 0.9)).images
         assert images.pixels is None and len(images.kept) == 8 * (mode != "none")
         assert (images.seed, images.area) == (5, (0.3, 0.9))
         batches.append(images.__getitems__(requests)["image"])
-        assert batches[-1].shape == (24, 3, 12, 12)
+        assert batches[-1].shape == (24, channels, 12, 12)
         shapes = [images._decoded(row).shape for row in range(8)]
         assert sorted(min(shape[1:]) for shape in shapes) == sorted(min(10 + 7 * i, 60 - 3 * i, 18) for i in range(8))
     assert all(torch.equal(batch, batches[0]) for batch in batches)
