@@ -5,7 +5,6 @@ A part is the pixels of its images, back to back; a table of [path, state, offse
 length in 8 bytes. Whoever dies while writing leaves a draft that nobody reads; a full disk leaves the earlier parts.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -28,6 +27,8 @@ from project.messages import say
 
 PART = 2**26  # bytes of pixels: what waits in memory to be written, and what a kill loses
 SPARE = 2**31  # bytes of the disk that are left free, for the checkpoints of the run
+PARTS = "[!.]*.pixels"
+Key = tuple[str, str]  # path, state
 
 
 class Place(NamedTuple):
@@ -51,10 +52,8 @@ def user_cache(kind: str, *cause: Hashable) -> Path:
 def has_room(folder: Path, size: int) -> bool:
     """Whether that many bytes take at most half of what is free on the disk, or a cache has been begun there."""
     with suppress(OSError):
-        if any(folder.glob("[!.]*.pixels")):
-            return True
         folder.mkdir(parents=True, exist_ok=True)
-        return size <= (shutil.disk_usage(folder).free - SPARE) / 2
+        return any(folder.glob(PARTS)) or size <= (shutil.disk_usage(folder).free - SPARE) / 2
     return False
 
 
@@ -63,32 +62,28 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.fault = folder, ""  # why no more images can be kept
-        self._places: dict[tuple[str, str], Place] = {}  # (path, state) -> place
-        self._keys: dict[int, tuple[str, str]] = {}  # position -> (path, state)
-        self._waiting: dict[tuple[str, str], np.ndarray] = {}
-        self._size = 0  # bytes that wait
+        self._places: dict[Key, Place] = {}
+        self._keys: dict[int, Key] = {}  # by position
+        self._waiting: dict[Key, np.ndarray] = {}
         self._threads, self._runs = Lock(), FileLock(folder / "lock")
 
     def __enter__(self) -> "Disk":
-        with suppress(
-            OSError, NotImplementedError
-        ):  # a folder that is read-only, or a disk without locks: at worst some are kept twice
+        # Where the folder is read-only or the disk has no locks, some are kept twice at worst.
+        with suppress(OSError, NotImplementedError):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._runs.acquire(timeout=0)
             except Timeout:
                 say(f"waiting    for another run that keeps its images in {self.folder}")
                 self._runs.acquire()
-            for draft in self.folder.glob(".*.part.pixels"):  # of a run that was killed
+            for draft in self.folder.glob(".*.pixels"):  # of a run that was killed
                 draft.unlink()
-        for file in sorted(self.folder.glob("[!.]*.pixels")):
-            table = {}
-            with suppress(OSError, ValueError, TypeError):  # no file of ours, or no longer whole
+        for file in self.folder.glob(PARTS):
+            with suppress(Exception):  # no file of ours
                 table = read_table(file)
-            if any(state_of(path) == state for path, state in table):
-                self._places |= table
-            else:  # all of its images have changed since
-                with suppress(OSError):
+                if any(state_of(path) == state for path, state in table):
+                    self._places |= table
+                else:  # all of its images have changed since
                     file.unlink()
         return self
 
@@ -106,8 +101,7 @@ class Disk:
         with self._threads:
             if not self.fault:
                 self._waiting[self._keys[position]] = np.ascontiguousarray(image.permute(1, 2, 0))
-                self._size += image.nbytes
-                if self._size >= PART:
+                if len(self._waiting) * image.nbytes >= PART:
                     self._write()
 
     def _write(self) -> None:
@@ -119,15 +113,15 @@ class Disk:
         try:
             if rows:
                 if shutil.disk_usage(self.folder).free < SPARE + offset:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise UserError(f"less than {SPARE / 1e9:.0f} GB would be left free")
                 with written_whole(file) as draft, draft.open("wb") as stream:
                     stream.writelines(self._waiting.values())
                     table = json.dumps(rows).encode()
                     stream.write(table + len(table).to_bytes(8, "little"))
                 self._places |= read_table(file)
         except (OSError, UserError) as error:
-            self.fault = getattr(error, "strerror", None) or str(error)
-        self._waiting, self._size = {}, 0
+            self.fault = str(error)
+        self._waiting = {}
 
     def found(self) -> dict[int, Place]:
         """Position -> place of the images that are there."""
@@ -137,13 +131,13 @@ class Disk:
 def described(disks: Sequence[Disk]) -> str:
     """How many images are on the disk, what they take, where, and why others are not there."""
     sizes = [math.prod(place.shape) for disk in disks for place in disk.found().values()]
-    words = f"cache      {len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {disks[0].folder.parent}"
-    fault = next((disk.fault for disk in disks if disk.fault), "")
-    return words + f"; others are read from their files each time: {fault}" * bool(fault)
+    words = [f"{len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {disks[0].folder.parent}"]
+    words += [f"others are read from their files each time: {disk.fault}" for disk in disks if disk.fault]
+    return "; ".join(words[:2])
 
 
-def read_table(file: Path) -> dict[tuple[str, str], Place]:
-    """(path, state) -> place of the images in a part. ValueError or OSError when it is none."""
+def read_table(file: Path) -> dict[Key, Place]:
+    """The places of the images in a part; an exception when it is none."""
     with file.open("rb") as stream:
         end = stream.seek(-8, os.SEEK_END)
         length = int.from_bytes(stream.read(), "little")

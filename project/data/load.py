@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_high
@@ -78,35 +78,33 @@ def load(
         cache: Where they are kept decoded; with `area` what the crops are cut from.
         area: Of random resized crops, drawn by `seed`.
     """
-    pixels, size, whole = None, image_format.image_size, image_format
-    image_format = whole._replace(crop=area is not None)
-    samples = [source.samples[row] for row in rows]
+    whole, image_format = image_format, image_format._replace(crop=area is not None)
+    samples, shape = [source.samples[row] for row in rows], (len(rows), whole.channels, *[whole.image_size] * 2)
     # A crop is cut from 1.5 x image_size, and the longer side of photographs is about 1.5 times the shorter one.
-    room = round(len(rows) * image_format.channels * size**2 * (1.5**3 if area else 1))
-    folder = disk_cache(source, samples, image_format)
+    size, folder = math.prod(shape) * (1.5**3 if area else 1), disk_cache(source, samples, image_format)
     if cache == "auto":  # images to predict, which have no labels, are read only once
-        on_disk = folder and max(labels) >= 0 and has_room(folder, room)
-        cache = "memory" if fits_in_memory(room) else "disk" if on_disk else "none"
-    with ExitStack() as stack:
-        if cache == "disk":
-            if not folder:
-                raise UserError("data.cache disk is for images that are files of their own: leave data.cache auto")
-            pixels = stack.enter_context(Disk(folder))
-        elif cache == "memory":
-            pixels = {} if area else torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+        on_disk = folder and max(labels) >= 0 and has_room(folder, size)
+        cache = "memory" if fits_in_memory(size) else "disk" if on_disk else "none"
+    pixels = disk = None
+    if cache == "memory":
+        pixels = {} if area else torch.empty(shape, dtype=torch.uint8)
+    elif cache == "disk":
+        if not folder:
+            raise UserError("data.cache disk is for images that are files of their own: leave data.cache auto")
+        pixels = disk = Disk(folder)
+    with disk or nullcontext():
         verdicts = survey(source, samples, image_format, pixels)
     bad = [(samples[i].key, each.fault) for i, each in enumerate(verdicts) if each.fault]
     good = [i for i, each in enumerate(verdicts) if not each.fault]
     if lost := {sample.label for sample in samples} - {samples[i].label for i in good}:
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
-    disk, kept = pixels if isinstance(pixels, Disk) else None, {}
+    kept = {}
     if disk:
-        kept, pixels = disk.found(), None
-    elif area and pixels:
-        kept, pixels = {i: image.permute(1, 2, 0).numpy() for i, image in pixels.items()}, None
-    elif pixels is not None and bad:
+        kept, pixels = {rows[i]: place for i, place in disk.found().items()}, None
+    elif isinstance(pixels, dict):
+        kept, pixels = {rows[i]: image.permute(1, 2, 0).numpy() for i, image in pixels.items()}, None
+    elif bad and cache == "memory":
         pixels = pixels[good]
-    kept = {rows[i]: image for i, image in kept.items()}
     digests = {rows[i]: verdicts[i].digest for i in good}
     images = Images(source, list(digests), torch.tensor(labels)[good], whole, pixels, seed, area, kept)
     return Loaded(images, digests, bad, disk)

@@ -1,6 +1,6 @@
 """The images of one split: kept decoded, in memory or on the disk, or read from the files; with the same batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -32,7 +32,7 @@ class Images(Dataset):
     pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
     seed: int = 0  # of the random crops
     area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
-    kept: Mapping[int, np.ndarray | Place] = field(default_factory=dict)  # key -> what `_read` would decode
+    kept: dict[int, np.ndarray | Place] = field(default_factory=dict)  # index -> (H, W, C): what would be decoded
 
     def __post_init__(self) -> None:
         self._row = {key: row for row, key in enumerate(self.index)}
@@ -53,7 +53,7 @@ class Images(Dataset):
         with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
             torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
             top, left, height, width = RandomResizedCrop.get_params(image, self.area, RATIOS)
-        return resized(image[:, top : top + height, left : left + width], *[self.format.image_size] * 2)
+        return resized(image[:, top : top + height, left : left + width], [self.format.image_size] * 2)
 
     def _decoded(self, key: int) -> Tensor:
         """uint8 (C, H, W): the image as it is wanted, or what crops are cut from."""

@@ -194,7 +194,7 @@ class ImageDataModule(L.LightningDataModule):
                 targets = [-1] * len(rows) if name == "predict" else self._targets(name)
                 self.loaded[name] = load(self.source, rows, targets, image_format, self.cache, self.seed, area)
         if disks := [part.disk for part in self.loaded.values() if part.disk]:
-            say(described(disks))
+            say(f"cache      {described(disks)}")
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
 

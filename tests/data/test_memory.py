@@ -122,10 +122,10 @@ def cut(monkeypatch) -> list[tuple[int, ...]]:
     """left, top, right, bottom of every crop: nothing is reduced, but each pixel tells where it is."""
     found = []
 
-    def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def resized(image: torch.Tensor, size: list[int]) -> torch.Tensor:
         (top, left, _), (bottom, right, _) = image[:, 0, 0].tolist(), image[:, -1, -1].tolist()
         found.append((left, top, right + 1, bottom + 1))
-        return torch.zeros(3, height, width)
+        return torch.zeros(3, *size)
 
     def where(content, image_format) -> torch.Tensor:
         rows, columns = torch.meshgrid(*map(torch.arange, content.shape[:2]), indexing="ij")
