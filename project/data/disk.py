@@ -1,21 +1,20 @@
 """Decoded images on the disk, in the user's cache folder, mapped into memory and shared by processes and runs.
 
 A folder holds the images of one data folder in one format, in parts: files that are written whole and never changed.
-A part is the pixels of its images, back to back; a table of [path, state, offset, shape] in JSON; and the table's
-length in 8 bytes. Whoever dies while writing leaves a draft that nobody reads; a full disk leaves the earlier parts.
+A part is a line of JSON, a table of [path, state, offset, shape], and the pixels of its images, back to back. Whoever
+dies while writing leaves a draft that nobody reads; a full disk leaves the earlier parts.
 """
 
-import hashlib
 import json
 import math
 import os
 import shutil
-import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock, Timeout  # torch depends on it
@@ -43,17 +42,16 @@ class Place(NamedTuple):
         return np.memmap(self.file, np.uint8, "c", self.offset, tuple(self.shape))
 
 
-def user_cache(kind: str, *cause: Hashable) -> Path:
-    """A place in the user's cache folder for what follows from this cause."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
-    return cache / f"{kind}-{hashlib.blake2b(os.fsencode(repr(cause)), digest_size=8).hexdigest()}"
+def free(folder: Path) -> int:
+    """Bytes of its disk that may be taken."""
+    return shutil.disk_usage(folder).free - SPARE
 
 
 def has_room(folder: Path, size: int) -> bool:
     """Whether that many bytes take at most half of what is free on the disk, or a cache has been begun there."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        return any(folder.glob(PARTS)) or size <= (shutil.disk_usage(folder).free - SPARE) / 2
+        return any(folder.glob(PARTS)) or size <= free(folder) / 2
     return False
 
 
@@ -88,13 +86,14 @@ class Disk:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._write()
+        if self._waiting:
+            self._write()
         self._runs.release()
 
     def has(self, position: int, path: str, state: str) -> bool:
         """Whether the image is there; from now on it is known by its position."""
-        self._keys[position] = path, state
-        return (path, state) in self._places
+        key = self._keys[position] = path, state
+        return key in self._places
 
     def __setitem__(self, position: int, image: Tensor) -> None:
         """Add an image, uint8 (C, H, W)."""
@@ -105,20 +104,17 @@ class Disk:
                     self._write()
 
     def _write(self) -> None:
-        """Write a part of what waits."""
-        rows, offset, file = [], 0, self.folder / f"{time.time_ns()}-{os.getpid()}.pixels"
+        """Write what waits as a part."""
+        rows, size, file = [], 0, self.folder / f"{uuid4().hex}.pixels"
         for key, image in self._waiting.items():
-            rows.append([*key, offset, image.shape])
-            offset += image.nbytes
+            rows.append([*key, size, image.shape])
+            size += image.nbytes
         try:
-            if rows:
-                if shutil.disk_usage(self.folder).free < SPARE + offset:
-                    raise UserError(f"less than {SPARE / 1e9:.0f} GB would be left free")
-                with written_whole(file) as draft, draft.open("wb") as stream:
-                    stream.writelines(self._waiting.values())
-                    table = json.dumps(rows).encode()
-                    stream.write(table + len(table).to_bytes(8, "little"))
-                self._places |= read_table(file)
+            if size > free(self.folder):
+                raise UserError(f"less than {SPARE / 1e9:.0f} GB would be left free")
+            with written_whole(file) as draft, draft.open("wb") as stream:
+                stream.writelines([json.dumps(rows).encode(), b"\n", *self._waiting.values()])
+            self._places |= read_table(file)
         except (OSError, UserError) as error:
             self.fault = str(error)
         self._waiting = {}
@@ -139,11 +135,8 @@ def described(disks: Sequence[Disk]) -> str:
 def read_table(file: Path) -> dict[Key, Place]:
     """The places of the images in a part; an exception when it is none."""
     with file.open("rb") as stream:
-        end = stream.seek(-8, os.SEEK_END)
-        length = int.from_bytes(stream.read(), "little")
-        stream.seek(end - length)
-        rows = json.loads(stream.read(length))
-    return {(path, state): Place(str(file), offset, shape) for path, state, offset, shape in rows}
+        rows = json.loads(stream.readline())
+        return {(path, state): Place(str(file), stream.tell() + offset, shape) for path, state, offset, shape in rows}
 
 
 def state_of(path: str) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from PIL.ImageCms import PyCMSError
 from torch import Tensor
 
 from project.data import transforms
-from project.data.disk import Disk, has_room, state_of, user_cache
+from project.data.disk import Disk, has_room, state_of
 from project.data.memory import Images
 from project.data.sources import FileSource, Sample, Source, some
 from project.data.transforms import ImageFormat, load_image, open_image, to_srgb, white
@@ -110,14 +110,12 @@ def load(
     return Loaded(images, digests, bad, disk)
 
 
-def versions() -> tuple:
-    """What decides whether an image can be read."""
-    return PIL.__version__, sorted(Image.registered_extensions())
-
-
-def folder_of(source: Source, samples: Sequence[Sample]) -> str:
-    """The folder that the images share, under which the cache files them."""
-    return os.path.commonpath([os.path.abspath(os.path.dirname(source.path(sample) or "")) for sample in samples])
+def user_cache(kind: str, source: Source, samples: Sequence[Sample], *cause: Hashable) -> Path:
+    """Where in the user's cache folder is kept what follows from the folder that the images share, and this cause."""
+    folders = [os.path.abspath(os.path.dirname(source.path(sample) or "")) for sample in samples]
+    cause = os.path.commonpath(folders), PIL.__version__, sorted(Image.registered_extensions()), *cause
+    name = f"{kind}-{hashlib.blake2b(os.fsencode(repr(cause)), digest_size=8).hexdigest()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template", name)
 
 
 def disk_cache(source: Source, samples: Sequence[Sample], image_format: ImageFormat) -> Path | None:
@@ -128,8 +126,7 @@ def disk_cache(source: Source, samples: Sequence[Sample], image_format: ImageFor
     if type(source).content is not FileSource.content:
         return None
     code, processor = Path(transforms.__file__).read_text(), torch.backends.cpu.get_cpu_capability()
-    cause = folder_of(source, samples), versions(), torch.__version__, processor, code, *image_format
-    return user_cache("images", *cause)
+    return user_cache("images", source, samples, torch.__version__, processor, code, *image_format)
 
 
 def survey(
@@ -144,7 +141,7 @@ def survey(
     agree; the file is then decoded again only for its pixels. Threads help: Pillow decodes without Python's lock.
     """
     paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
-    file = user_cache("verdicts", folder_of(source, samples), versions(), image_format.max_pixels).with_suffix(".json")
+    file = user_cache("verdicts", source, samples, image_format.max_pixels).with_suffix(".json")
     known, odd = {}, []
     with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
