@@ -6,7 +6,6 @@ dies while writing leaves a draft that nobody reads; a full disk leaves the earl
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ class Place(NamedTuple):
     offset: int
     shape: Sequence[int]  # (H, W, C), as Pillow has them
 
-    def read(self) -> np.ndarray:
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
         """uint8 (H, W, C), mapped: of the memory it takes only what can be taken back. OSError when it is gone."""
         return np.memmap(self.file, np.uint8, "c", self.offset, tuple(self.shape))
 
@@ -56,12 +55,11 @@ def has_room(folder: Path, size: int) -> bool:
 
 
 class Disk:
-    """The images of a folder by position; whoever enters it may add some. Two runs that build the same take turns."""
+    """Images by (path, state); whoever enters may add some, uint8 (C, H, W). Two runs that build the same take turns."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.fault = folder, ""  # why no more images can be kept
-        self._places: dict[Key, Place] = {}
-        self._keys: dict[int, Key] = {}  # by position
+        self.places: dict[Key, Place] = {}
         self._waiting: dict[Key, np.ndarray] = {}
         self._threads, self._runs = Lock(), FileLock(folder / "lock")
 
@@ -80,7 +78,7 @@ class Disk:
             with suppress(Exception):  # no file of ours
                 table = read_table(file)
                 if any(state_of(path) == state for path, state in table):
-                    self._places |= table
+                    self.places |= table
                 else:  # all of its images have changed since
                     file.unlink()
         return self
@@ -90,16 +88,10 @@ class Disk:
             self._write()
         self._runs.release()
 
-    def has(self, position: int, path: str, state: str) -> bool:
-        """Whether the image is there; from now on it is known by its position."""
-        key = self._keys[position] = path, state
-        return key in self._places
-
-    def __setitem__(self, position: int, image: Tensor) -> None:
-        """Add an image, uint8 (C, H, W)."""
+    def __setitem__(self, key: Key, image: Tensor) -> None:
         with self._threads:
             if not self.fault:
-                self._waiting[self._keys[position]] = np.ascontiguousarray(image.permute(1, 2, 0))
+                self._waiting[key] = np.ascontiguousarray(image.permute(1, 2, 0))
                 if len(self._waiting) * image.nbytes >= PART:
                     self._write()
 
@@ -114,22 +106,10 @@ class Disk:
                 raise UserError(f"less than {SPARE / 1e9:.0f} GB would be left free")
             with written_whole(file) as draft, draft.open("wb") as stream:
                 stream.writelines([json.dumps(rows).encode(), b"\n", *self._waiting.values()])
-            self._places |= read_table(file)
+            self.places |= read_table(file)
         except (OSError, UserError) as error:
             self.fault = str(error)
         self._waiting = {}
-
-    def found(self) -> dict[int, Place]:
-        """Position -> place of the images that are there."""
-        return {position: self._places[key] for position, key in self._keys.items() if key in self._places}
-
-
-def described(disks: Sequence[Disk]) -> str:
-    """How many images are on the disk, what they take, where, and why others are not there."""
-    sizes = [math.prod(place.shape) for disk in disks for place in disk.found().values()]
-    words = [f"{len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {disks[0].folder.parent}"]
-    words += [f"others are read from their files each time: {disk.fault}" for disk in disks if disk.fault]
-    return "; ".join(words[:2])
 
 
 def read_table(file: Path) -> dict[Key, Place]:

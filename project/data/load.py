@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -100,7 +100,8 @@ def load(
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
     kept = {}
     if disk:
-        kept, pixels = {rows[i]: place for i, place in disk.found().items()}, None
+        keys = {rows[i]: (str(source.path(samples[i])), verdicts[i].state) for i in good}
+        kept, pixels = {row: disk.places[key] for row, key in keys.items() if key in disk.places}, None
     elif isinstance(pixels, dict):
         kept, pixels = {rows[i]: image.permute(1, 2, 0).numpy() for i, image in pixels.items()}, None
     elif bad and cache == "memory":
@@ -142,14 +143,15 @@ def survey(
     """
     paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
     file = user_cache("verdicts", source, samples, image_format.max_pixels).with_suffix(".json")
-    known, odd = {}, []
+    known, odd = {}, set()
     with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
         path, content, fault = paths[position], b"", ""
         state, verdict = state_of(path), known.get(path)
-        there = isinstance(pixels, Disk) and pixels.has(position, path, state)
+        key = (path, state) if isinstance(pixels, Disk) else position
+        there = isinstance(pixels, Disk) and key in pixels.places
         if state and verdict and verdict.state == state and (pixels is None or there):
             return verdict
         try:
@@ -157,12 +159,11 @@ def survey(
             if not there:
                 image = load_image(content, image_format)
                 if pixels is not None:
-                    pixels[position] = image
+                    pixels[key] = image
             opened = open_image(content, image_format.max_pixels)
             to_srgb(opened.info.get("icc_profile"), opened.mode)
         except PyCMSError:
-            state = ""  # and is said every time
-            odd.append(samples[position].key)
+            odd.add(position)  # said every time
         except MemoryError:
             raise
         except UnidentifiedImageError:
@@ -175,8 +176,10 @@ def survey(
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(judge, range(len(samples))))
     if odd:
-        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {odd[0]}.")
-    verdicts = known | {path: verdict for path, verdict in zip(paths, found, strict=True) if path}
+        say(
+            f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {samples[min(odd)].key}."
+        )
+    verdicts = known | {path: found[i] for i, path in enumerate(paths) if path and i not in odd}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +197,15 @@ def fits_in_memory(size: int) -> bool:
         with suppress(OSError, ValueError):  # there is no such file, or "max"
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
     return size <= free / 4
+
+
+def describe_disk(parts: Iterable[Loaded]) -> str:
+    """How many images are on the disk, what they take, where, and why others are not there; empty when none is."""
+    parts = [part for part in parts if part.disk]
+    sizes = [math.prod(place.shape) for part in parts for place in part.images.kept.values()]
+    words = [f"{len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {part.disk.folder.parent}" for part in parts]
+    words = [*words[:1], *(f"others are read from their files: {part.disk.fault}" for part in parts if part.disk.fault)]
+    return "; ".join(words[:2])
 
 
 def describe_bad(bad: Bad) -> str:

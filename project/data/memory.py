@@ -57,9 +57,7 @@ class Images(Dataset):
 
     def _decoded(self, key: int) -> Tensor:
         """uint8 (C, H, W): the image as it is wanted, or what crops are cut from."""
-        place = self.kept.get(key)
-        with suppress(OSError, ValueError):  # somebody has removed what was on the disk
-            if place is not None:
-                return torch.from_numpy(place.read() if isinstance(place, Place) else place).permute(2, 0, 1)
+        with suppress(KeyError, OSError, ValueError):  # it is not kept, or somebody has removed it from the disk
+            return torch.from_numpy(np.asarray(self.kept[key])).permute(2, 0, 1)
         image_format = self.format._replace(crop=self.area is not None)
         return load_image(self.source.content(self.source.samples[key]), image_format)

@@ -12,8 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
-from project.data.disk import described
-from project.data.load import Bad, Cache, Loaded, describe_bad, load, measure
+from project.data.load import Bad, Cache, Loaded, describe_bad, describe_disk, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.manifest import ImageList
 from project.data.memory import Batch
@@ -193,8 +192,8 @@ class ImageDataModule(L.LightningDataModule):
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
                 targets = [-1] * len(rows) if name == "predict" else self._targets(name)
                 self.loaded[name] = load(self.source, rows, targets, image_format, self.cache, self.seed, area)
-        if disks := [part.disk for part in self.loaded.values() if part.disk]:
-            say(f"cache      {described(disks)}")
+        if words := describe_disk(self.loaded.values()):
+            say(f"cache      {words}")
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
 

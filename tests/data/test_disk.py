@@ -16,7 +16,8 @@ from filelock import FileLock
 from PIL import Image
 
 from project.data import ImageDataModule, disk, load, memory
-from project.data.disk import Disk, described, has_room
+from project.data.disk import Disk, has_room
+from project.data.load import describe_disk
 from project.data.sources import FileSource, ImageFolder
 from project.data.transforms import ImageFormat
 
@@ -148,9 +149,9 @@ def test_a_full_disk_is_one_line_and_the_rest_is_read_from_the_files(tmp_path, m
     monkeypatch.setattr(disk, "written_whole", full)
     part = loaded(source)
     assert torch.equal(pixels(part), wanted) and len(part.images.kept) == 4
-    line = described([part.disk])
+    line = describe_disk([part])
     assert line.startswith(f"4 decoded images, 0 MB, in {part.disk.folder.parent}")
-    assert line.endswith("; others are read from their files each time: No space left on device")
+    assert line.endswith("; others are read from their files: No space left on device")
     monkeypatch.undo()
     decoded.clear()
     part = loaded(source)  # there is room again
@@ -161,7 +162,7 @@ def test_some_of_the_disk_is_left_free(tmp_path, monkeypatch):
     source = images(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(2**40, 0, disk.SPARE + 2591))
     part = loaded(source)
-    assert not part.images.kept and "less than 2 GB would be left free" in described([part.disk])
+    assert not part.images.kept and "less than 2 GB would be left free" in describe_disk([part])
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(2**40, 0, disk.SPARE + 2592))  # 6 x 3 x 12 x 12
     assert len(loaded(source).images.kept) == 6
 
@@ -179,7 +180,7 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
         source = images(tmp_path / "images", 8)
         monkeypatch.setattr(sys.modules[__name__], "FORMAT", FORMAT._replace(image_size=60))  # 10,800 bytes
         part = loaded(source)
-        assert 0 < len(part.images.kept) < 8 and "No space left on device" in described([part.disk])
+        assert 0 < len(part.images.kept) < 8 and "No space left on device" in describe_disk([part])
         assert torch.equal(pixels(part), pixels(loaded(source, "none")))
         assert not list(part.disk.folder.glob(".*.part*"))
     finally:
@@ -192,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     source = images(tmp_path / "images")
     part = loaded(source)
     assert torch.equal(pixels(part), pixels(loaded(source, "none"))) and not part.images.kept
-    assert "Not a directory" in described([part.disk])
+    assert "Not a directory" in describe_disk([part])
     assert not has_room(tmp_path / "file" / "images", 1)
 
 
@@ -206,6 +207,7 @@ def test_auto_leaves_half_of_the_disk_free(tmp_path, monkeypatch):
 BUILD = """
 import sys
 from project.data import disk, load
+from project.data.load import describe_disk
 from project.data.sources import ImageFolder
 from project.data.transforms import ImageFormat
 disk.PART = 3 * 12 * 12 * 2
@@ -238,8 +240,7 @@ def test_a_killed_builder_leaves_what_was_whole(tmp_path, decoded):
 
 def _enter(folder: Path, answers: multiprocessing.Queue) -> None:
     with Disk(folder) as mine:
-        answers.put(mine.has(0, __file__, disk.state_of(__file__)))
-        mine[0] = torch.full((3, 5, 4), 7, dtype=torch.uint8)
+        answers.put((__file__, disk.state_of(__file__)) in mine.places)
 
 
 def test_a_second_builder_waits_for_the_first(tmp_path):
@@ -249,13 +250,13 @@ def test_a_second_builder_waits_for_the_first(tmp_path):
     with Disk(folder) as mine:
         second = context.Process(target=_enter, args=(folder, answers))
         second.start()
-        mine.has(0, __file__, disk.state_of(__file__))
-        mine[0] = torch.full((3, 5, 4), 7, dtype=torch.uint8)
+        key = __file__, disk.state_of(__file__)
+        mine[key] = torch.full((3, 5, 4), 7, dtype=torch.uint8)
         time.sleep(0.3)
         assert answers.empty() and second.is_alive()
     assert answers.get(timeout=20) is True
     second.join(20)
-    assert not second.exitcode and mine.found()[0].read().tolist() == torch.full((5, 4, 3), 7).tolist()
+    assert not second.exitcode and np.asarray(mine.places[key]).tolist() == torch.full((5, 4, 3), 7).tolist()
 
 
 def test_without_locks_images_are_kept_twice_at_worst(tmp_path, monkeypatch):
