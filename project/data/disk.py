@@ -8,11 +8,11 @@ dies while writing leaves a draft that nobody reads; a full disk leaves the earl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -27,35 +27,19 @@ PART = 2**26  # bytes of pixels: what waits in memory to be written, and what a 
 SPARE = 2**31  # bytes of the disk that are left free, for the checkpoints of the run
 PARTS = "[!.]*.pixels"
 Key = tuple[str, str]  # path, state
-
-
-class Place(NamedTuple):
-    """Where an image lies on the disk."""
-
-    file: str
-    offset: int
-    shape: Sequence[int]  # (H, W, C), as Pillow has them
-
-    def __array__(self, *_: object, **__: object) -> np.ndarray:
-        """uint8 (H, W, C), mapped: of the memory it takes only what can be taken back. OSError when it is gone."""
-        return np.memmap(self.file, np.uint8, "c", self.offset, tuple(self.shape))
-
-
-def free(folder: Path) -> int:
-    """Bytes of its disk that may be taken."""
-    return shutil.disk_usage(folder).free - SPARE
+Place = Callable[[], np.ndarray]  # maps an image, uint8 (H, W, C): of the memory it takes what can be taken back
 
 
 def has_room(folder: Path, size: int) -> bool:
     """Whether that many bytes take at most half of what is free on the disk, or a cache has been begun there."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        return any(folder.glob(PARTS)) or size <= free(folder) / 2
+        return any(folder.glob(PARTS)) or size <= (shutil.disk_usage(folder).free - SPARE) / 2
     return False
 
 
 class Disk:
-    """Images by (path, state); whoever enters may add some, uint8 (C, H, W). Two runs that build the same take turns."""
+    """Images by path and state; whoever enters may add some, uint8 (C, H, W). Of two that build the same one waits."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.fault = folder, ""  # why no more images can be kept
@@ -102,7 +86,7 @@ class Disk:
             rows.append([*key, size, image.shape])
             size += image.nbytes
         try:
-            if size > free(self.folder):
+            if shutil.disk_usage(self.folder).free < size + SPARE:
                 raise UserError(f"less than {SPARE / 1e9:.0f} GB would be left free")
             with written_whole(file) as draft, draft.open("wb") as stream:
                 stream.writelines([json.dumps(rows).encode(), b"\n", *self._waiting.values()])
@@ -113,10 +97,11 @@ class Disk:
 
 
 def read_table(file: Path) -> dict[Key, Place]:
-    """The places of the images in a part; an exception when it is none."""
+    """The images in a part; an exception when it is none."""
     with file.open("rb") as stream:
-        rows = json.loads(stream.readline())
-        return {(path, state): Place(str(file), stream.tell() + offset, shape) for path, state, offset, shape in rows}
+        rows, start = json.loads(stream.readline()), stream.tell()
+    mapped = partial(np.memmap, file, np.uint8, "c")
+    return {(path, state): partial(mapped, start + offset, tuple(shape)) for path, state, offset, shape in rows}
 
 
 def state_of(path: str) -> str:

@@ -4,14 +4,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median_high
 from typing import Literal, NamedTuple
 
+import numpy as np
 import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -83,8 +85,8 @@ def load(
     # A crop is cut from 1.5 x image_size, and the longer side of photographs is about 1.5 times the shorter one.
     size, folder = math.prod(shape) * (1.5**3 if area else 1), disk_cache(source, samples, image_format)
     if cache == "auto":  # images to predict, which have no labels, are read only once
-        on_disk = folder and max(labels) >= 0 and has_room(folder, size)
-        cache = "memory" if fits_in_memory(size) else "disk" if on_disk else "none"
+        cache = "disk" if folder and max(labels) >= 0 and has_room(folder, size) else "none"
+        cache = "memory" if fits_in_memory(size) else cache
     pixels = disk = None
     if cache == "memory":
         pixels = {} if area else torch.empty(shape, dtype=torch.uint8)
@@ -100,10 +102,10 @@ def load(
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
     kept = {}
     if disk:
-        keys = {rows[i]: (str(source.path(samples[i])), verdicts[i].state) for i in good}
+        keys = {rows[i]: (path_of(source, samples[i]), verdicts[i].state) for i in good}
         kept, pixels = {row: disk.places[key] for row, key in keys.items() if key in disk.places}, None
     elif isinstance(pixels, dict):
-        kept, pixels = {rows[i]: image.permute(1, 2, 0).numpy() for i, image in pixels.items()}, None
+        kept, pixels = {rows[i]: partial(np.asarray, image.permute(1, 2, 0)) for i, image in pixels.items()}, None
     elif bad and cache == "memory":
         pixels = pixels[good]
     digests = {rows[i]: verdicts[i].digest for i in good}
@@ -111,9 +113,15 @@ def load(
     return Loaded(images, digests, bad, disk)
 
 
-def user_cache(kind: str, source: Source, samples: Sequence[Sample], *cause: Hashable) -> Path:
+def path_of(source: Source, sample: Sample) -> str:
+    """The absolute path of the image's file; empty where the source holds pixels."""
+    path = source.path(sample)
+    return os.path.abspath(path) if path else ""
+
+
+def user_cache(kind: str, source: Source, samples: Sequence[Sample], *cause: object) -> Path:
     """Where in the user's cache folder is kept what follows from the folder that the images share, and this cause."""
-    folders = [os.path.abspath(os.path.dirname(source.path(sample) or "")) for sample in samples]
+    folders = [os.path.dirname(path_of(source, sample)) for sample in samples]
     cause = os.path.commonpath(folders), PIL.__version__, sorted(Image.registered_extensions()), *cause
     name = f"{kind}-{hashlib.blake2b(os.fsencode(repr(cause)), digest_size=8).hexdigest()}"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template", name)
@@ -141,7 +149,7 @@ def survey(
     A good verdict from an earlier run is believed while path, size, time, Pillow, its plug-ins and the limit of pixels
     agree; the file is then decoded again only for its pixels. Threads help: Pillow decodes without Python's lock.
     """
-    paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
+    paths = [path_of(source, sample) for sample in samples]
     file = user_cache("verdicts", source, samples, image_format.max_pixels).with_suffix(".json")
     known, odd = {}, set()
     with suppress(Exception):  # there is no file yet, or one of another version
@@ -176,9 +184,8 @@ def survey(
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(judge, range(len(samples))))
     if odd:
-        say(
-            f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {samples[min(odd)].key}."
-        )
+        example = samples[min(odd)].key
+        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {example}.")
     verdicts = known | {path: found[i] for i, path in enumerate(paths) if path and i not in odd}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
@@ -199,13 +206,13 @@ def fits_in_memory(size: int) -> bool:
     return size <= free / 4
 
 
-def describe_disk(parts: Iterable[Loaded]) -> str:
-    """How many images are on the disk, what they take, where, and why others are not there; empty when none is."""
-    parts = [part for part in parts if part.disk]
-    sizes = [math.prod(place.shape) for part in parts for place in part.images.kept.values()]
-    words = [f"{len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {part.disk.folder.parent}" for part in parts]
-    words = [*words[:1], *(f"others are read from their files: {part.disk.fault}" for part in parts if part.disk.fault)]
-    return "; ".join(words[:2])
+def describe_disk(parts: Sequence[Loaded]) -> str:
+    """How many images of these parts are on the disk, what they take, where, and why others are not there."""
+    sizes = [math.prod(place.args[-1]) for part in parts for place in part.images.kept.values()]  # of its shape
+    faults = [f"; others are read from their files: {part.disk.fault}" for part in parts if part.disk.fault]
+    return (
+        f"{len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {parts[0].disk.folder.parent}{''.join(faults[:1])}"
+    )
 
 
 def describe_bad(bad: Bad) -> str:

@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,7 +17,6 @@ from project.data.transforms import ImageFormat, load_image, resized
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
 INDEX_LIMIT = 2**40
-RATIOS = [3 / 4, 4 / 3]  # width : height of a random crop
 
 
 @dataclass(eq=False)
@@ -32,7 +30,7 @@ class Images(Dataset):
     pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
     seed: int = 0  # of the random crops
     area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
-    kept: dict[int, np.ndarray | Place] = field(default_factory=dict)  # index -> (H, W, C): what would be decoded
+    kept: dict[int, Place] = field(default_factory=dict)  # index -> gives what would be decoded
 
     def __post_init__(self) -> None:
         self._row = {key: row for row, key in enumerate(self.index)}
@@ -52,12 +50,12 @@ class Images(Dataset):
         # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6), exactly torchvision's.
         with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
             torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
-            top, left, height, width = RandomResizedCrop.get_params(image, self.area, RATIOS)
+            top, left, height, width = RandomResizedCrop.get_params(image, self.area, [3 / 4, 4 / 3])  # width : height
         return resized(image[:, top : top + height, left : left + width], [self.format.image_size] * 2)
 
     def _decoded(self, key: int) -> Tensor:
         """uint8 (C, H, W): the image as it is wanted, or what crops are cut from."""
         with suppress(KeyError, OSError, ValueError):  # it is not kept, or somebody has removed it from the disk
-            return torch.from_numpy(np.asarray(self.kept[key])).permute(2, 0, 1)
+            return torch.from_numpy(self.kept[key]()).permute(2, 0, 1)
         image_format = self.format._replace(crop=self.area is not None)
         return load_image(self.source.content(self.source.samples[key]), image_format)

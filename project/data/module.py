@@ -192,8 +192,8 @@ class ImageDataModule(L.LightningDataModule):
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
                 targets = [-1] * len(rows) if name == "predict" else self._targets(name)
                 self.loaded[name] = load(self.source, rows, targets, image_format, self.cache, self.seed, area)
-        if words := describe_disk(self.loaded.values()):
-            say(f"cache      {words}")
+        if parts := [part for part in self.loaded.values() if part.disk]:
+            say(f"cache      {describe_disk(parts)}")
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
 

@@ -79,8 +79,8 @@ def test_what_crops_are_cut_from_has_a_cache_of_its_own(tmp_path):
     source = images(tmp_path)
     whole, crops = loaded(source), loaded(source, area=(0.3, 0.9))
     assert whole.disk.folder != crops.disk.folder
-    assert {place.shape[0] for place in map(whole.images.kept.get, whole.index)} == {12}
-    assert all(min(place.shape[:2]) == 18 for place in crops.images.kept.values())
+    assert {whole.images.kept[row]().shape[0] for row in whole.index} == {12}
+    assert all(min(place().shape[:2]) == 18 for place in crops.images.kept.values())
     other = load.load(source, range(6), [0] * 6, FORMAT._replace(resize="crop"), "disk")
     assert other.disk.folder not in (whole.disk.folder, crops.disk.folder)
 
@@ -100,6 +100,14 @@ def test_only_what_has_changed_is_decoded_again(tmp_path, decoded):
     source = images(tmp_path, 8)  # all of them are written anew, and there are two more
     assert torch.equal(pixels(loaded(source)), pixels(loaded(source, "none")))
     assert len(parts(loaded(source))) == 1  # what has wholly changed is removed
+
+
+def test_the_folder_may_be_named_from_elsewhere(tmp_path, decoded, monkeypatch):
+    images(tmp_path / "set")
+    for folder, root in ((tmp_path, "set"), (tmp_path / "set", "."), (tmp_path / "set" / "cat", "../../set")):
+        monkeypatch.chdir(folder)
+        part = loaded(ImageFolder(root))
+        assert len(part.images.kept) == len(decoded) == 6
 
 
 def test_sets_of_images_share_a_cache(tmp_path, decoded):
@@ -256,7 +264,7 @@ def test_a_second_builder_waits_for_the_first(tmp_path):
         assert answers.empty() and second.is_alive()
     assert answers.get(timeout=20) is True
     second.join(20)
-    assert not second.exitcode and np.asarray(mine.places[key]).tolist() == torch.full((5, 4, 3), 7).tolist()
+    assert not second.exitcode and mine.places[key]().tolist() == torch.full((5, 4, 3), 7).tolist()
 
 
 def test_without_locks_images_are_kept_twice_at_worst(tmp_path, monkeypatch):
