@@ -81,7 +81,7 @@ class Disk:
 
     def _write(self) -> None:
         """Write what waits as a part."""
-        rows, size, file = [], 0, self.folder / f"{uuid4().hex}.pixels"
+        rows, size, file = [], 0, self.folder / f"{uuid4()}.pixels"
         for key, image in self._waiting.items():
             rows.append([*key, size, image.shape])
             size += image.nbytes
@@ -89,7 +89,7 @@ class Disk:
             if shutil.disk_usage(self.folder).free < size + SPARE:
                 raise UserError(f"less than {SPARE / 1e9:.0f} GB would be left free")
             with written_whole(file) as draft, draft.open("wb") as stream:
-                stream.writelines([json.dumps(rows).encode(), b"\n", *self._waiting.values()])
+                stream.writelines([f"{json.dumps(rows)}\n".encode(), *self._waiting.values()])
             self.places |= read_table(file)
         except (OSError, UserError) as error:
             self.fault = str(error)

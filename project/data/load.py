@@ -80,8 +80,9 @@ def load(
         cache: Where they are kept decoded; with `area` what the crops are cut from.
         area: Of random resized crops, drawn by `seed`.
     """
-    whole, image_format = image_format, image_format._replace(crop=area is not None)
-    samples, shape = [source.samples[row] for row in rows], (len(rows), whole.channels, *[whole.image_size] * 2)
+    image_format = image_format._replace(crop=area is not None)
+    shape = len(rows), image_format.channels, *[image_format.image_size] * 2
+    samples = [source.samples[row] for row in rows]
     # A crop is cut from 1.5 x image_size, and the longer side of photographs is about 1.5 times the shorter one.
     size, folder = math.prod(shape) * (1.5**3 if area else 1), disk_cache(source, samples, image_format)
     if cache == "auto":  # images to predict, which have no labels, are read only once
@@ -93,23 +94,23 @@ def load(
     elif cache == "disk":
         if not folder:
             raise UserError("data.cache disk is for images that are files of their own: leave data.cache auto")
-        pixels = disk = Disk(folder)
+        disk = Disk(folder)
     with disk or nullcontext():
-        verdicts = survey(source, samples, image_format, pixels)
+        verdicts = survey(source, samples, image_format, disk or pixels)
     bad = [(samples[i].key, each.fault) for i, each in enumerate(verdicts) if each.fault]
     good = [i for i, each in enumerate(verdicts) if not each.fault]
     if lost := {sample.label for sample in samples} - {samples[i].label for i in good}:
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
     kept = {}
-    if disk:
-        keys = {rows[i]: (path_of(source, samples[i]), verdicts[i].state) for i in good}
-        kept, pixels = {row: disk.places[key] for row, key in keys.items() if key in disk.places}, None
-    elif isinstance(pixels, dict):
+    for i in good if disk else ():
+        if place := disk.places.get((path_of(source, samples[i]), verdicts[i].state)):
+            kept[rows[i]] = place
+    if isinstance(pixels, dict):
         kept, pixels = {rows[i]: partial(np.asarray, image.permute(1, 2, 0)) for i, image in pixels.items()}, None
     elif bad and cache == "memory":
         pixels = pixels[good]
     digests = {rows[i]: verdicts[i].digest for i in good}
-    images = Images(source, list(digests), torch.tensor(labels)[good], whole, pixels, seed, area, kept)
+    images = Images(source, list(digests), torch.tensor(labels)[good], image_format, pixels, seed, area, kept)
     return Loaded(images, digests, bad, disk)
 
 

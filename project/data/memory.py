@@ -29,7 +29,7 @@ class Images(Dataset):
     format: ImageFormat
     pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
     seed: int = 0  # of the random crops
-    area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
+    area: tuple[float, float] | None = None  # share that a random crop keeps, from and to, with `format.crop`
     kept: dict[int, Place] = field(default_factory=dict)  # index -> gives what would be decoded
 
     def __post_init__(self) -> None:
@@ -57,5 +57,4 @@ class Images(Dataset):
         """uint8 (C, H, W): the image as it is wanted, or what crops are cut from."""
         with suppress(KeyError, OSError, ValueError):  # it is not kept, or somebody has removed it from the disk
             return torch.from_numpy(self.kept[key]()).permute(2, 0, 1)
-        image_format = self.format._replace(crop=self.area is not None)
-        return load_image(self.source.content(self.source.samples[key]), image_format)
+        return load_image(self.source.content(self.source.samples[key]), self.format)

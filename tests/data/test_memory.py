@@ -35,7 +35,7 @@ class Ramp(Source):
 def cropped(count: int, seed: int = 0, area: tuple[float, float] | None = AREA, size: int = SIZE, **options) -> Images:
     source = Ramp(count, **options)
     labels = torch.zeros(count, dtype=torch.int64)
-    return Images(source, range(count), labels, ImageFormat(size, 3, "squash"), None, seed, area)
+    return Images(source, range(count), labels, ImageFormat(size, 3, "squash", crop=area is not None), None, seed, area)
 
 
 def held(pixels: torch.Tensor, index: list[int], labels: list[int]) -> Images:
