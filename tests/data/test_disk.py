@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -73,6 +74,48 @@ def test_a_warm_cache_decodes_nothing_and_reads_no_file(tmp_path, decoded, monke
     second = loaded(source, "disk", area)
     assert torch.equal(pixels(second), wanted) and torch.equal(pixels(second), wanted)
     assert second.digests == first.digests and not decoded and len(parts(second)) == 1
+
+
+@pytest.mark.parametrize("cache", ["disk", "memory"])
+def test_processes_that_are_spawned_get_the_images(tmp_path, cache):
+    """Of what is on the disk they get the places."""
+    part = loaded(images(tmp_path), cache, (0.3, 0.9))
+    content = pickle.dumps(part.images)
+    copy = pickle.loads(content).__getitems__([(1, row) for row in part.index])["image"]
+    assert torch.equal(copy, pixels(part)) and (cache == "memory" or len(content) < 6 * 18 * 27 * 3)
+
+
+ANONYMOUS = """
+import sys
+from pathlib import Path
+from project.data import load
+from project.data.sources import ImageFolder
+from project.data.transforms import ImageFormat
+def taken():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+load.fits_in_memory = lambda size: False
+source = ImageFolder(sys.argv[1])
+rows, image_format = range(len(source.samples)), ImageFormat(224, 3, "squash")
+load.load(source, rows[:50], [0] * 50, image_format).images.__getitems__([(0, row) for row in rows[:50]])
+before, most = taken(), 0
+images = load.load(source, rows, [0] * len(rows), image_format).images
+for first in range(0, len(rows), 50):
+    images.__getitems__([(0, row) for row in rows[first : first + 50]])
+    most = max(most, taken())
+print(len(images.kept), most - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_set_that_is_larger_than_the_memory(tmp_path):
+    """2,000 images of 150 kB: the process takes little more than what waits to be written."""
+    (tmp_path / "cat").mkdir()
+    for i in range(2000):
+        Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(tmp_path / "cat" / f"{i}.bmp")
+    command = [sys.executable, "-c", ANONYMOUS, str(tmp_path)]
+    kept, megabytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert int(kept) == 2000 and float(megabytes) < 150
 
 
 def test_what_crops_are_cut_from_has_a_cache_of_its_own(tmp_path):
