@@ -1,6 +1,7 @@
 """The images of one split: kept decoded, in memory or on the disk, or read from the files; with the same batches."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -42,6 +43,13 @@ class Images(Dataset):
         rows = torch.tensor([self._row[key % INDEX_LIMIT] for _, key in requests])
         images = torch.stack([self._read(*each) for each in requests]) if self.pixels is None else self.pixels[rows]
         return {"image": images, "label": self.labels[rows], "index": torch.tensor([key for _, key in requests])}
+
+    def whole(self, keys: Iterable[int]) -> Batch:
+        """Images by their keys, not cropped at random."""
+        images = copy.copy(self)
+        if self.area:  # what is kept is there to be cropped
+            images.area, images.format, images.kept = None, self.format._replace(crop=False), {}
+        return images.__getitems__([(0, int(key)) for key in keys])
 
     def _read(self, epoch: int, key: int) -> Tensor:
         image = self._decoded(key % INDEX_LIMIT)

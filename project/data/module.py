@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
@@ -196,6 +197,13 @@ class ImageDataModule(L.LightningDataModule):
             say(f"cache      {describe_disk(parts)}")
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
+
+    def examples(self) -> Tensor:
+        """Up to 5,000 training images (fewer large ones), whole and unchanged, uint8 (N, C, H, W): a part of the split,
+        the same in every run."""
+        part = self.loaded["train"]
+        every = -(-len(part.index) // min(5000, 2**23 // self.image_size**2))
+        return part.images.whole(part.index[::every])["image"]
 
     def _targets(self, name: str) -> list[int]:
         """What the network is to predict for each image of a split: the number of its class."""

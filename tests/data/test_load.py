@@ -147,6 +147,10 @@ def test_crops_are_cut_from_the_same_images_whatever_keeps_them(tmp_path, channe
         assert batches[-1].shape == (24, channels, 12, 12)
         shapes = [images._decoded(row).shape for row in range(8)]
         assert sorted(min(shape[1:]) for shape in shapes) == sorted(min(10 + 7 * i, 60 - 3 * i, 18) for i in range(8))
+        wanted = load(source, range(8), [0] * 8, image_format, "none").images.__getitems__(
+            [(0, row) for row in range(8)]
+        )
+        assert torch.equal(images.whole(range(8))["image"], wanted["image"])
     assert all(torch.equal(batch, batches[0]) for batch in batches)
 
 

@@ -22,6 +22,7 @@ SCHEDULES = {
     "one cycle": [],
     "by epoch": ["--model.schedule", EPOCH],
     "by step": ["--model.schedule", STEP, "--model.schedule_interval", "step"],
+    "with Muon": ["--model.optimizer", "project.optim.Muon"],
 }
 
 
