@@ -187,7 +187,7 @@ def test_groups_made_up_front_equal_add_param_group(tmp_path, kind) -> None:
     L.Trainer(
         accelerator="cpu", max_epochs=3, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[Keep()], **off
     ).fit(model, data)
-    optimizer = make(twin.net.head.parameters(), lr=0.1, **arguments)
+    optimizer = make(twin.net.head.parameters(), lr=0.1, fused=True, **arguments)
     twin.net.stages.requires_grad_(False)
     for batch in batches:
         if batch["epoch"] == 1 and len(optimizer.param_groups) == 1:
