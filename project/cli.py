@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -22,6 +22,7 @@ from project.run.audit import FreezeAudit
 from project.run.checkpoints import BestAndLast
 from project.run.interrupt import SafeInterrupt
 from project.run.learning_curve import LearningCurve
+from project.run.machine import Machine, Trainer, choose, work_of
 from project.run.paths import flatten
 from project.run.plan import RatePlan, check_callbacks
 from project.run.record import RunRecord
@@ -74,6 +75,7 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{data}", f"model.{model}", apply_on="instantiate")
         parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run", "saves"}, instantiate=False)
         parser.add_class_arguments(RunRecord, "record", skip={"run", "tensorboard", "saved"}, instantiate=False)
+        parser.add_class_arguments(Machine, "machine", skip={"work", "why"}, instantiate=False)
         parser.add_argument(
             "--classifier", type=str | None, help="Path of a subclass of ImageClassifier, in its place."
         )
@@ -112,6 +114,9 @@ class CLI(LightningCLI):
         """The trainer, with the callbacks that every command has."""
         config = self.config_init["trainer"]
         own_logger = config["logger"] in (None, True)
+        work = work_of(self.model, self.datamodule.batch_size)
+        config["precision"], why = choose(config, work)
+        self.config["trainer"]["precision"] = config["precision"]  # what the run keeps
         run = self._run()
         saved = None
         if self.command.name == "fit":
@@ -121,6 +126,7 @@ class CLI(LightningCLI):
             ResumeChanges(),
             RunRecord(run, own_logger, saved, **self.config["record"]),
             StartTable(),
+            Machine(work, why, **self.config["machine"]),
             EpochLine(),
             SafeInterrupt(),
             StepSeed(self.datamodule.seed),
