@@ -11,6 +11,7 @@ import yaml
 from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch._dynamo.exc import TorchDynamoException
 
 from project import commands
 from project.classifier import ImageClassifier
@@ -197,6 +198,8 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
             raise
         words = "of one image and a feature map of one pixel: raise it, or data.image_size, or use less pooling"
         raise UserError(f"data.batch_size: batch norm has nothing to average in a batch {words}") from error
+    except TorchDynamoException as error:
+        raise UserError(f"machine.compile: it fails on this network here; leave it out ({error!s:.200})") from error
     except SIGTERMException:
         return 143
     except SystemExit as error:  # Lightning's, after it has ended a run in good order

@@ -63,8 +63,8 @@ def work_of(model: L.LightningModule, batch: int) -> Work | None:
 def choose(settings: Mapping[str, Any], work: Work | None) -> tuple[Any, str]:
     """The precision for a trainer with these settings, and why; what was asked for stays."""
     asked, plugins = settings["precision"], settings["plugins"]
-    device = torch.device("cpu") if settings["accelerator"] == "cpu" else torch.accelerator.current_accelerator(True)
-    device = device.type if device else "cpu"
+    found = settings["accelerator"] != "cpu" and torch.accelerator.current_accelerator(True)
+    device = found.type if found else "cpu"
     native = device == "cpu" and torch.cpu._is_avx512_bf16_supported()  # every processor with AMX has it
     if device == "cuda":
         native = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))) >= (8, 0)
@@ -114,7 +114,7 @@ def threads_for(asked: int | None, given: Mapping[str, str], kept: int | None, w
         kept: Of the run that is resumed.
         work: None where it is not known.
     """
-    if asked or any(name in given for name in THREADS):
+    if asked or given.keys() & THREADS:
         return asked
     return min(kept, OWN_THREADS) if kept else 1 if work and work.flops < THREADS_FROM else OWN_THREADS
 
@@ -146,22 +146,17 @@ class Machine(L.Callback):
         same = trainer.strategy.broadcast(trainer.precision) == trainer.precision
         if not trainer.strategy.reduce_boolean_decision(same):
             raise UserError("trainer.precision: the machines choose different ones; give one")
-        say(self.words(trainer, pl_module))
+        why, layout = self.why and f" ({self.why})", pl_module.hparams.get("channels_last")
+        given = [f"{name} {os.environ[name]}" for name in THREADS + WAITING if name in os.environ]
+        say(
+            f"device     {trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}{why}\n"
+            f"           {'channels last' if layout else 'contiguous'}{', compiled' * self.compile}, "
+            + ", ".join([f"{torch.get_num_threads()} threads", *given])
+        )
 
     def _set_threads(self, kept: int | None) -> None:
         if number := threads_for(self.threads, os.environ, kept, self.work):
             torch.set_num_threads(int(number))
-
-    def words(self, trainer: L.Trainer, model: L.LightningModule) -> str:
-        """Devices, precision, memory format, threads, and what the environment says of them."""
-        device, why = trainer.strategy.root_device.type, self.why and f" ({self.why})"
-        layout = "channels_last" if model.hparams.get("channels_last") else "contiguous"
-        given = [f"{name} {os.environ[name]}" for name in THREADS + WAITING if name in os.environ]
-        parts = [f"{torch.get_num_threads()} threads", layout, *(["compiled"] if self.compile else []), *given]
-        return (
-            f"device     {trainer.world_size} x {device}, precision {trainer.precision}{why}\n"
-            f"           {', '.join(parts)}"
-        )
 
     def state_dict(self) -> dict[str, int]:
         return {"threads": torch.get_num_threads()}
