@@ -28,7 +28,7 @@ from project.errors import UserError
 from project.nets import ConvNet
 from project.nets.normalise import IMAGENET_MEAN, IMAGENET_STD
 from project.optim import Constant
-from project.tasks import MultiClass
+from project.tasks import Mean, MultiClass
 
 
 def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -738,3 +738,18 @@ def test_options_reach_the_model(cli, workdir) -> None:
     found = torch.load(path, weights_only=True)["hyper_parameters"]
     assert {name: found[name] for name in given} == given
     assert ImageClassifier.load_from_checkpoint(path).std.item() == pytest.approx(0.4)
+
+
+def test_the_mean_of_losses_is_a_mean_and_shows_what_is_no_number() -> None:
+    values, weights = torch.rand(7, generator=torch.Generator().manual_seed(0)), torch.arange(1.0, 8)
+    mean = Mean()
+    mean.update(values[:3], weights[:3])
+    mean.update(values[3:], weights[3:])
+    assert float(mean.compute()) == pytest.approx(np.average(values, weights=weights))
+    mean.reset()
+    mean.update(values[0], 64)  # a batch's mean, and its images
+    mean.update(values[1], 16)
+    assert float(mean.compute()) == pytest.approx(np.average(values[:2], weights=[64, 16]))
+    mean.update(torch.tensor(torch.nan), 16)
+    assert mean.compute().isnan()
+    assert {*mean._defaults} == {"mean_value", "weight"}  # as checkpoints have them
