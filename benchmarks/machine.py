@@ -4,15 +4,15 @@
     python -m benchmarks.machine waiting [--rounds 5] [--busy 0 1 4] [--seconds 4]          SPINS
     python -m benchmarks.machine memory  [--rounds 5]                                       MALLOC
 
-steps    Milliseconds of a training step in fp32 and bf16 (autocast), channels_last and contiguous, with all threads and
-         with one; what the rules choose, and how much slower that is than the fastest.
-waiting  Milliseconds of a step beside 0, 1 and 4 processes that do nothing but use a core, for each way in which threads
-         wait for one another, and with one thread; as a multiple of libgomp's own way when idle.
+steps    Milliseconds of a training step in fp32 and bf16 (autocast), channels_last and contiguous, with all threads
+         and with one; what the rules choose, and how much slower that is than the fastest.
+waiting  Milliseconds of a step beside 0, 1 and 4 processes that do nothing but use a core, for each way in which
+         threads wait for one another, and with one thread; as a multiple of libgomp's own way when idle.
 memory   Milliseconds of a step and the highest memory of the process, with glibc's own settings and with ours.
 
 The settings take turns within each round, in another order each time, so that a slow moment of the machine meets them
-all; the tables have medians over the rounds, and their ratios. Beside them stands the machine's matrix throughput in the
-same minutes. All is written to machine_<what>.json as well. A quiet machine; about 20, 15 and 5 minutes on two cores.
+all; the tables have medians over the rounds, and their ratios. Beside them stands the machine's matrix throughput in
+the same minutes. All is written to machine_<what>.json as well. A quiet machine; about 20, 15, 5 minutes on two cores.
 """
 
 import argparse
@@ -35,7 +35,8 @@ from torch import nn
 from project.__main__ import MALLOC, SPINS
 from project.classifier import ImageClassifier
 from project.nets import ConvNet, ResNet, ResNet9
-from project.run.machine import precision_for, threads_for, work_of
+from project.run.machine import THREADS, precision_for, threads_for, work_of
+from project.run.machine import WAITING as WAITS
 
 TV = torchvision.models
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {  # network, batch, channels, pixels
@@ -63,14 +64,7 @@ WAITING = {
 }
 NAMES = {-4: "MALLOC_MMAP_MAX_", -1: "MALLOC_TRIM_THRESHOLD_", -2: "MALLOC_TOP_PAD_"}  # mallopt's options as variables
 MEMORY = {"glibc's own": {}, "ours": {NAMES[key]: str(value % 2**34) for key, value in MALLOC.items()}}
-VARIABLES = {
-    *NAMES.values(),
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "KMP_BLOCKTIME",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-}
+VARIABLES = {*NAMES.values(), *THREADS, *WAITS}
 CHILD = ["digits", "resnet9_b64", "resnet9_b256"]  # that `waiting` looks at
 PHOTOS = ["resnet9_b64", "resnet18_224", "mobilenet_v2_224", "efficientnet_b0_224"]  # that `memory` looks at
 
@@ -123,7 +117,7 @@ def chosen(name: str, every: int) -> tuple[bool, int, float]:
     classes = list(map(str, range(10)))
     work = work_of(ImageClassifier(lambda *_: make(), classes, channels, pixels), batch)
     precision, _ = precision_for("cpu", torch.cpu._is_avx512_bf16_supported(), work)
-    threads = threads_for(None, {}, every, work) if work is None else threads_for(None, {}, None, work)
+    threads = min(every, threads_for(None, {}, None, work))
     return precision == "bf16-mixed", threads, work.flops / 1e9
 
 
@@ -230,7 +224,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: 4)")
     options = parser.parse_args()
     if options.what == "child":
-        return as_child(options.networks[0], options.seconds)
+        as_child(options.networks[0], options.seconds)
+        return
     before = throughput()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, GFLOP/s {before}, {options.rounds} rounds\n")
     if options.what == "steps":

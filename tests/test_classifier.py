@@ -21,9 +21,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from project.classifier import ImageClassifier
-from project.data import ImageDataModule
+from project.data import Digits, ImageDataModule
 from project.errors import UserError
 from project.nets import ConvNet
 from project.nets.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -753,3 +754,42 @@ def test_the_mean_of_losses_is_a_mean_and_shows_what_is_no_number() -> None:
     mean.update(torch.tensor(torch.nan), 16)
     assert mean.compute().isnan()
     assert {*mean._defaults} == {"mean_value", "weight"}  # as checkpoints have them
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that Python reads from tensors: on a GPU each would wait for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+class Watch(L.Callback):
+    """Counts them in the forward and backward pass of the second step; the first one is logged."""
+
+    def __init__(self) -> None:
+        self.mode = Reads()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 1:
+            self.mode.__enter__()
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if trainer.global_step == 1:
+            self.mode.__exit__(None, None, None)
+
+
+def test_a_step_waits_for_nothing() -> None:
+    reads = Reads()
+    with reads:
+        torch.zeros(3).sum().item()
+    assert reads.count == 1
+    data = ImageDataModule(source=Digits, channels=1)
+    model = ImageClassifier(small_net, data.class_names, 1, 8, task=partial(MultiClass, class_weights="balanced"))
+    watch = Watch()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", callbacks=[watch], enable_model_summary=False, **options)
+    trainer.fit(model, data)
+    assert watch.mode.count == 0 and trainer.global_step == 2
