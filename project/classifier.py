@@ -11,8 +11,9 @@ from torchmetrics import MetricCollection
 from torchvision.transforms import v2
 
 from project.errors import UserError
+from project.messages import say
 from project.nets.blocks import InitScheme, initialize
-from project.nets.deployable import Deployable
+from project.nets.deployable import Deployable, TestTime, logits_of
 from project.nets.fuse import fuse
 from project.nets.normalise import Normalise
 from project.nets.weights import fetch_weights, load_weights
@@ -56,6 +57,7 @@ class ImageClassifier(L.LightningModule):
         lr_scaling: Scaling = "none",
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        tta: TestTime = "none",
         channels_last: bool = True,
         value_range: Sequence[float] = (0.0, 65535.0),
     ) -> None:
@@ -69,7 +71,7 @@ class ImageClassifier(L.LightningModule):
             task: Class of what is predicted, with its arguments: loss, metrics and probabilities; see project.tasks.
             mean: Mean of each channel over the training images, in [0, 1]; null: the weights', else ImageNet's.
             std: Standard deviation of each channel, likewise.
-            init: First weights; default is PyTorch's own.
+            init: First weights; default is PyTorch's own. dirac: convolutions start as the identity.
             weights: To start from: published (DEFAULT), .pt, .pth, .safetensors, checkpoint; grey then fills 3 channels
             freeze: Layers that do not train, always or until an epoch.
             lr: The learning rate, for every optimizer, at its highest; a schedule lowers it.
@@ -78,7 +80,7 @@ class ImageClassifier(L.LightningModule):
             stem_lr: The first layer's share of the learning rate, such as 0.01; it rises by one factor a layer.
             no_weight_decay: No weight decay on norms, biases, embeddings, tokens and scales.
             schedule: How the learning rate changes: of project.optim or torch.optim.lr_scheduler.
-            schedule_interval: What the schedule counts, epoch or step; null: steps for Cosine and OneCycle.
+            schedule_interval: What the schedule counts, epoch or step; null: steps for Linear, Cosine, OneCycle.
             warmup: Epochs in which the learning rate rises linearly, with a schedule of project.optim; fractions count.
             warmup_start: Where it starts, as a share of the learning rate.
             reference_batch: The batch for which lr is meant; lr_scaling follows the real one.
@@ -87,6 +89,8 @@ class ImageClassifier(L.LightningModule):
             mixup: Blend pairs of images and labels (Zhang et al. 2017, arXiv:1710.09412): alpha of their shares' Beta
                 distribution, 0.2 is usual; 0 for none. With cutmix too, every batch takes one of them at random.
             cutmix: Paste a part of one image into another (Yun et al. 2019, arXiv:1905.04899): alpha, 1 is usual.
+            tta: flip gives the mean logits of image and mirror, but not in training; not for tasks in which the two
+                differ: text, digits, road signs. Twice the work; may be set for a trained model.
             channels_last: Keep images and weights in NHWC order: faster convolutions on CPU and on tensor cores.
             value_range: What is black and white in images of more than 8 bits; kept for whoever uses the model.
         """
@@ -96,7 +100,7 @@ class ImageClassifier(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self._hparams = type(self.hparams)(written(self.hparams) | MAKER)  # as the command line gives them
         self.image_size, self.in_channels, self.resize, self.value_range = image_size, in_channels, resize, value_range
-        self.class_names, self.weights, self.load_report = list(class_names), weights, None
+        self.class_names, self.weights, self.load_report, self.tta = list(class_names), weights, None, tta
         self.task = task(self.class_names)
         shown = 3 if weights and in_channels == 1 else in_channels
         self.net = net(shown, self.task.outputs, image_size)
@@ -121,12 +125,14 @@ class ImageClassifier(L.LightningModule):
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
         self.train_metrics.persistent(True)
 
+    # Whether this run looks at validation images at all.
+    validates = property(lambda self: bool(self.trainer.limit_val_batches and self.trainer.datamodule.splits["val"]))
     mean = property(lambda self: self.normalise.mean, doc="Of each channel in [0, 1], (1, C, 1, 1).")
     std = property(lambda self: self.normalise.std, doc="Likewise.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float in [0, 1] -> logits (N, outputs)."""
-        return self.net(self.normalise(images))
+        return logits_of(self.net, self.normalise(images), self.tta)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class ImageClassifier(L.LightningModule):
         size = (2, self.in_channels, self.image_size, self.image_size)
         example = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         net, folds = fuse(self.net, self.normalise(example.to(self.mean.device)))
-        return Deployable(net, self.mean, self.std, folds=folds).eval()
+        return Deployable(net, self.mean, self.std, folds=folds, tta=self.tta).eval()
 
     @property
     def batch(self) -> int:
@@ -176,21 +182,24 @@ class ImageClassifier(L.LightningModule):
 
     def prepare_data(self) -> None:
         """Download published weights, in one process."""
-        if self._starts:
+        if self.weights and self._starts:
             fetch_weights(self.net, self.weights)
 
     def setup(self, stage: str) -> None:
-        """Load the weights to start from, and let the task look at the training images."""
-        if self._starts:
+        """Load the weights to start from, or let the network look at the training images; the task does, too."""
+        if self.weights and self._starts:
             self.load_report = load_weights(self.net, self.weights, self.class_names)
             self.normalise.take(self.load_report.mean, self.load_report.std)
+        elif self._starts and hasattr(self.net, "prepare"):
+            if hasattr(self.trainer.datamodule, "examples"):
+                self.net.prepare(self.normalise(self.trainer.datamodule.examples()))
+            else:
+                say("advice     model.net prepares itself with images of an ImageDataModule: here it starts without")
         if stage == "fit":
             self.task.prepare(self.trainer.datamodule)
 
-    @property
-    def _starts(self) -> bool:
-        """Whether a training starts anew, and takes `weights`; every other command has a checkpoint."""
-        return self.weights is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+    # Whether a training starts anew: every other command has a checkpoint.
+    _starts = property(lambda self: self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["new_metrics"] = self._new_metrics
@@ -236,17 +245,13 @@ class ImageClassifier(L.LightningModule):
         return {"loss": loss * share, "labels": labels}
 
     def on_train_epoch_end(self) -> None:
-        metrics = {"train/loss": self.train_loss.compute(), **self.train_metrics.compute()}
-        self.log_dict(metrics)
-        self.train_loss.reset()
-        self.train_metrics.reset()
+        metrics = self._log("train/", self.train_metrics.compute(), self.train_loss, self.train_metrics)
         new, self._new_metrics = self._new_metrics | metrics, {}
         if self.planned is not None:
             self.planned.observe(new)
-        else:
-            for scheduler in self.watched:
-                if scheduler.monitor in new:
-                    scheduler.step(new[scheduler.monitor])
+        for scheduler in self.watched:
+            if self.planned is None and scheduler.monitor in new:
+                scheduler.step(new[scheduler.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if scheduler not in self.watched:
@@ -270,25 +275,20 @@ class ImageClassifier(L.LightningModule):
         return logits
 
     def on_validation_epoch_end(self) -> None:
-        values = self._log_evaluation("val/", self.val_loss, self.val_metrics)
+        values = self._log("val/", self.task.scores(self.val_metrics, "val/"), self.val_loss, self.val_metrics)
         if self.trainer.validating:  # not before the training, as a check of Lightning's
             self._new_metrics = values
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test/", self.test_loss, self.test_metrics)
+        self._log("test/", self.task.scores(self.test_metrics, "test/"), self.test_loss, self.test_metrics)
 
-    def _log_evaluation(self, prefix: str, loss: Mean, metrics: MetricCollection) -> dict[str, Tensor]:
+    def _log(self, prefix: str, scores: dict[str, Tensor], loss: Mean, metrics: MetricCollection) -> dict:
         """Log over all images of all ranks: `compute` gathers them, each counted once."""
-        values = {**self.task.scores(metrics, prefix), f"{prefix}loss": loss.compute()}
+        values = {**scores, f"{prefix}loss": loss.compute()}
         self.log_dict(values)
         loss.reset()
         metrics.reset()
         return values
-
-    @property
-    def validates(self) -> bool:
-        """Whether this run looks at validation images at all."""
-        return bool(self.trainer.limit_val_batches and self.trainer.datamodule.splits["val"])
 
     def check_metric(self, key: str, name: str) -> None:
         """Raise a UserError where a setting waits for a metric that no epoch logs."""

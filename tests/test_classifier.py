@@ -741,6 +741,55 @@ def test_options_reach_the_model(cli, workdir) -> None:
     assert ImageClassifier.load_from_checkpoint(path).std.item() == pytest.approx(0.4)
 
 
+def mirrored_logits(model: ImageClassifier, images: Tensor) -> Tensor:
+    """The mean of those of image and mirror, one network call each, in float64."""
+    net, mean, std = model.net.double().eval(), model.mean.double(), model.std.double()
+    with torch.no_grad():
+        return sum(net((each.double() / 255 - mean) / std) for each in (images, images.flip(-1))) / 2
+
+
+@torch.no_grad()
+def test_tta_averages_image_and_mirror() -> None:
+    torch.manual_seed(0)
+    model, images = make(tta="flip", channels=3).eval(), torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    found, probabilities = model(images), model.probabilities(images)
+    fused = model.fused()(images)
+    expected = mirrored_logits(model, images).float()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(fused, expected)
+    torch.testing.assert_close(probabilities, expected.softmax(1))
+    assert not torch.allclose(expected, model.float().net(model.normalise(images)))
+
+
+def test_tta_scores_but_does_not_train(cli, workdir, monkeypatch) -> None:
+    """The scores of fit, validate and predict are those of explicit averages; a step sees each image once."""
+    seen, forward = [], ConvNet.forward
+    monkeypatch.setattr(ConvNet, "forward", lambda net, x: seen.append((net.training, len(x))) or forward(net, x))
+    options = ["--model.tta", "flip", "--data.batch_size", "64", "--trainer.max_epochs", "1"]
+    assert cli("fit", *DIGITS, *SMALL, *options, "--trainer.limit_train_batches", "3").code == 0
+    assert {size for training, size in seen if training} == {64}
+    assert max(size for training, size in seen if not training) == 256  # a batch of an evaluation is twice as large
+    path = "runs/digits/version_0/checkpoints/last.ckpt"
+    model, data = ImageClassifier.load_from_checkpoint(path, "cpu"), ImageDataModule(source=Digits, channels=1)
+    data.setup("validate")
+    images, labels = data.loaded["val"].images.pixels, data.loaded["val"].images.labels
+    logits = mirrored_logits(model, images).numpy()
+    scores = json.loads(Path("runs/digits/version_0/metrics.json").read_text())
+    assert scores["val/acc"] == pytest.approx(accuracy_score(labels, logits.argmax(1)), abs=1e-6)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert scores["val/loss"] == pytest.approx(log_loss(labels, probabilities), abs=1e-5)
+    result = cli("validate", "--ckpt_path", "last", "--model.tta", "none")
+    assert result.code == 0 and "model.tta: none here, flip in the training" in result.out
+    with torch.no_grad():
+        plain = nn.functional.cross_entropy(model.float().net(model.normalise(images)), labels)
+    assert f"{plain:.4f}" in result.out and f"{scores['val/loss']:.4f}" not in result.out
+
+
+def test_tta_is_one_of_two(cli) -> None:
+    result = cli("fit", *DIGITS, "--model.tta", "rotate")
+    assert result.code == 2 and result.err.count("\n") == 1 and "tta" in result.err
+
+
 def test_the_mean_of_losses_is_a_mean_and_shows_what_is_no_number() -> None:
     values, weights = torch.rand(7, generator=torch.Generator().manual_seed(0)), torch.arange(1.0, 8)
     mean = Mean()

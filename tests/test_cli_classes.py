@@ -15,7 +15,7 @@ from torch import nn
 from project import commands
 from project.cli import Parser, _parser_only
 from project.errors import UserError
-from project.optim import SWATS
+from project.optim import SWATS, Muon
 from project.recipe import OptimizerCallable
 from project.settings import arrange
 
@@ -27,6 +27,7 @@ OPTIMIZERS = {  # name -> class, arguments that are nobody's default
     "adagrad": ("torch.optim.Adagrad", {"weight_decay": 0.11, "eps": 0.75, "lr_decay": 0.3}),
     "adadelta": ("torch.optim.Adadelta", {"weight_decay": 0.12, "rho": 0.5, "eps": 0.125}),
     "rmsprop": ("torch.optim.RMSprop", {"weight_decay": 0.13, "momentum": 0.6, "alpha": 0.5}),
+    "muon": ("project.optim.Muon", {"weight_decay": 0.15, "momentum": 0.45, "rest": "sgd", "rest_lr": 0.3}),
     "swats": ("project.optim.SWATS", {"weight_decay": 0.14, "betas": [0.7, 0.8], "switch_tol": 0.5}),
 }
 
@@ -89,7 +90,9 @@ def defaults(make: Any, **arguments) -> dict:
 @pytest.mark.parametrize(("first", "second"), product(OPTIMIZERS, OPTIMIZERS))
 def test_a_changed_optimizer_has_no_argument_of_the_one_before(build, first, second) -> None:
     (old, old_arguments), (new, new_arguments) = OPTIMIZERS[first], OPTIMIZERS[second]
-    kind = {"project.optim.SWATS": SWATS}.get(new) or getattr(torch.optim, new.rpartition(".")[2])
+    kind = {"project.optim.SWATS": SWATS, "project.optim.Muon": Muon}.get(new) or getattr(
+        torch.optim, new.rpartition(".")[2]
+    )
     kept = old_arguments if old == new else {}  # the same class again keeps what it was given
     bare, full = defaults(kind, lr=0.1, **kept), defaults(kind, lr=0.1, **(kept | new_arguments))
 

@@ -110,3 +110,23 @@ def test_test_and_predict_count_each_image_once(trained, cli, workdir) -> None:
     assert [row["path"] for row in double] == [f"{i}.png" for i in range(9)]
     for a, b in zip(single, double, strict=True):
         assert a["class"] == b["class"] and abs(float(a["probability"]) - float(b["probability"])) < 1e-4
+
+
+@pytest.mark.slow
+def test_filters_of_the_images_are_the_same_on_every_rank(workdir) -> None:
+    """The network that prepares itself, with test-time flips, in two processes and in one."""
+    root = make_folder(workdir / "images", {"blue": 40, "red": 10})
+    part = ["--config", ROOT / "configs/folder.yaml", "--model", ROOT / "configs/model/fastnet.yaml"]
+    options = [*part, "--data.root", root, "--data.image_size=10", "--model.net.widths=[8,8]", "--model.tta=flip"]
+    options += ["--trainer.max_epochs=1"]
+    launch("fit", *options, "--data.batch_size=8")
+    launch("fit", *options, "--data.batch_size=4", *DDP)
+    one, two = (
+        torch.load(workdir / f"runs/folder/version_{i}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for i in range(2)
+    )
+    assert torch.equal(one["net.stem.0.weight"], two["net.stem.0.weight"])
+    assert not torch.equal(one["net.stem.0.bias"], two["net.stem.0.bias"])  # whose norms see other batches
+    two_processes = metrics(workdir / "runs/folder/version_1", "val/")
+    launch("validate", "--ckpt_path", "runs/folder/version_1/checkpoints/last.ckpt")
+    assert_close(metrics(workdir / "runs/folder/version_1", "val/"), two_processes)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from project.classifier import ImageClassifier
 from project.nets import ConvNet
+from project.optim import Muon
 from project.tasks import MultiClass
 
 LAST = "runs/fit/version_0/checkpoints/last.ckpt"
@@ -95,6 +96,76 @@ def test_the_scaled_rate_is_printed_kept_and_used(cli, few, rule, rate, decay) -
     assert (float(row["rate"]), float(row["weight_decay"])) == pytest.approx((rate, decay))
     (group,) = last()["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["weight_decay"]) == pytest.approx((rate, decay))
+
+
+# One kernel for a whole step
+
+
+FUSED = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adam": partial(torch.optim.Adam, weight_decay=0.1),
+    "adamw": partial(torch.optim.AdamW, amsgrad=True),
+}
+
+
+def step_of(model: ImageClassifier, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    optimizer.zero_grad()
+    images = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+    model.net(images).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_torchs_optimizers_step_in_one_kernel_to_the_same_weights(name) -> None:
+    ours, theirs = make(lr=0.01, optimizer=FUSED[name]), make()
+    optimizer, other = ours.recipe.optimizer(ours.net, 1), FUSED[name](theirs.net.parameters(), lr=0.01, foreach=False)
+    assert all(group["fused"] for group in optimizer.param_groups) and not other.param_groups[0]["fused"]
+    for seed in range(8):
+        step_of(ours, optimizer, seed)
+        step_of(theirs, other, seed)
+    for p, q in zip(ours.net.parameters(), theirs.net.parameters(), strict=True):
+        # The kernel goes through memory, whatever the strides say; autograd gives gradients the strides of the weights.
+        assert p.grad.stride() == p.stride() and torch.allclose(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"fused": False}, {"foreach": True}, {"foreach": False}, {"differentiable": True}], ids=str
+)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_choice_of_the_users_own_is_kept(kind, options) -> None:
+    model = make(optimizer=partial(kind, **options))
+    (group,) = model.recipe.optimizer(model.net, 1).param_groups
+    assert group | options == group and not group["fused"]
+
+
+def test_optimizers_without_one_and_weights_elsewhere_step_as_before() -> None:
+    for kind in (torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam):
+        model = make(optimizer=kind)
+        assert not any(group.get("fused") for group in model.recipe.optimizer(model.net, 1).param_groups)
+    model = make().to("meta")
+    assert not model.recipe.optimizer(model.net, 1).param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, Muon])
+def test_gradients_are_unscaled_and_clipped_before_the_step(kind) -> None:
+    """As Lightning does with 16-mixed, where it refuses to clip for what undoes the scaling in its own step."""
+    from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+
+    weights = []
+    for scale in (1.0, 1024.0):
+        model = make(lr=0.01, optimizer=kind)
+        optimizer = model.recipe.optimizer(model.net, 1)
+        assert not _optimizer_handles_unscaling(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for value in (1.0, math.inf, 2.0):  # the second step is left out
+            optimizer.zero_grad()
+            scaler.scale(model.net(torch.full((4, 3, 9, 9), value)).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.net.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append([p.detach() for p in model.net.parameters()])
+    assert all(torch.allclose(p, q, rtol=1e-4, atol=1e-6) and p.isfinite().all() for p, q in zip(*weights, strict=True))
 
 
 # Mixup and CutMix: brute force with the same draws

@@ -80,13 +80,28 @@ class Flip(Augmentation):
     dim: ClassVar[int]
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        return choose(draws.bernoulli(self.p), images.flip(self.dim), images)
+        return choose(self.flipped(draws), images.flip(self.dim), images)
+
+    def flipped(self, draws: Draws) -> Tensor:
+        """bool (N,): which images are."""
+        return draws.bernoulli(self.p)
 
 
+@dataclass
 class HorizontalFlip(Flip):
-    """Mirrors left and right. Breaks tasks in which the two differ: text, digits, road signs, sides in medicine."""
+    """Mirrors left and right. Breaks tasks in which the two differ: text, digits, road signs, sides in medicine.
+
+    Args:
+        p: Probability of the flip, in [0, 1]; with `alternate` of the flip in the first epoch.
+        alternate: Draw only the first epoch's, and then show each image's two sides in turn (Jordan 2024,
+            arXiv:2404.00498, section 3.6): two successive epochs show all sides of all images.
+    """
 
     dim = -1
+    alternate: bool = False
+
+    def flipped(self, draws: Draws) -> Tensor:
+        return draws.lasting().bernoulli(self.p) ^ (draws.turn % 2 > 0) if self.alternate else super().flipped(draws)
 
 
 class VerticalFlip(Flip):

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from project.data.memory import INDEX_LIMIT
+
 # splitmix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 17
 # (mix64variant13, found by David Stafford). Output n of the generator with state s is mix(s + (n + 1) * GOLDEN).
 # The words are written as int64, in two's complement, since torch takes no larger integers.
@@ -47,6 +49,7 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int, index: Tensor) -> None:
         """`index`: position of each image in the data set, int64 (N,). The draws live on its device."""
+        self._seed, self._epoch, self._index = seed, epoch, index
         self._state = _output(_output(_output(torch.tensor(0), seed), epoch), index)  # (N,)
 
     def stream(self, number: int) -> "Draws":
@@ -54,6 +57,15 @@ class Draws:
         child = copy.copy(self)
         child._state, child._count = _output(self._state ^ STREAM, number), 0
         return child
+
+    @property
+    def turn(self) -> Tensor:
+        """int64 (N,): the epoch, plus how often the image has come before in it."""
+        return self._epoch + self._index // INDEX_LIMIT
+
+    def lasting(self) -> "Draws":
+        """Those of an image that are the same in every epoch, however often it comes, and in every stream."""
+        return Draws(self._seed, -1, self._index % INDEX_LIMIT)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 (N,) in [low, high), in 2^24 steps; `low` itself where the two are equal in float32."""

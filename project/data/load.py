@@ -1,4 +1,4 @@
-"""Check the images of one split and load them: decoded into memory where they fit, else to be read when wanted."""
+"""Check the images of one split and load them: kept decoded in memory or on the disk, else to be read when wanted."""
 
 import hashlib
 import json
@@ -6,20 +6,24 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median_high
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageCms import PyCMSError
 from torch import Tensor
 
+from project.data import transforms
+from project.data.disk import Disk, has_room, state_of
 from project.data.memory import Images
-from project.data.sources import Sample, Source, some
+from project.data.sources import FileSource, Sample, Source, some
 from project.data.transforms import ImageFormat, load_image, open_image, to_srgb, white
 from project.errors import UserError
 from project.files import written_whole
@@ -29,6 +33,7 @@ CGROUPS = (  # limit and use of the memory of a container: version 2, version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+Cache = Literal["auto", "memory", "disk", "none"]
 Bad = list[tuple[str, str]]  # (key, why) of the images that cannot be read; they are left out
 SHOWN = 20  # names in a message; a thousand of them would hide the sentence
 
@@ -48,6 +53,7 @@ class Loaded:
     images: Images
     digests: dict[int, int]  # position among all samples -> identity of the content
     bad: Bad
+    disk: Disk | None = None  # where they are kept
 
     @property
     def index(self) -> list[int]:
@@ -63,7 +69,7 @@ def load(
     rows: Sequence[int],
     labels: Sequence[int],
     image_format: ImageFormat,
-    in_memory: bool | None = None,
+    cache: Cache = "auto",
     seed: int = 0,
     area: tuple[float, float] | None = None,
 ) -> Loaded:
@@ -71,60 +77,102 @@ def load(
 
     Args:
         labels: Class of each; -1 where it is not known.
-        in_memory: Keep them decoded; None when they fit.
-        area: Of random resized crops, drawn by `seed`; they need the files, so nothing is kept in memory.
+        cache: Where they are kept decoded; with `area` what the crops are cut from.
+        area: Of random resized crops, drawn by `seed`.
     """
-    pixels, size = None, image_format.image_size
-    if area is None and (fits_in_memory(len(rows), image_format) if in_memory is None else in_memory):
-        pixels = torch.empty(len(rows), image_format.channels, size, size, dtype=torch.uint8)
+    image_format = image_format._replace(crop=area is not None)
+    shape = len(rows), image_format.channels, *[image_format.image_size] * 2
     samples = [source.samples[row] for row in rows]
-    verdicts = survey(source, samples, image_format, pixels)
+    # A crop is cut from 1.5 x image_size, and the longer side of photographs is about 1.5 times the shorter one.
+    size, folder = math.prod(shape) * (1.5**3 if area else 1), disk_cache(source, samples, image_format)
+    if cache == "auto":  # images to predict, which have no labels, are read only once
+        cache = "disk" if folder and max(labels) >= 0 and has_room(folder, size) else "none"
+        cache = "memory" if fits_in_memory(size) else cache
+    pixels = disk = None
+    if cache == "memory":
+        pixels = {} if area else torch.empty(shape, dtype=torch.uint8)
+    elif cache == "disk":
+        if not folder:
+            raise UserError("data.cache disk is for images that are files of their own: leave data.cache auto")
+        disk = Disk(folder)
+    with disk or nullcontext():
+        verdicts = survey(source, samples, image_format, disk or pixels)
     bad = [(samples[i].key, each.fault) for i, each in enumerate(verdicts) if each.fault]
     good = [i for i, each in enumerate(verdicts) if not each.fault]
     if lost := {sample.label for sample in samples} - {samples[i].label for i in good}:
         raise UserError(f"no image is left{'' if None in lost else f' of {min(lost)}'}: {describe_bad(bad)}")
-    if pixels is not None and bad:
+    kept = {}
+    for i in good if disk else ():
+        if place := disk.places.get((path_of(source, samples[i]), verdicts[i].state)):
+            kept[rows[i]] = place
+    if isinstance(pixels, dict):
+        kept, pixels = {rows[i]: partial(np.asarray, image.permute(1, 2, 0)) for i, image in pixels.items()}, None
+    elif bad and cache == "memory":
         pixels = pixels[good]
     digests = {rows[i]: verdicts[i].digest for i in good}
-    images = Images(source, list(digests), torch.tensor(labels)[good], image_format, pixels, seed, area)
-    return Loaded(images, digests, bad)
+    images = Images(source, list(digests), torch.tensor(labels)[good], image_format, pixels, seed, area, kept)
+    return Loaded(images, digests, bad, disk)
+
+
+def path_of(source: Source, sample: Sample) -> str:
+    """The absolute path of the image's file; empty where the source holds pixels."""
+    path = source.path(sample)
+    return os.path.abspath(path) if path else ""
+
+
+def user_cache(kind: str, source: Source, samples: Sequence[Sample], *cause: object) -> Path:
+    """Where in the user's cache folder is kept what follows from the folder that the images share, and this cause."""
+    folders = [os.path.dirname(path_of(source, sample)) for sample in samples]
+    cause = os.path.commonpath(folders), PIL.__version__, sorted(Image.registered_extensions()), *cause
+    name = f"{kind}-{hashlib.blake2b(os.fsencode(repr(cause)), digest_size=8).hexdigest()}"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template", name)
+
+
+def disk_cache(source: Source, samples: Sequence[Sample], image_format: ImageFormat) -> Path | None:
+    """Where decoded images are kept on the disk; None where pixels may depend on more than their file.
+
+    Its name depends on all that the pixels do: the code, too, and the processor, whose instructions round in their way.
+    """
+    if type(source).content is not FileSource.content:
+        return None
+    code, processor = Path(transforms.__file__).read_text(), torch.backends.cpu.get_cpu_capability()
+    return user_cache("images", source, samples, torch.__version__, processor, code, *image_format)
 
 
 def survey(
-    source: Source, samples: Sequence[Sample], image_format: ImageFormat, pixels: Tensor | None = None
+    source: Source,
+    samples: Sequence[Sample],
+    image_format: ImageFormat,
+    pixels: Tensor | dict[int, Tensor] | Disk | None = None,
 ) -> list[Verdict]:
-    """One verdict for each sample, in order; `pixels`, uint8 (N, C, H, W), takes the decoded images.
+    """One verdict for each sample, in order; `pixels` takes the decoded images, uint8 (C, H, W), by position.
 
     A good verdict from an earlier run is believed while path, size, time, Pillow, its plug-ins and the limit of pixels
     agree; the file is then decoded again only for its pixels. Threads help: Pillow decodes without Python's lock.
     """
-    paths = [str(source.path(sample) or "") for sample in samples]  # "" where the source holds pixels
-    # Verdicts are filed in the user's cache folder, under the folder that the images share.
-    folder = os.path.commonpath([os.path.abspath(os.path.dirname(path)) for path in paths])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "image-classification-template")
-    cause = f"{folder} {PIL.__version__} {image_format.max_pixels} {sorted(Image.registered_extensions())}"
-    file = cache / f"verdicts-{hashlib.blake2b(os.fsencode(cause), digest_size=8).hexdigest()}.json"
-    known, odd = {}, []
+    paths = [path_of(source, sample) for sample in samples]
+    file = user_cache("verdicts", source, samples, image_format.max_pixels).with_suffix(".json")
+    known, odd = {}, set()
     with suppress(Exception):  # there is no file yet, or one of another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:
-        path, state, content, fault = paths[position], "", b"", ""
+        path, content, fault = paths[position], b"", ""
+        state, verdict = state_of(path), known.get(path)
+        key = (path, state) if isinstance(pixels, Disk) else position
+        there = isinstance(pixels, Disk) and key in pixels.places
+        if state and verdict and verdict.state == state and (pixels is None or there):
+            return verdict
         try:
-            if path:
-                status, verdict = os.stat(path), known.get(path)
-                state = f"{status.st_size} {status.st_mtime_ns}"
-                if verdict and verdict.state == state and pixels is None:
-                    return verdict
             content = source.content(samples[position])
-            image = load_image(content, image_format)
-            if pixels is not None:
-                pixels[position] = image
+            if not there:
+                image = load_image(content, image_format)
+                if pixels is not None:
+                    pixels[key] = image
             opened = open_image(content, image_format.max_pixels)
             to_srgb(opened.info.get("icc_profile"), opened.mode)
         except PyCMSError:
-            state = ""  # and is said every time
-            odd.append(samples[position].key)
+            odd.add(position)  # said every time
         except MemoryError:
             raise
         except UnidentifiedImageError:
@@ -137,8 +185,9 @@ def survey(
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(judge, range(len(samples))))
     if odd:
-        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {odd[0]}.")
-    verdicts = known | {path: verdict for path, verdict in zip(paths, found, strict=True) if path}
+        example = samples[min(odd)].key
+        say(f"{len(odd)} images have a colour profile that cannot be used, and are taken as sRGB, such as {example}.")
+    verdicts = known | {path: found[i] for i, path in enumerate(paths) if path and i not in odd}
     if verdicts != known:
         with suppress(OSError, UserError):  # a home that is read-only: judge again next time
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,15 +196,24 @@ def survey(
     return found
 
 
-def fits_in_memory(images: int, image_format: ImageFormat) -> bool:
-    """Whether that many uint8 images take at most a quarter of the memory that is free now, here and in the cgroup."""
+def fits_in_memory(size: int) -> bool:
+    """Whether that many bytes are at most a quarter of the memory that is free now, here and in the cgroup."""
     free = 4 * 2**30
     with suppress(AttributeError, ValueError):  # not on every system
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for limit, used in CGROUPS:
         with suppress(OSError, ValueError):  # there is no such file, or "max"
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return images * image_format.channels * image_format.image_size**2 <= free / 4
+    return size <= free / 4
+
+
+def describe_disk(parts: Sequence[Loaded]) -> str:
+    """How many images of these parts are on the disk, what they take, where, and why others are not there."""
+    sizes = [math.prod(place.args[-1]) for part in parts for place in part.images.kept.values()]  # of its shape
+    faults = [f"; others are read from their files: {part.disk.fault}" for part in parts if part.disk.fault]
+    return (
+        f"{len(sizes)} decoded images, {sum(sizes) / 1e6:.0f} MB, in {parts[0].disk.folder.parent}{''.join(faults[:1])}"
+    )
 
 
 def describe_bad(bad: Bad) -> str:

@@ -1,17 +1,19 @@
-"""The images of one split: decoded once and kept in memory, or read from the files each time, with the same batches."""
+"""The images of one split: kept decoded, in memory or on the disk, or read from the files; with the same batches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.functional import pil_to_tensor
 
+from project.data.disk import Place
 from project.data.sources import Source
-from project.data.transforms import ImageFormat, decode, load_image
+from project.data.transforms import ImageFormat, load_image, resized
 
 Request = tuple[int, int]  # (epoch, key): key is the image's index, plus INDEX_LIMIT x n the n-th time in an epoch
 Batch = dict[str, Tensor]  # image uint8 (N, C, H, W), label int64 (N,), index int64 (N,): the keys
@@ -28,7 +30,8 @@ class Images(Dataset):
     format: ImageFormat
     pixels: Tensor | None = None  # all of them decoded, uint8 (N, C, H, W); None reads each when it is wanted
     seed: int = 0  # of the random crops
-    area: tuple[float, float] | None = None  # smallest and largest share that a random crop keeps; None for no crop
+    area: tuple[float, float] | None = None  # share that a random crop keeps, from and to, with `format.crop`
+    kept: dict[int, Place] = field(default_factory=dict)  # index -> gives what would be decoded
 
     def __post_init__(self) -> None:
         self._row = {key: row for row, key in enumerate(self.index)}
@@ -51,12 +54,25 @@ class Images(Dataset):
             return self
         return replace(self, pixels=self.pixels.to(device))
 
+    def whole(self, keys: Iterable[int]) -> Batch:
+        """Images by their keys, not cropped at random."""
+        images = copy.copy(self)
+        if self.area:  # what is kept is there to be cropped
+            images.area, images.format, images.kept = None, self.format._replace(crop=False), {}
+        return images.__getitems__([(0, int(key)) for key in keys])
+
     def _read(self, epoch: int, key: int) -> Tensor:
-        content = self.source.content(self.source.samples[key % INDEX_LIMIT])
+        image = self._decoded(key % INDEX_LIMIT)
         if self.area is None:
-            return load_image(content, self.format)
+            return image
         # A random resized crop (Szegedy et al. 2014, arXiv:1409.4842, section 6), exactly torchvision's.
-        image = decode(content, self.format)
         with torch.random.fork_rng([]):  # torchvision draws from the global generator, which gets its state back
             torch.default_generator.manual_seed(Random(f"{self.seed} {epoch} {key}").getrandbits(63))
-            return pil_to_tensor(RandomResizedCrop(self.format.image_size, self.area)(image))
+            top, left, height, width = RandomResizedCrop.get_params(image, self.area, [3 / 4, 4 / 3])  # width : height
+        return resized(image[:, top : top + height, left : left + width], [self.format.image_size] * 2)
+
+    def _decoded(self, key: int) -> Tensor:
+        """uint8 (C, H, W): the image as it is wanted, or what crops are cut from."""
+        with suppress(KeyError, OSError, ValueError):  # it is not kept, or somebody has removed it from the disk
+            return torch.from_numpy(self.kept[key]()).permute(2, 0, 1)
+        return load_image(self.source.content(self.source.samples[key]), self.format)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from project.data.augment import Augment, Augmentation
-from project.data.load import Bad, Loaded, describe_bad, load, measure
+from project.data.load import Bad, Cache, Loaded, describe_bad, describe_disk, load, measure
 from project.data.loader import EpochBatches, ResumableLoader
 from project.data.manifest import ImageList
 from project.data.memory import Batch
@@ -48,7 +49,7 @@ class ImageDataModule(L.LightningDataModule):
         sampler: Literal["shuffle", "balanced", "sequential"] = "shuffle",
         on_bad_image: Literal["error", "skip"] = "error",
         on_seen_image: Literal["error", "skip"] = "error",
-        cache: Literal["auto", "memory", "none"] = "auto",
+        cache: Cache = "auto",
         num_workers: NonNegativeInt | None = None,
         class_names: list[str] | None = None,
         seed: int | None = None,
@@ -74,12 +75,13 @@ class ImageDataModule(L.LightningDataModule):
             fold: The fold that validates, from 0.
             augment: Random changes to the training images, in order, on the device; they must fit the task.
             random_resized_crop: Smallest and largest share of the area that a random crop of each training image keeps,
-                made on the CPU from the file, which is read anew each epoch; null for none.
+                made on the CPU, from the image reduced to 1.5 x image_size at its shorter side; null for none.
             sampler: shuffle shows every image once an epoch; balanced draws all classes equally often, with
                 replacement; sequential keeps the order of the files, for debugging.
             on_bad_image: A file that cannot be read stops the run with the list (error), or is left out (skip).
             on_seen_image: A test image that the checkpoint was trained on stops the test (error) or is left out (skip).
-            cache: memory keeps the decoded images; none reads the files anew each epoch; auto chooses by what fits.
+            cache: Where decoded images are kept: memory; disk, in the user's cache folder, also for later runs; none
+                reads the files anew each epoch. auto takes the first that has room. The batches are the same.
             num_workers: Processes that read images. Null chooses: 0 when in memory, else one per core, at most 8.
             class_names: The classes in their order; null takes those found in the data.
             seed: Of order and augmentation; null takes seed_everything.
@@ -105,7 +107,7 @@ class ImageDataModule(L.LightningDataModule):
         self.max_pixels = max_pixels
         self.batch_size, self.sampler, self.num_workers = batch_size, sampler, num_workers
         self.on_bad_image, self.on_seen_image = on_bad_image, on_seen_image
-        self._in_memory = {"auto": None, "memory": True, "none": False}[cache]
+        self.cache = cache
         self._split_arguments = test_size, val_size, folds, fold, split_seed, test_folds, test_fold, rare_classes
         given = os.environ.get("PL_GLOBAL_SEED") if seed is None else seed  # set by seed_everything
         self.seeded, self.seed = given is not None, int(given or 0)
@@ -194,9 +196,18 @@ class ImageDataModule(L.LightningDataModule):
             if name not in self.loaded:
                 rows, area = self.splits[name], self.random_resized_crop if name == "train" else None
                 targets = [-1] * len(rows) if name == "predict" else self._targets(name)
-                self.loaded[name] = load(self.source, rows, targets, image_format, self._in_memory, self.seed, area)
+                self.loaded[name] = load(self.source, rows, targets, image_format, self.cache, self.seed, area)
+        if parts := [part for part in self.loaded.values() if part.disk]:
+            say(f"cache      {describe_disk(parts)}")
         if self.bad and self.on_bad_image == "error" and stage != "predict":
             raise UserError(describe_bad(self.bad))
+
+    def examples(self) -> Tensor:
+        """Up to 5,000 training images (fewer large ones), whole and unchanged, uint8 (N, C, H, W): a part of the split,
+        the same in every run."""
+        part = self.loaded["train"]
+        every = -(-len(part.index) // min(5000, 2**23 // self.image_size**2))
+        return part.images.whole(part.index[::every])["image"]
 
     def _targets(self, name: str) -> list[int]:
         """What the network is to predict for each image of a split: the number of its class."""

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.functional import pil_to_tensor
 
 Resize = Literal["letterbox", "crop", "squash"]
@@ -31,6 +32,8 @@ class ImageFormat(NamedTuple):
             between are rounded, those beyond clipped; an image that is mostly far beyond is refused. Where the two are
             equal, the highest value is that of the bits that each image uses.
         max_pixels: Of a file; one of more is taken for damaged, or for an attack on the memory.
+        crop: Not to image_size, but to what random crops are cut from: a shorter side of at most 1.5 x image_size. A
+            crop of 44 % of the area is then as fine as the image that it is resized to.
     """
 
     image_size: int
@@ -38,6 +41,7 @@ class ImageFormat(NamedTuple):
     resize: Resize
     value_range: Sequence[float] = (0.0, 65535.0)
     max_pixels: int = MAX_PIXELS
+    crop: bool = False
 
 
 def open_image(content: bytes | np.ndarray | Path, max_pixels: int) -> Image.Image:
@@ -72,7 +76,7 @@ def white(top: float) -> float:
     return 2.0 ** math.ceil(top).bit_length() - 1 or 1.0
 
 
-def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | None = None) -> Image.Image:
+def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: float | None = None) -> Image.Image:
     """Decode to 8 bits, upright, in sRGB, in the format's channels; any exception when the content is damaged.
 
     Transparency is laid on white; an animation gives its first frame; Pillow keeps the upper 8 bits of a colour of 16;
@@ -109,11 +113,26 @@ def decode(content: bytes | np.ndarray, image_format: ImageFormat, hint: int | N
     return image.convert(MODES[image_format.channels])
 
 
+def resized(image: Tensor, size: list[int]) -> Tensor:
+    """uint8 (C, H, W) -> uint8 (C, *size), bilinear and antialiased.
+
+    torch's, which takes a third of Pillow's time on images that lie as (H, W, C), as Pillow gives them.
+    """
+    image = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # (1, C, H, W) with the strides by which torch knows that
+    return interpolate(image, size, mode="bilinear", antialias=True)[0]
+
+
 def load_image(content: bytes | np.ndarray, image_format: ImageFormat) -> Tensor:
     """Raw content -> uint8 (C, image_size, image_size), ready for the classifier: the whole preprocessing.
 
-    letterbox adds grey bars; crop cuts out the middle; squash distorts. All are bilinear and antialiased.
+    letterbox adds grey bars; crop cuts out the middle; squash distorts. All are bilinear and antialiased. With `crop`
+    the image is (C, H, W).
     """
+    if image_format.crop:
+        most = image_format.image_size * 3 // 2
+        image = pil_to_tensor(decode(content, image_format, most / 2))
+        scale = most / min(image.shape[1:])
+        return image if scale >= 1 else resized(image, [round(side * scale) for side in image.shape[1:]])
     image_size, channels, resize, *_ = image_format
     image, square = decode(content, image_format, image_size), (image_size, image_size)
     if resize == "squash":

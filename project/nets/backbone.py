@@ -14,18 +14,15 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 
 from project.errors import UserError
+from project.nets.blocks import Network
 
 
-class _LibraryModel(nn.Module):
+class _LibraryModel(Network):
     """`backbone`, then `head`."""
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float -> (N, D): what the network's own head would have read."""
         return self.backbone(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
 
 
 class TorchvisionModel(_LibraryModel):

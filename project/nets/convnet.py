@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool
+from project.nets.blocks import ConvNormAct, Network, Pooling, check_positive, global_pool
 
 
-class ConvNet(nn.Module):
+class ConvNet(Network):
     """Blocks of convolutions, each ended by a max pooling, then global pooling and a linear head.
 
     VGG's recipe (Simonyan and Zisserman 2014, arXiv:1409.1556) with batch norm; the first block reads the image.
@@ -71,7 +71,3 @@ class ConvNet(nn.Module):
         """(N, C, H, W) float -> (N, channels[-1]), after the dropout."""
         x = self.stages(x)  # (N, C, H, W) -> (N, channels[-1], h, w)
         return self.dropout(self.pool(x).flatten(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))

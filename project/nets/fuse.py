@@ -26,7 +26,8 @@ class Fold:
 def fuse(net: nn.Module, images: Tensor) -> tuple[nn.Module, list[Fold]]:
     """A copy of the network for inference, its batch norms folded into the convolution or linear layer before them.
 
-    Only norms that, in a symbolic trace, have the output of a Conv2d or Linear to themselves are folded; and of these
+    Only norms that, in a symbolic trace, have the output of a Conv2d or Linear to themselves are folded, a MaxPool2d
+    between them where no scale is negative, since max(a x + b) = a max(x) + b for a >= 0; and of these
     none whose output for `images` folding would change, as with a hook, or a subclass that computes something else. A
     network that cannot be traced, because its path depends on what it is given, keeps all its norms.
 
@@ -74,8 +75,17 @@ def _plan(net: nn.Module) -> list[Fold]:
     uses = Counter(modules.values())
     uses.update(net.get_submodule(node.target.rpartition(".")[0]) for node in graph.nodes if node.op == "get_attr")
 
+    def source(norm: nn.Module, given: fx.Node) -> fx.Node:
+        """What the norm may as well normalise: it and a max pooling change places, unless a scale is negative."""
+        positive = norm.weight is None or bool((norm.weight >= 0).all())
+        while positive and isinstance(modules.get(given), nn.MaxPool2d) and len(given.users) == 1:
+            given = given.all_input_nodes[0]
+        return given
+
     def objection(norm: nn.Module, given: fx.Node) -> str:
         layer = modules.get(given)
+        if isinstance(layer, nn.MaxPool2d) and len(given.users) == 1:
+            return f"it follows the max pooling {names[layer]}, and has negative scales"
         if not isinstance(layer, LAYERS):
             before = given.target if layer is None else type(layer)
             return f"it follows {getattr(before, '__name__', before)}, not a Conv2d or Linear"
@@ -92,7 +102,7 @@ def _plan(net: nn.Module) -> list[Fold]:
     folds = {}
     for node, norm in modules.items():
         if isinstance(norm, _BatchNorm):
-            given = node.all_input_nodes[0]
+            given = source(norm, node.all_input_nodes[0])
             reason = objection(norm, given)
             folds[norm] = Fold(names[norm], None if reason else names[modules[given]], reason)
     for module, name in names.items():

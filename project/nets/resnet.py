@@ -5,12 +5,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, check_positive, zero_init
+from project.nets.blocks import ConvNormAct, Network, check_positive, zero_init
 
 CIFAR_STEM_UP_TO = 64  # pixels: the stem of He et al. section 4.2 keeps full resolution
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """ResNet: a stem, stages of residual blocks of which each doubles the channels and halves the size, a linear head.
 
     `depths: [2, 2, 2, 2]` with basic blocks is ResNet-18, `[3, 4, 6, 3]` with bottlenecks ResNet-50; with
@@ -72,10 +72,6 @@ class ResNet(nn.Module):
         x = self.stages(self.stem(x))  # (N, C, H, W) -> (N, D, h, w)
         return self.dropout(self.pool(x).flatten(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (figure 2 of the paper)."""
@@ -85,7 +81,7 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, zero_init_residual: bool) -> None:
         super().__init__()
         self.conv1 = ConvNormAct(in_channels, width, stride=stride)
-        self.conv2 = ConvNormAct(width, width, act=False)
+        self.conv2 = ConvNormAct(width, width, act=None)
         self.shortcut = _shortcut(in_channels, width, stride)
         self.act = nn.ReLU()
         if zero_init_residual:
@@ -105,7 +101,7 @@ class Bottleneck(nn.Module):
         out_channels = width * self.expansion
         self.conv1 = ConvNormAct(in_channels, width, 1)
         self.conv2 = ConvNormAct(width, width, stride=stride)
-        self.conv3 = ConvNormAct(width, out_channels, 1, act=False)
+        self.conv3 = ConvNormAct(width, out_channels, 1, act=None)
         self.shortcut = _shortcut(in_channels, out_channels, stride)
         self.act = nn.ReLU()
         if zero_init_residual:
@@ -119,4 +115,4 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """The identity, or where the shape changes a 1x1 convolution (option B of the paper's section 4.1)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return ConvNormAct(in_channels, out_channels, 1, stride, act=False)
+    return ConvNormAct(in_channels, out_channels, 1, stride, act=None)

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from project.nets.blocks import ConvNormAct, Pooling, check_positive, global_pool
-
-FULL_RESOLUTION_UP_TO = 64  # pixels: the largest map that the first 3x3 convolutions work on
+from project.nets.blocks import ConvNormAct, Network, Pooling, check_positive, global_pool, stride_of_stem
 
 
-class ResNet9(nn.Module):
+class ResNet9(Network):
     """A stem, three stages of conv-BN-ReLU and max pooling, some with a residual pair, a scaled linear head.
 
     Few wide layers, where a CPU or GPU is fast, after David Page's entry to the DAWNBench competition (2018, "How to
@@ -52,9 +50,7 @@ class ResNet9(nn.Module):
             )
         if not set(residual_stages) <= set(range(1, num_stages + 1)):
             raise ValueError(f"residual_stages: {list(residual_stages)} must lie between 1 and {num_stages}")
-        stride = 1
-        while image_size > FULL_RESOLUTION_UP_TO * stride:
-            stride *= 2
+        stride = stride_of_stem(image_size)
         self.stem = ConvNormAct(in_channels, widths[0], kernel_size=max(3, 2 * stride - 1), stride=stride)
         self.stages = nn.Sequential()
         for i in range(1, num_stages + 1):
@@ -71,10 +67,6 @@ class ResNet9(nn.Module):
         """(N, C, H, W) float -> (N, widths[-1]), times head_scale, after the dropout."""
         x = self.stages(self.stem(x))  # (N, C, H, W) -> (N, widths[-1], h, w)
         return self.dropout(self.pool(x).flatten(1)) * self.head_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float -> (N, num_classes) logits."""
-        return self.head(self.forward_features(x))
 
 
 class ResidualPair(nn.Module):

@@ -4,6 +4,7 @@
 from project.optim.freeze import Freeze
 from project.optim.groups import group_table, param_groups
 from project.optim.layers import layers
+from project.optim.muon import Muon
 from project.optim.rates import Length, PlannedRates, Warmup
 from project.optim.schedules import (
     Constant,
@@ -11,6 +12,7 @@ from project.optim.schedules import (
     Exponential,
     Interval,
     Lambda,
+    Linear,
     MultiStep,
     OneCycle,
     PerGroup,

@@ -2,8 +2,10 @@
 
 # Usual learning rates, low and high: 0.01 to 0.001 for computer vision (A13); SGD 0.1 from random weights (He
 # et al. 2015), Adam 1e-5 for fine-tuning; Adadelta's is a factor on a step that it finds itself (Zeiler 2012).
+# Muon 0.02 (Jordan et al. 2024), 0.24 for the filters and 0.67 for the head in his airbench94_muon.
 USUAL_RATES = dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SWATS"), (1e-5, 1e-2)) | {
     "SGD": (1e-3, 0.5),
+    "Muon": (2e-3, 0.7),
     "Adamax": (1e-5, 2e-2),
     "Adagrad": (1e-3, 0.1),
     "Adadelta": (0.1, 1.0),

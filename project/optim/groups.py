@@ -21,6 +21,7 @@ def param_groups(
     lr_mult: Mapping[str, float] | None = None,
     stem_lr: float = 1.0,
     no_weight_decay: bool = False,
+    rest_lr: float | None = None,
 ) -> list[ParamGroup]:
     """The parameter groups of the optimizer, from the stem to the head. Each has a name, under which its lr is logged.
 
@@ -32,6 +33,7 @@ def param_groups(
             from each layer to the one below the factor is the same: stem_lr ** (1 / (layers - 1)), whatever their
             number (discriminative fine-tuning: Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
         no_weight_decay: Put what `without_decay` names into groups without decay.
+        rest_lr: For project.optim.Muon, its argument: what it orthogonalises then has groups of its own.
 
     Returns:
         Groups with name, params and lr, those without decay with weight_decay 0; frozen parameters included (A20).
@@ -47,7 +49,11 @@ def param_groups(
         raise UserError(f"model.stem_lr, a share of model.lr, must be above 0 and at most 1, not {stem_lr}")
     ordered, parameters = layers(net), dict(net.named_parameters())
     last = len(ordered) - 1
-    spared = without_decay(net) if no_weight_decay else set()
+    spared = without_decay(net)
+    # Muon is for hidden convolutions and linear layers, not the head or what decay would harm (Jordan et al. 2024), nor
+    # for convolutions in groups: the filters of a depthwise one are vectors, each for its own channel.
+    grouped = {f"{path}.weight" for path, module in net.named_modules() if getattr(module, "groups", 1) > 1}
+    hidden = parameters.keys() - spared - grouped - {*ordered[-1].tensors}
     patterns = dict(zip(parameters, match_all("model.lr_mult", lr_mult, list(parameters)), strict=True))
 
     groups: dict[tuple[str, float], ParamGroup] = {}
@@ -59,8 +65,12 @@ def param_groups(
             if stem_lr < 1:
                 title = f"{layer.name} ({pattern})" if pattern else layer.name
             group = {"name": title, "params": [], "lr": lr * share * lr_mult.get(pattern, 1.0)}
-            if name in spared:
+            if no_weight_decay and name in spared:
                 group |= {"name": title + NO_DECAY, "weight_decay": 0.0}
+            if rest_lr and name in hidden:
+                group["name"] += "/muon"
+            elif rest_lr:
+                group |= {"lr": group["lr"] * rest_lr, "rest_lr": 1.0, "muon": False}
             groups.setdefault((group["name"], group["lr"]), group)["params"].append(parameters[name])
     return list(groups.values())
 

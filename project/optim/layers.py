@@ -45,12 +45,13 @@ def layers(net: nn.Module) -> list[Layer]:
     parameters = dict(net.named_parameters())
     if not parameters:
         raise UserError(f"model.net: {type(net).__name__} has no parameters; lists of layers belong in nn.ModuleList")
-    tensors = [*parameters, *dict(net.named_buffers())]
+    tensors = parameters | dict(net.named_buffers())
     plain = [path for path, module in net.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
     head = "head" if inside("head", parameters) else ["", *plain][-1]  # without any, the whole network
     last = inside(head, tensors)
     body = [name for name in tensors if name not in last]
-    matrices = {name for name in body if name in parameters and parameters[name].ndim > 1}  # norms and biases have none
+    # Norms and biases have none; a weight that does not train, such as FastNet's first, is a buffer.
+    matrices = {n for n in body if tensors[n].ndim > 1 and (n in parameters or n.endswith(".weight"))}
 
     pieces = [(path, names) for path, names in _pieces("", net, body, matrices) if names]
     current = next((path for path, _ in pieces if path), "stem")  # what comes before the first layer belongs to it

@@ -90,6 +90,21 @@ class MultiStep(Schedule):
 
 
 @dataclass
+class Linear(Schedule):
+    """Down a straight line over the run (LinearLR), as in the fast trainings of Jordan 2024 (arXiv:2404.00498).
+
+    Args:
+        end: The factor at the end, 0 to 1.
+    """
+
+    spans_run = True
+    end: ClosedUnitInterval = 0.0
+
+    def factor(self, done: int, total: int) -> float:
+        return 1.0 + (self.end - 1.0) * min(1.0, done / total)
+
+
+@dataclass
 class Cosine(Schedule):
     """Half a cosine over the run, or several (arXiv:1608.03983, eq. 5; CosineAnnealingLR, CosineAnnealingWarmRestarts).
 

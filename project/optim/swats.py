@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.optimizer import Optimizer, ParamsT
-from torch.optim.sgd import sgd
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.optimizer import ParamsT
+
+from project.optim.of_torch import step_of_torch
 
 Group = dict[str, Any]  # a parameter group
 
@@ -57,7 +58,7 @@ class SWATS(Optimizer):
             ValueError: an argument is out of range.
         """
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "switch_tol": switch_tol}
-        torch.optim.Adam([torch.zeros(())], lr, betas, eps, weight_decay)  # checks their ranges
+        Adam([torch.zeros(())], lr, betas, eps, weight_decay)  # checks their ranges
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
@@ -89,37 +90,17 @@ class SWATS(Optimizer):
         """Adam's step, w -= lr * d. Returns d·d and d·g over all parameters of the group, shape (2)."""
         beta1, beta2 = group["betas"]
         eps, decay = group["eps"], group["weight_decay"]
-        for p in params:
-            state = self.state[p]
-            if not state:  # the step is on the CPU, as in torch's Adam: reading it needs no synchronisation
-                state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        steps, means, squares = ([self.state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
-        grads = [p.grad for p in params]
-        decayed = [g.add(p, alpha=decay) for g, p in zip(grads, params, strict=True)] if decay else grads
-        adam(
-            params,
-            grads,
-            means,
-            squares,
-            [],
-            steps,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=decay,
-            eps=eps,
-            maximize=False,
-        )
+        grads = [p.grad.add(p, alpha=decay) if decay else p.grad for p in params]  # as before the step
+        step_of_torch(Adam(params, group["lr"], group["betas"], eps, decay), self.state)
         group["rate_in_force"] = group["lr"]
 
         # From the moments, in float32 at least; rounding leaves little of the change of the parameters at a small lr.
         dots = []
-        for g, mean, square, step in zip(decayed, means, squares, steps, strict=True):
-            dtype, t = torch.promote_types(g.dtype, torch.float32), step.item()
-            correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-            root = square.to(dtype).sqrt().mul_(correction1 / correction2**0.5)
-            d = mean.to(dtype) / root.add_(eps * correction1)
+        for p, g in zip(params, grads, strict=True):
+            state, dtype = self.state[p], torch.promote_types(g.dtype, torch.float32)
+            t = state["step"].item()
+            root = (state["exp_avg_sq"].to(dtype) / (1 - beta2**t)).sqrt_().add_(eps)
+            d = state["exp_avg"].to(dtype) / root.mul_(1 - beta1**t)
             dots += [(d * d).sum(), (d * g).sum()]
         return torch.stack(dots).view(-1, 2).sum(dim=0)
 
@@ -141,17 +122,4 @@ class SWATS(Optimizer):
     def _sgd_step(self, group: Group, params: list[Tensor]) -> None:
         beta1 = group["betas"][0]
         rate = group["rate_in_force"] = (1 - beta1) * group["projected_rate"] * (group["lr"] / group["base_lr"])
-        grads, buffers = [p.grad for p in params], [self.state[p].get("momentum_buffer") for p in params]
-        sgd(
-            params,
-            grads,
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=beta1,
-            lr=rate,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
-        for p, buffer in zip(params, buffers, strict=True):
-            self.state[p]["momentum_buffer"] = buffer
+        step_of_torch(SGD(params, rate, beta1, weight_decay=group["weight_decay"]), self.state)

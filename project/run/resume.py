@@ -12,10 +12,10 @@ from project.optim import SWATS
 
 # Read anew when a fit is resumed. All else of the model is in its weights, or in its optimizer's groups and state.
 SCHEDULE = r"schedule(\..*)?|schedule_interval|warmup|warmup_start"
-LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling"
-OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value).*"
+LEARNING_RATE = rf"{SCHEDULE}|lr|reference_batch|lr_scaling|optimizer\.init_args\.rest_lr"
+OPTIMIZER = r"optimizer\.init_args\.(?!amsgrad|centered|initial_accumulator_value|fused|capturable|rest$).*"
 CHANGEABLE = rf"{LEARNING_RATE}|{OPTIMIZER}|task\.init_args\.label_smoothing|mixup|cutmix"
-NOT_SETTINGS = {"name", "lr", "initial_lr"}  # of a group: the schedule sets its learning rates
+NOT_SETTINGS = {"name", "lr", "initial_lr", "fused"}  # of a group: the schedule sets its rates, its state fits `fused`
 PLAIN = (int, float, str, tuple, type(None))  # what may go into a checkpoint
 
 
@@ -23,7 +23,7 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
     """A line for each change of the model's settings that takes effect.
 
     Args:
-        command: fit, validate, test or predict.
+        command: fit, validate, test, predict or export.
         now: Settings below `model`, flat, without those that are null.
         then: Those of the checkpoint.
 
@@ -36,8 +36,12 @@ def check_changes(command: str, now: dict[str, Any], then: dict[str, Any]) -> li
             raise UserError(f"model.{part[:-1]}: the order of its patterns cannot be changed for a trained model")
     lines = []
     for key in sorted(now.keys() | then.keys()):
-        was, is_now = then.get(key, "null"), now.get(key, "null")
+        default = "none" if key == "tta" else "null"  # of a checkpoint of before there was the key
+        was, is_now = then.get(key, default), now.get(key, default)
         if was == is_now:
+            continue
+        if key == "tta" and command != "fit":  # it changes no weight
+            lines.append(f"model.tta: {is_now} here, {was} in the training")
             continue
         reason = _obstacle(key, now, then)
         if reason or command != "fit" or not re.fullmatch(CHANGEABLE, key):

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from project.data.augment import (
 from project.data.augment_color import Blur, Brightness, Contrast, GaussianNoise, Saturation
 from project.data.augment_warp import RandomResize, Rotate
 from project.data.draws import Draws
+from project.data.memory import INDEX_LIMIT
 
 EVERY = [
     HorizontalFlip(),
+    HorizontalFlip(alternate=True),
     VerticalFlip(),
     Rotate90(),
     FlipRotate(),
@@ -317,3 +320,19 @@ def test_the_rest_of_the_image_is_as_it_was(channels, floating) -> None:
             top, left, height, width, value = part
             expected[:, top : top + height, left : left + width] = value if floating else round(value * 255)
         assert torch.equal(after, expected)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.2, 1.0])
+def test_the_alternating_flip_shows_both_sides_in_turn(p):
+    """By hand: the first epoch is drawn, each later one is the other side of the one before."""
+    images, index, augment = pictures(300), torch.arange(300) * 7, [HorizontalFlip(p, alternate=True)]
+    shown = [Augment(augment, 4)(images, epoch, index) for epoch in range(6)]
+    for before, after in pairwise(shown):
+        assert torch.equal(before.flip(-1), after)
+    share = (shown[0] != images).flatten(1).any(1).float().mean()
+    assert abs(share - p) < 0.1
+    # The second and third time that an image comes in an epoch: the sides in turn, from that of the epoch.
+    for again in (1, 2):
+        assert torch.equal(Augment(augment, 4)(images, 2, index + again * INDEX_LIMIT), shown[2 + again])
+    if p < 1:
+        assert not torch.equal(Augment(augment, 5)(images, 0, index), shown[0])

@@ -52,15 +52,18 @@ def pictures(root: Path, count: int, bad: tuple[int, ...] = ()) -> ImageFolder:
 def test_memory_and_files_give_the_same_batches(tmp_path, image_format):
     source = pictures(tmp_path, 12, bad=(2, 7))
     rows, labels = [11, 3, 1, 0, 9, 8], [1, 0, 0, 0, 1, 1]  # 1 and 9 are the bad ones: c0 comes before c1
-    memory = load(source, rows, labels, image_format, in_memory=True)
-    files = load(source, rows, labels, image_format, in_memory=False)
-    assert memory.images.pixels is not None and files.images.pixels is None
+    memory = load(source, rows, labels, image_format, cache="memory")
+    files = load(source, rows, labels, image_format, cache="none")
+    disk = load(source, rows, labels, image_format, cache="disk")
+    assert memory.images.pixels is not None and files.images.pixels is None and len(disk.images.kept) == 4
     assert memory.index == [11, 3, 0, 8] and memory.index == files.index
-    assert len(memory.bad) == 2 and memory.bad == files.bad and memory.digests == files.digests
+    assert len(memory.bad) == 2 and memory.bad == files.bad == disk.bad
+    assert memory.digests == files.digests == disk.digests
     requests = [(4, row) for row in (8, 0, 11, 3, 8)]
     one, other = memory.images.__getitems__(requests), files.images.__getitems__(requests)
     assert one.keys() == other.keys() == {"image", "label", "index"}
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    third = disk.images.__getitems__(requests)
+    assert all(torch.equal(one[key], other[key]) and torch.equal(one[key], third[key]) for key in one)
     size, channels = image_format.image_size, image_format.channels
     assert one["image"].shape == (5, channels, size, size) and one["image"].dtype == torch.uint8
 
@@ -71,8 +74,8 @@ def test_each_image_keeps_its_index_label_pixels_and_identity(tmp_path):
         Image.new("L", (12, 12), level).save(tmp_path / str(i) / "a.png")
     source = ImageFolder(str(tmp_path))
     rows, labels = [4, 1, 3], [44, 11, 33]
-    for in_memory in (True, False):
-        loaded = load(source, rows, labels, FORMAT, in_memory)
+    for mode in ("memory", "disk", "none"):
+        loaded = load(source, rows, labels, FORMAT, mode)
         assert loaded.index == rows and loaded.images.labels.tolist() == labels and len(loaded.images) == 3
         batch = loaded.images.__getitems__([(0, row) for row in (1, 3, 4)])
         assert batch["label"].tolist() == [11, 33, 44] and batch["index"].tolist() == [1, 3, 4]
@@ -83,8 +86,8 @@ def test_each_image_keeps_its_index_label_pixels_and_identity(tmp_path):
 def test_bad_images_are_left_out_and_named(tmp_path):
     source = pictures(tmp_path, 9, bad=(1, 4))
     bad = {sample.key for sample in source.samples if sample.key[3:5] in ("01", "04")}
-    for in_memory in (True, False):
-        loaded = load(source, range(9), list(range(9)), FORMAT, in_memory)
+    for mode in ("memory", "disk", "none"):
+        loaded = load(source, range(9), list(range(9)), FORMAT, mode)
         assert {key for key, _ in loaded.bad} == bad and all(why for _, why in loaded.bad)
         assert [source.samples[row].key for row in loaded.index] == [s.key for s in source.samples if s.key not in bad]
         assert len(loaded.images) == 7 and loaded.images.labels.tolist() == loaded.index
@@ -98,54 +101,76 @@ def test_no_other_image_is_opened(tmp_path, monkeypatch):
     content = ImageFolder.content
     monkeypatch.setattr(ImageFolder, "content", lambda self, sample: opened.append(sample.key) or content(self, sample))
     rows = [i for i, sample in enumerate(source.samples) if sample.label == "c0"]  # the bad ones are in c1
-    loaded = load(source, rows, [0] * len(rows), FORMAT, in_memory=True)
+    loaded = load(source, rows, [0] * len(rows), FORMAT, cache="memory")
     assert loaded.bad == []
     assert sorted(opened) == [source.samples[row].key for row in rows]
 
 
-@pytest.mark.parametrize("in_memory", [True, False, None])
-def test_nothing_readable_is_an_error_with_the_list(tmp_path, in_memory):
+@pytest.mark.parametrize("mode", ["memory", "disk", "none", "auto"])
+def test_nothing_readable_is_an_error_with_the_list(tmp_path, mode):
     source = pictures(tmp_path, 3, bad=(0, 1, 2))
     with pytest.raises(UserError) as caught:
-        load(source, range(3), [0] * 3, FORMAT, in_memory)
+        load(source, range(3), [0] * 3, FORMAT, mode)
     assert str(caught.value).startswith("no image is left of c0: 3 of the images cannot be read")
     assert all(sample.key in str(caught.value) for sample in source.samples)
 
 
-def test_in_memory_where_it_fits(tmp_path, monkeypatch):
-    source = pictures(tmp_path, 4)
-    asked = []
-    for fits in (True, False):
-        monkeypatch.setattr(load_module, "fits_in_memory", lambda *args, fits=fits: asked.append(args) or fits)
-        assert (load(source, range(4), [0] * 4, FORMAT, None).images.pixels is not None) is fits
-    assert asked == [(4, FORMAT)] * 2
-    load(source, range(4), [0] * 4, FORMAT, True)
-    assert len(asked) == 2  # said is said
+def test_auto_takes_memory_then_disk_then_none(tmp_path, monkeypatch):
+    source, asked = pictures(tmp_path, 4), []
+    size = 4 * 3 * 12 * 12  # bytes of 4 images
+    for memory, disk, kept in ((True, True, "memory"), (False, True, "disk"), (False, False, "none")):
+        monkeypatch.setattr(load_module, "fits_in_memory", lambda size, fits=memory: asked.append(size) or fits)
+        monkeypatch.setattr(load_module, "has_room", lambda _, size, fits=disk: asked.append(size) or fits)
+        loaded = load(source, range(4), [0] * 4, FORMAT, "auto")
+        assert (loaded.images.pixels is not None) is (kept == "memory")
+        assert (loaded.disk is not None) is (kept == "disk") and len(loaded.images.kept) == 4 * (kept == "disk")
+    assert asked and set(asked) == {size}
+    asked.clear()
+    load(source, range(4), [0] * 4, FORMAT, "memory")
+    assert not asked  # said is said
+    monkeypatch.setattr(load_module, "has_room", lambda *_: pytest.fail("images to predict are read only once"))
+    assert load(source, range(4), [-1] * 4, FORMAT, "auto").disk is None
 
 
-def test_random_crops_need_the_files(tmp_path):
-    source = pictures(tmp_path, 4)
-    for in_memory in (True, False, None):
-        images = load(source, range(4), [0] * 4, FORMAT, in_memory, seed=5, area=(0.3, 0.9)).images
-        assert images.pixels is None
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_crops_are_cut_from_the_same_images_whatever_keeps_them(tmp_path, channels):
+    """Those of a shorter side above 1.5 x image_size are reduced to that."""
+    source = pictures(tmp_path, 8)
+    requests = [(epoch, row) for epoch in range(3) for row in range(8)]
+    batches = []
+    for mode in ("memory", "disk", "disk", "none"):
+        image_format = FORMAT._replace(channels=channels)
+        images = load(source, range(8), [0] * 8, image_format, mode, seed=5, area=(0.3, 0.9)).images
+        assert images.pixels is None and len(images.kept) == 8 * (mode != "none")
         assert (images.seed, images.area) == (5, (0.3, 0.9))
+        batches.append(images.__getitems__(requests)["image"])
+        assert batches[-1].shape == (24, channels, 12, 12)
+        shapes = [images._decoded(row).shape for row in range(8)]
+        assert sorted(min(shape[1:]) for shape in shapes) == sorted(min(10 + 7 * i, 60 - 3 * i, 18) for i in range(8))
+        wanted = load(source, range(8), [0] * 8, image_format, "none").images.__getitems__(
+            [(0, row) for row in range(8)]
+        )
+        assert torch.equal(images.whole(range(8))["image"], wanted["image"])
+    assert all(torch.equal(batch, batches[0]) for batch in batches)
 
 
 def test_a_source_without_files_loads_its_pixels():
     source = Digits(None)
     rows = [5, 1796, 0]
-    for in_memory in (True, False):
-        loaded = load(source, rows, [1, 2, 3], ImageFormat(8, 1, "letterbox"), in_memory)
+    for mode in ("memory", "auto", "none"):
+        loaded = load(source, rows, [1, 2, 3], ImageFormat(8, 1, "letterbox"), mode)
         images = loaded.images.__getitems__([(0, row) for row in rows])["image"]
         assert all(np.array_equal(images[i, 0], source.content(source.samples[row])) for i, row in enumerate(rows))
         assert loaded.digests == {row: digest(source.content(source.samples[row]).tobytes()) for row in rows}
+    with pytest.raises(UserError, match=r"^data\.cache disk is for images that are files of their own"):
+        load(source, rows, [1, 2, 3], ImageFormat(8, 1, "letterbox"), "disk")
 
 
 def test_identities_are_sorted_and_each_once(tmp_path):
     pictures(tmp_path, 5)
     (tmp_path / "c1" / "copy.png").write_bytes((tmp_path / "c0" / "00.png").read_bytes())
     source = ImageFolder(str(tmp_path))
-    loaded = load(source, range(6), [0] * 6, FORMAT, in_memory=True)
+    loaded = load(source, range(6), [0] * 6, FORMAT, cache="memory")
     identities = loaded.identities()
     assert identities.dtype == torch.int64
     assert identities.tolist() == sorted({digest(source.content(sample)) for sample in source.samples})
@@ -157,7 +182,7 @@ def test_decomposed_names_and_single_files_load(tmp_path):
     folder.mkdir()
     Image.new("L", (3, 3)).save(folder / "Ka\u0308se.png")
     for source in (ImageFolder(str(tmp_path)), ImageFiles(str(folder / "Ka\u0308se.png"))):
-        assert len(load(source, [0], [-1], FORMAT, True).images) == 1
+        assert len(load(source, [0], [-1], FORMAT, "memory").images) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, SHOWN, SHOWN + 1, 1000])
@@ -253,8 +278,8 @@ def test_of_images_of_8_bits_only_headers_are_read_to_measure_them(tmp_path, mon
     assert measure(source, range(6), MAX_PIXELS) == (31, [0, 0])
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_unusable_profiles_are_counted_and_said_every_time(tmp_path, capsys, in_memory):
+@pytest.mark.parametrize("mode", ["memory", "disk", "none"])
+def test_unusable_profiles_are_counted_and_said_every_time(tmp_path, capsys, mode):
     source = pictures(tmp_path, 6)
     for i, profile in ((1, b"broken"), (3, grey_profile(2.2)), (5, rgb_profile("Display P3"))):
         path = source.path(source.samples[i])
@@ -264,7 +289,7 @@ def test_unusable_profiles_are_counted_and_said_every_time(tmp_path, capsys, in_
             path.unlink()
     source = ImageFolder(str(tmp_path))
     for _ in range(2):
-        loaded = load(source, range(6), [0] * 6, FORMAT, in_memory)
+        loaded = load(source, range(6), [0] * 6, FORMAT, mode)
         assert not loaded.bad and len(loaded.images) == 6
         out = capsys.readouterr().out
         assert out.startswith("2 images have a colour profile that cannot be used, and are taken as sRGB, such as c")
@@ -418,11 +443,11 @@ def test_the_second_survey_decodes_nothing(tmp_path, monkeypatch):
     assert check(source) == first
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_bad_verdict_ends_with_its_cause(tmp_path, monkeypatch, in_memory):
+@pytest.mark.parametrize("mode", ["memory", "disk", "none"])
+def test_a_bad_verdict_ends_with_its_cause(tmp_path, monkeypatch, mode):
     """A file that only a plug-in can read is read as soon as that is there, and no longer when it is gone."""
     source = folder_of(tmp_path, a_png=stored(1), b_png=b"PLUG-IN 40x40")
-    assert [key for key, _ in load(source, [0, 1], [0, 0], FORMAT, in_memory).bad] == ["cat/b.png"]
+    assert [key for key, _ in load(source, [0, 1], [0, 0], FORMAT, mode).bad] == ["cat/b.png"]
 
     class PlugIn(ImageFile.ImageFile):
         format = "PLUG-IN"
@@ -436,10 +461,10 @@ def test_a_bad_verdict_ends_with_its_cause(tmp_path, monkeypatch, in_memory):
     monkeypatch.setattr(Image, "ID", [*Image.ID, "PLUG-IN"])
     monkeypatch.setitem(Image.OPEN, "PLUG-IN", (PlugIn, lambda prefix: prefix.startswith(b"PLUG-IN")))
     monkeypatch.setitem(Image.EXTENSION, ".plug", "PLUG-IN")
-    loaded = load(source, [0, 1], [0, 0], FORMAT, in_memory)
+    loaded = load(source, [0, 1], [0, 0], FORMAT, mode)
     assert not loaded.bad and (loaded.images.__getitems__([(0, 1)])["image"] == 77).all()
     monkeypatch.undo()
-    assert len(load(source, [0, 1], [0, 0], FORMAT, in_memory).bad) == 1
+    assert len(load(source, [0, 1], [0, 0], FORMAT, mode).bad) == 1
 
 
 def test_a_good_verdict_ends_with_another_limit_or_pillow(tmp_path, monkeypatch, decoded):

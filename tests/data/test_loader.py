@@ -246,7 +246,7 @@ class Noise(Source):
 
 def crops(workers: int, trained=int) -> ResumableLoader:
     source, index = Noise(70), positions(22)
-    image_format = ImageFormat(16, 3, "squash")
+    image_format = ImageFormat(16, 3, "squash", crop=True)
     images = Images(source, index, torch.arange(22), image_format, seed=1, area=(0.2, 1.0))
     return wrapped(images, EpochBatches(index, 4, True, seed=1), workers, trained)
 

@@ -316,6 +316,21 @@ def test_a_large_jpeg_is_decoded_smaller():
     assert decode(stored(Image.new("RGB", (640, 480)), "PNG"), 3, hint=32).size == (640, 480)
 
 
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (95, 62), (61, 400), (48, 60), (20, 30)])
+@pytest.mark.parametrize(("kind", "channels"), [("PNG", 1), ("PNG", 3), ("PNG", 4), ("JPEG", 3), ("JPEG", 1)])
+def test_what_is_cropped_has_a_shorter_side_of_at_most_one_and_a_half_sizes(width, height, kind, channels):
+    """Against Pillow's resizing of the whole image; a JPEG is decoded smaller before."""
+    ramp = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 135, width)).astype(np.uint8)
+    image = Image.fromarray(ramp).convert(MODE[channels])
+    content = stored(image, kind, **{"quality": 95} if kind == "JPEG" else {})
+    out = transforms.load_image(content, ImageFormat(32, channels, "crop", crop=True))
+    scale = min(1, 48 / min(width, height))
+    sides = round(width * scale), round(height * scale)
+    assert out.dtype == torch.uint8 and out.shape == (channels, sides[1], sides[0])
+    wanted = np.asarray(image.resize(sides, Image.BILINEAR)).reshape(sides[1], sides[0], channels)
+    assert np.abs(out.permute(1, 2, 0).numpy().astype(int) - wanted).max() <= (1 if kind == "PNG" else 3)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
 @pytest.mark.parametrize("hint", [None, 8])
 def test_a_cut_file_raises(kind, hint):

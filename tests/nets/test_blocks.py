@@ -1,5 +1,6 @@
 """Initialisation against the papers' formulas, written out here; the block against plain torch modules."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -42,7 +43,7 @@ def test_padding_keeps_the_size_up_to_the_stride(kernel_size, dilation, stride):
 
 
 def test_groups_and_act_take_effect():
-    block = ConvNormAct(4, 8, groups=4, act=False)
+    block = ConvNormAct(4, 8, groups=4, act=None)
     assert block.conv.weight.shape == (8, 1, 3, 3)
     assert not hasattr(block, "act")
     assert block(torch.randn(2, 4, 5, 5)).min() < 0
@@ -144,3 +145,48 @@ def test_same_seed_same_weights():
         nets.append(ConvNet(1, 10, 8))
         initialize(nets[-1], "xavier_uniform")
     assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
+CONVOLUTIONS = [(3, 8, 1), (8, 3, 1), (4, 4, 2), (4, 12, 4), (12, 4, 4), (6, 6, 6)]  # in, out, groups
+
+
+@pytest.mark.parametrize(("given", "out", "groups"), CONVOLUTIONS)
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_dirac_passes_the_first_inputs_on(given, out, groups, size):
+    torch.manual_seed(0)
+    drawn = nn.Sequential(nn.Conv2d(given, out, size, padding=size // 2, groups=groups), nn.Linear(7, 7))
+    net = copy.deepcopy(drawn)
+    initialize(net, "dirac")
+    x = torch.randn(2, given, 7, 7)
+    y = net[0](x) - net[0].bias[:, None, None]
+    each, inputs, outputs = min(given, out) // groups, given // groups, out // groups
+    for group in range(groups):
+        first, start = group * outputs, group * inputs
+        torch.testing.assert_close(y[:, first : first + each], x[:, start : start + each])
+        rest = slice(first + each, first + outputs)
+        assert torch.equal(net[0].weight[rest], drawn[0].weight[rest])
+    assert torch.equal(net[0].bias, drawn[0].bias) and torch.equal(net[1].weight, drawn[1].weight)
+
+
+def test_dirac_keeps_the_start_of_residual_blocks_and_of_published_networks():
+    for net in (ResNet(3, 5, 32, depths=[1, 1]), TorchvisionModel(3, 5, 32, "mobilenet_v3_small")):
+        norms = {n: m.weight.clone() for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        initialize(net, "dirac")
+        assert all(torch.equal(net.get_submodule(name).weight, weight) for name, weight in norms.items())
+        conv = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+        middle = conv.weight.shape[-1] // 2
+        assert torch.equal(conv.weight[:3, :, middle, middle], torch.eye(3))
+
+
+def test_a_block_with_pooling_and_a_fixed_scale():
+    torch.manual_seed(0)
+    block = ConvNormAct(3, 4, act="silu", norm_momentum=0.25, norm_scale=False, pool=2)
+    assert [name for name, _ in block.named_parameters()] == ["conv.weight", "norm.bias"]
+    x = torch.randn(5, 3, 8, 8)
+    y = nn.functional.max_pool2d(nn.functional.conv2d(x, block.conv.weight, padding=1), 2)
+    mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)
+    normal = (y - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+    torch.testing.assert_close(block(x), normal * normal.sigmoid(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block.norm.running_mean, 0.25 * mean)
+    with pytest.raises(ValueError, match="pool"):
+        ConvNormAct(3, 4, pool=0)

@@ -69,3 +69,14 @@ def test_the_network_alone_is_the_network() -> None:
     module, _ = make(3)
     images = torch.randn(2, 3, 3, 3)
     assert torch.equal(NetworkOnly(module.net)(images), module.net(images))
+
+
+@torch.no_grad()
+def test_logits_are_averaged_over_image_and_mirror(channels) -> None:
+    module, weights = make(channels, 2.0)
+    module.tta = "flip"
+    images = np.random.default_rng(2).integers(0, 256, (6, channels, 3, 3), dtype=np.uint8)
+    expected = (expected_logits(images, weights) + expected_logits(images[..., ::-1], weights)) / 2
+    np.testing.assert_allclose(module(torch.from_numpy(images)).numpy(), expected / 2, atol=1e-4)
+    alone, normal = NetworkOnly(module.net, "flip"), torch.randn(4, channels, 3, 3)
+    torch.testing.assert_close(alone(normal), (module.net(normal) + module.net(normal.flip(-1))) / 2)

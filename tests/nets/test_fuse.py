@@ -493,3 +493,44 @@ def test_timm():
     fused, folds = fuse(net, pictures(side=32))
     assert len(folds) == 49 and all(fold.into for fold in folds)
     assert isinstance(fused.bn1, nn.Sequential) and error(fused, net, pictures(side=32)) < 1e-4
+
+
+POOLED = {
+    "plain": lambda net, x: net.bn(net.pool(net.conv(x))),
+    "twice": lambda net, x: net.bn(net.pool(net.pool(net.conv(x)))),
+    "two branches": lambda net, x: net.bn(net.pool(net.conv(x))) + net.pool(net.conv2(x)),
+}
+
+
+@pytest.mark.parametrize("kind", POOLED)
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, stride=1, padding=1, ceil_mode=True)])
+def test_through_a_max_pooling(kind, pool):
+    """A scale of 0 too: max(0 x + b) = b."""
+    net = pair(POOLED[kind], pool=pool, conv2=nn.Conv2d(4, 4, 3, padding=1))
+    images = pictures().double()
+    for scale, into in ((torch.tensor([0.5, 2, 1, 0]), "conv"), (torch.tensor([0.5, 2, -1, 1]), None)):
+        randomize(net)
+        with torch.no_grad():
+            net.bn.weight.copy_(scale)
+        ours = copy.deepcopy(net).double()
+        fused, (fold,) = fuse(ours, images)
+        assert fold.into == into and (into or fold.reason == "it follows the max pooling pool, and has negative scales")
+        assert error(fused, ours, images) < 1e-12
+
+
+def test_poolings_that_others_see_keep_their_norm():
+    both = pair(lambda net, x: net.bn(y := net.pool(net.conv(x))) + y, pool=nn.MaxPool2d(2))
+    check_positive(both, "it follows MaxPool2d, not a Conv2d or Linear")
+    before = pair(lambda net, x: net.bn(net.pool(y := net.conv(x))) + net.pool(y), pool=nn.MaxPool2d(2))
+    check_positive(before, "used more than once")
+    mean = pair(lambda net, x: net.bn(net.pool(net.conv(x))), pool=nn.AvgPool2d(2))
+    check_positive(mean, "it follows AvgPool2d")
+
+
+def check_positive(net: nn.Module, reason: str) -> None:
+    randomize(net)
+    with torch.no_grad():
+        net.bn.weight.abs_()
+    fused, (fold,) = fuse(net, pictures())
+    assert fold.into is None and reason in fold.reason
+    assert error(fused, net, pictures()) < 1e-5

@@ -10,7 +10,7 @@ from torchvision.models import get_model, get_model_builder, list_models
 from torchvision.models.regnet import BlockParams
 
 from project.errors import UserError
-from project.nets import ConvNet, ResNet, ResNet9, TimmModel, TorchvisionModel
+from project.nets import ConvNet, FastNet, ResNet, ResNet9, TimmModel, TorchvisionModel
 from project.optim.layers import layers
 
 OURS = {
@@ -19,6 +19,7 @@ OURS = {
     "resnet": lambda: ResNet(3, 7, 32),
     "resnet_imagenet": lambda: ResNet(1, 7, 96, depths=[1, 3, 12], width=8, block="bottleneck"),
     "resnet9": lambda: ResNet9(3, 7, 32),
+    "fastnet": lambda: FastNet(3, 7, 32),
 }
 # those that are run, one of every family, for the sake of time
 FAMILIES = [

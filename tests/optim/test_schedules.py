@@ -20,6 +20,7 @@ from project.optim.schedules import (
     Cosine,
     Exponential,
     Lambda,
+    Linear,
     MultiStep,
     OneCycle,
     PerGroup,
@@ -83,6 +84,8 @@ CASES: dict[str, tuple[Schedule, Callable]] = {
         lambda o, base, total: lr_scheduler.MultiStepLR(o, [7, 2, 7, 99], 0.5),
     ),
     "exponential": (Exponential(0.8), lambda o, base, total: lr_scheduler.ExponentialLR(o, 0.8)),
+    "line": (Linear(), lambda o, base, total: lr_scheduler.LinearLR(o, 1.0, 0.0, total)),
+    "line to a share": (Linear(0.2), lambda o, base, total: lr_scheduler.LinearLR(o, 1.0, 0.2, total)),
     "cosine": (Cosine(), lambda o, base, total: lr_scheduler.CosineAnnealingLR(o, total)),
     "cosine to a share": (
         Cosine(0.1),
@@ -121,7 +124,7 @@ def test_rates_are_torchs(name, per_epoch, interval) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_each_counts_in_its_usual_unit(name) -> None:
     schedule, build = CASES[name]
-    by_step = isinstance(schedule, Cosine | OneCycle)
+    by_step = isinstance(schedule, Cosine | Linear | OneCycle)
     oracle = torchs(lambda optimizer, base: build(optimizer, base, 36 if by_step else 12), 36, 1 if by_step else 3)
     assert_equal(run(PlannedRates(groups(), schedule, lambda: Length(36, 3))), oracle)
 
@@ -192,6 +195,7 @@ ANY = st.one_of(
     st.builds(Step, st.integers(1, 600), st.floats(0.001, 1)),
     st.builds(MultiStep, st.lists(st.integers(1, 600), min_size=1, max_size=6), st.floats(0.001, 1)),
     st.builds(Exponential, st.floats(0.001, 1)),
+    st.builds(Linear, st.floats(0, 1)),
     st.builds(Cosine, st.floats(0, 0.99), st.integers(1, 9)),
     st.builds(OneCycle, st.floats(0.001, 0.999), st.floats(1, 1e6), st.floats(1, 1e6)),
 )
@@ -205,10 +209,10 @@ def test_every_factor_is_finite_and_at_most_1(schedule, total, data) -> None:
     assert schedule.factor(0, total) == schedule.factor(0, 1_000_000)  # before the length is known
 
 
-@pytest.mark.parametrize("schedule", [Cosine(0.2), Cosine(0.2, cycles=3), OneCycle(0.3, 5, 10)])
+@pytest.mark.parametrize("schedule", [Cosine(0.2), Linear(0.2), Cosine(0.2, cycles=3), OneCycle(0.3, 5, 10)])
 def test_steps_beyond_the_end_keep_the_last_rate(schedule) -> None:
     """Lightning's estimate can be short by a step; the rate must not rise again."""
-    last = 0.2 if isinstance(schedule, Cosine) else 1 / 5 / 10
+    last = 0.2 if isinstance(schedule, Cosine | Linear) else 1 / 5 / 10
     assert [schedule.factor(done, 12) for done in (12, 13, 40)] == pytest.approx([last] * 3)
 
 
@@ -223,11 +227,11 @@ def test_the_length_is_asked_for_after_the_first_step_only() -> None:
 
 
 def test_a_schedule_of_ones_own_is_one_method() -> None:
-    class Linear(Schedule):
+    class Own(Schedule):
         def factor(self, done: int, total: int) -> float:
             return 1 - done / total
 
-    found = run(PlannedRates(groups([0.3]), Linear(), lambda: Length(10, 2)))
+    found = run(PlannedRates(groups([0.3]), Own(), lambda: Length(10, 2)))
     assert found == [[pytest.approx(0.3 * (1 - epoch / 5))] for epoch in range(5) for _ in range(2)]
     with pytest.raises(TypeError):
         Schedule()
@@ -268,6 +272,7 @@ class Holder:
     [
         ("Cosine", "end", "1.1"),
         ("Cosine", "cycles", "0"),
+        ("Linear", "end", "-0.1"),
         ("OneCycle", "pct_start", "1"),
         ("OneCycle", "div", "0"),
         ("Step", "step_size", "0"),

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, ROOT, SMALL
+from PIL import Image
 
 SMALL_FIT = ["fit", *DIGITS, *SMALL, "--model.net.init_args.dropout", "0.2", "--trainer.max_epochs", "3"]
 ONE_EPOCH = ["--trainer.max_epochs", "1"]
@@ -20,6 +22,7 @@ SCHEDULES = {
     "one cycle": [],
     "by epoch": ["--model.schedule", EPOCH],
     "by step": ["--model.schedule", STEP, "--model.schedule_interval", "step"],
+    "with Muon": ["--model.optimizer", "project.optim.Muon"],
 }
 
 
@@ -47,6 +50,36 @@ def test_workers_and_cache_do_not_matter(cli, workdir) -> None:
     assert_equal(base, fit(cli, workdir / "b", *ONE_EPOCH, "--data.num_workers", "2", "--data.cache", "none"))
     other = fit(cli, workdir / "c", *ONE_EPOCH, "--seed_everything", "1")
     assert any(not torch.equal(base[name], other[name]) for name in base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("area", ["null", "[0.3,1]"])
+def test_of_files_no_cache_matters_nor_a_full_disk(cli, workdir, monkeypatch, area) -> None:
+    """Bit-identical weights, with random crops too: photographs are reduced before they are cropped, in every mode."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 70, 90, 3), dtype=np.uint8)
+    for i, pixels in enumerate(images):
+        (workdir / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(workdir / "images" / "ab"[i % 2] / f"{i}.{('png', 'jpg')[i // 2 % 2]}")
+    source = [
+        "--data.source",
+        "project.data.ImageFolder",
+        "--data.root",
+        str(workdir / "images"),
+        "--data.channels",
+        "3",
+    ]
+    options = [*ONE_EPOCH, *source, "--data.image_size", "16", "--data.random_resized_crop", area]
+    base = fit(cli, workdir / "none", *options, "--data.cache", "none", "--data.num_workers", "0")
+    for cache, workers in (("memory", 0), ("disk", 0), ("disk", 2), ("none", 2)):
+        where = workdir / f"{cache}{workers}"
+        assert_equal(base, fit(cli, where, *options, "--data.cache", cache, "--data.num_workers", str(workers)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workdir / "other"))
+    monkeypatch.setattr("project.data.disk.SPARE", 2**60)
+    os.chdir(workdir)
+    result = cli(*SMALL_FIT, *options, "--data.cache", "disk")
+    lines = [line for line in result.out.splitlines() if line.startswith("cache")]
+    assert result.code == 0 and len(lines) == 1 and "GB would be left free" in lines[0]
+    assert_equal(base, weights(workdir))
 
 
 class SignalAt(L.Callback):

@@ -31,6 +31,7 @@ RECIPES = {  # all trained for two epochs of three steps
     "one cycle": {"optimizer": SGD, "schedule": {"class_path": "project.optim.OneCycle"}},
     "torch": {"schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}},
     "swats": {"optimizer": {"class_path": "project.optim.SWATS"}},
+    "muon": {"optimizer": {"class_path": "project.optim.Muon"}, "schedule": {"class_path": "project.optim.Constant"}},
 }
 
 
@@ -215,6 +216,31 @@ def test_label_smoothing_may_be_changed_for_training(cli, base, monkeypatch) -> 
     assert torch.allclose(loss, nn.functional.cross_entropy(logits, labels, label_smoothing=0.4))
 
 
+def test_muons_share_for_the_rest_takes_effect(cli, base) -> None:
+    base("muon")
+    prefix = "model.optimizer.init_args"
+    assert resume(cli, "--model.optimizer.rest_lr=0.5", "--model.optimizer.momentum=0.6", epochs=3) == [
+        f"{prefix}.momentum: 0.95 until here, 0.6 from now on",
+        f"{prefix}.rest_lr: 0.015 until here, 0.5 from now on",
+    ]
+    groups = {group["name"]: group for group in checkpoint()["optimizer_states"][0]["param_groups"]}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx({"all/muon": 0.02, "all": 0.01})
+    assert groups["all/muon"]["momentum"] == 0.6
+
+
+def test_a_run_keeps_its_kind_of_step(cli, base) -> None:
+    """Its state fits that: on a GPU, the counts of a fused step are there, else on the CPU."""
+    base("step")
+    then = checkpoint()
+    (groups,) = [state["groups"] for name, state in then["callbacks"].items() if "ResumeChanges" in name]
+    assert group()["fused"] is groups[0]["fused"] is True
+    then["optimizer_states"][0]["param_groups"][0]["fused"] = groups[0]["fused"] = None
+    torch.save(then, LAST)
+    assert resume(cli, epochs=3) == [] and group()["fused"] is None
+    with pytest.raises(UserError, match="cannot be changed for a trained model"):
+        check_changes("fit", {"optimizer.init_args.fused": True}, {"optimizer.init_args.fused": False})
+
+
 # What cannot be changed
 
 REFUSED = [
@@ -293,3 +319,13 @@ def test_only_what_is_part_of_the_loss_is_free_outside_of_fit(command) -> None:
     for key in SETTINGS.keys() - {"task.init_args.label_smoothing"}:
         with pytest.raises(UserError, match=f"model.{key} cannot be changed"):
             check_changes(command, SETTINGS | {key: 0.5}, SETTINGS)
+
+
+def test_tta_may_be_chosen_wherever_nothing_is_trained() -> None:
+    then, now = {"lr": "0.1", "tta": "none"}, {"lr": "0.1", "tta": "flip"}
+    for command in ("validate", "test", "predict", "export"):
+        assert check_changes(command, now, then) == ["model.tta: flip here, none in the training"]
+    with pytest.raises(UserError, match=r"model\.tta cannot be changed for a trained model"):
+        check_changes("fit", now, then)
+    for command in ("fit", "validate"):  # a checkpoint of before there was the key
+        assert check_changes(command, then, {"lr": "0.1"}) == []

@@ -22,7 +22,7 @@ def check_augmentations(data: ImageDataModule, found: Findings) -> None:
     """A line for the grey levels of the training images, and one for each augmentation, applied to them."""
     part, names = data.loaded["train"], data.class_names
     every = 1 + data.image_size // 64  # of large images fewer, for the time and memory that they take
-    batch = part.images.__getitems__([(0, row) for row in part.index[::every]])
+    batch = part.images.whole(part.index[::every])
     pixels = batch["image"][:, :3, ::4, ::4]
     span = np.ptp(np.percentile(pixels[pixels != GREY], (1, 99)))  # without letterbox bars
     level = "error" if any(data.value_range) or span < FEW / 2 else "warning"  # drawings may be meant so

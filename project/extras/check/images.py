@@ -38,7 +38,7 @@ def check_files(data: ImageDataModule, found: Findings) -> None:
     parts = dict(data.loaded)
     if test := data.splits["test"]:
         image_format = parts["train"].images.format
-        parts["test"] = load(data.source, test, [-1] * len(test), image_format, in_memory=False)
+        parts["test"] = load(data.source, test, [-1] * len(test), image_format, cache="none")
     bad = [f"{key}: {why}" for part in parts.values() for key, why in part.bad]
     fix = "replace or remove them, or leave them out with --data.on_bad_image skip"
     found.judge("images", "all can be read", (bad, level, f"unreadable: {some(bad)}", fix))

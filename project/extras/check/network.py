@@ -39,7 +39,7 @@ def check_network(model: ImageClassifier, batch: Batch, steps: int, compare: boo
     drawn = figures.image_grid(batch["image"][:IMAGES], [model.class_names[i] for i in batch["label"][:IMAGES]])
     found.picture("batch.png", "training images, augmented (mixup and cutmix come later): do the names fit?", drawn)
     every = -(-len(part.index) // IMAGES)  # evenly chosen, so that all classes are there
-    plain = part.images.__getitems__([(0, row) for row in part.index[::every]])
+    plain = part.images.whole(part.index[::every])
     images, labels = model.normalise(plain["image"].to(model.device)), plain["label"].to(model.device)
     net, freezing = copy.deepcopy((model.net, model.freezing))  # together, so that one holds the other
     freezing.apply(sys.maxsize)  # what trains at any time of the run
@@ -107,7 +107,7 @@ def compare_init(net: nn.Module, images: Tensor) -> dict[str, list[tuple[float, 
         torch.manual_seed(0)
         fresh = copy.deepcopy(net).eval()
         for layer in fresh.modules():
-            if hasattr(layer, "reset_parameters"):
+            if hasattr(layer, "reset_parameters") and "weight" not in layer._buffers:
                 layer.reset_parameters()
         initialize(fresh, scheme)
         with torch.no_grad(), watch(fresh, weighted(fresh)) as outputs:

@@ -46,7 +46,7 @@ def open_weights(path: Path) -> Deployable:
     # As many channels as statistics: a grey image may be shown in three.
     parts = {"in_channels": len(metadata["mean"]), "mean": metadata["mean"], "std": metadata["std"]}
     model = build(ImageClassifier, metadata["model"] | parts).eval()
-    net = model.fused().net
-    module = Deployable(net, model.mean, model.std, metadata["temperature"], model.task.probabilities).eval()
+    around = (model.mean, model.std, metadata["temperature"], model.task.probabilities)
+    module = Deployable(model.fused().net, *around, tta=model.tta).eval()
     need("safetensors.torch").load_model(module, str(path))
     return module

@@ -68,7 +68,7 @@ def export_checkpoint(
     for fold in fused.folds:
         print(f"  {fold.norm}: {f'into {fold.into}' if fold.into else f'left, {fold.reason}'}")
     folds = [vars(fold) for fold in fused.folds]
-    around = (model.mean, model.std, model.temperature, model.task.probabilities, fused.folds)
+    around = (model.mean, model.std, model.temperature, model.task.probabilities, fused.folds, model.tta)
     trained, deployable = (Deployable(net, *around).eval() for net in (model.net, fused.net))
     metadata = {**_about(model, checkpoint, images), "preprocess": preprocess, "folds": folds, "made_images": made}
     example = images[:1].repeat(2, 1, 1, 1)
@@ -77,11 +77,12 @@ def export_checkpoint(
         if preprocess:
             write(deployable, example, draft, metadata, opset)
         else:
-            write(NetworkOnly(fused.net).eval(), model.normalise(example), draft, metadata, opset)
+            write(NetworkOnly(fused.net, model.tta).eval(), model.normalise(example), draft, metadata, opset)
         print(prove(draft, deployable, model, images[::step].numpy(), logits[::step], tolerance))
         if speed:
             print(measure(trained, deployable, draft, images[:1]))
-        if model.temperature != before:
+        # Another tta would have another temperature.
+        if model.temperature != before and model.tta == checkpoint["hyper_parameters"].get("tta", "none"):
             content = io.BytesIO()  # given a path, torch would raise RuntimeError for a full disk
             torch.save({**checkpoint, "temperature": model.temperature}, content)
             with written_whole(Path(ckpt_path)) as copy:
@@ -103,7 +104,7 @@ def _images(trainer: L.Trainer, data: ImageDataModule, checkpoint: dict[str, Any
         data.val_dataloader()  # says so when the model has seen them
     index = data.loaded[name].index
     some = index[:: -(-len(index) // CALIBRATED_ON)]
-    batch = data.loaded[name].images.__getitems__([(0, row) for row in some])
+    batch = data.loaded[name].images.whole(some)
     return batch["image"], batch["label"][: len(some) if name == "val" else 0]
 
 
@@ -122,5 +123,5 @@ def _about(model: ImageClassifier, checkpoint: dict[str, Any], images: Tensor) -
         "std": model.std.flatten().tolist(),
         "temperature": model.temperature,
         "golden": {"images": pack(golden.numpy()), "probabilities": pack(model.probabilities(golden).numpy())},
-        "model": {key: checkpoint["hyper_parameters"][key] for key in REBUILD},
+        "model": {key: checkpoint["hyper_parameters"][key] for key in REBUILD} | {"tta": model.tta},
     }

@@ -6,7 +6,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from project.classifier import ImageClassifier
-from project.extras.look.base import Look, pictures
+from project.extras.look.base import Look
 from project.extras.look.watch import evaluating, layer_spread, leaves, map_layers, rectifiers, watch
 
 
@@ -57,7 +57,7 @@ class LookAtActivations(Look):
             if self._fixed is None:
                 loaded = trainer.datamodule.loaded
                 split = loaded.get("val", loaded["train"])
-                self._fixed = pictures(split.images, split.index[: self.images])["image"]
+                self._fixed = split.images.whole(split.index[: self.images])["image"]
             with watch(net, {*leaves(net), *(self.layers or [])}) as outputs:
                 model(self._fixed.to(model.device))
             relus = rectifiers(net)

@@ -1,8 +1,7 @@
 """What the four callbacks share: when they draw, where to, and that training never notices."""
 
-import copy
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from project.classifier import Batch, ImageClassifier
-from project.data.memory import Images
+from project.classifier import ImageClassifier
 from project.errors import UserError
 from project.messages import say
 
@@ -64,10 +62,3 @@ class Look(Callback):
         if line not in self._said:
             self._said.add(line)
             say(f"look       {type(self).__name__} {line}")
-
-
-def pictures(images: Images, keys: Iterable[int]) -> Batch:
-    """Images by their keys, uint8 (N, C, H, W), whole (not cropped at random), and their labels."""
-    images = copy.copy(images)
-    images.area = None
-    return images.__getitems__([(0, int(key)) for key in keys])

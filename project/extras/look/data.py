@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from project.classifier import Batch, ImageClassifier
-from project.extras.look.base import Look, pictures
+from project.extras.look.base import Look
 from project.extras.look.watch import watch
 
 
@@ -42,7 +42,7 @@ class LookAtData(Look):
 
         with self.guarded("the batch"):
             seen = self._seen.pop("")[: self.images] * pl_module.std + pl_module.mean  # [0, 1] again
-            before = pictures(trainer.datamodule.loaded["train"].images, batch["index"][: self.images])
+            before = trainer.datamodule.loaded["train"].images.whole(batch["index"][: self.images])
             names, classes = pl_module.class_names, before["label"]
             self.draw(trainer, "data/1_before_augmentation", image_grid, before["image"], _titles(classes, names))
             mixed = _titles(outputs["labels"][: self.images], names)

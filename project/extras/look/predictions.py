@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from project.classifier import Batch, ImageClassifier
-from project.extras.look.base import Look, pictures
+from project.extras.look.base import Look
 from project.extras.look.gradcam import cam_layer, grad_cam
 from project.extras.look.watch import evaluating
 
@@ -69,7 +69,7 @@ class LookAtPredictions(Look):
         wrong = (predicted != labels).nonzero()[:, 0]
         worst = wrong[losses[wrong].argsort(descending=True)][: self.mistakes]
         if len(worst):
-            images = pictures(trainer.datamodule.loaded["val"].images, keys[worst])["image"]
+            images = trainer.datamodule.loaded["val"].images.whole(keys[worst])["image"]
             maps = None
             with self.guarded("Grad-CAM"):
                 inputs = model.normalise(images.to(model.device))
@@ -85,7 +85,7 @@ class LookAtPredictions(Look):
 
         val = trainer.datamodule.loaded["val"]
         with self.guarded("the projector"), torch.no_grad(), evaluating(model.net):
-            batch = pictures(val.images, val.index[: self.embedding])
+            batch = val.images.whole(val.index[: self.embedding])
             parts = [model.normalise(part.to(model.device)) for part in batch["image"].split(32)]
             features = torch.cat([model.net.forward_features(part).float() for part in parts])
             names = [model.class_names[label] for label in batch["label"]]

@@ -45,7 +45,7 @@ class Predictions:
 
     def batch(self, rows: list[int]) -> Tensor:
         """Images, uint8 (n, C, H, W), on the model's device."""
-        return self.images.__getitems__([(0, self.keys[row]) for row in rows])["image"].to(self.model.device)
+        return self.images.whole(self.keys[row] for row in rows)["image"].to(self.model.device)
 
 
 def predict(trained: tuple[ImageClassifier, ImageDataModule], checkpoint: Path) -> Predictions:
@@ -67,7 +67,7 @@ def predict(trained: tuple[ImageClassifier, ImageDataModule], checkpoint: Path) 
     probabilities, losses, labels = [], [], []
     with torch.no_grad():
         for start in range(0, len(part.index), BATCH):
-            batch = part.images.__getitems__([(0, key) for key in part.index[start : start + BATCH]])
+            batch = part.images.whole(part.index[start : start + BATCH])
             logits = model(batch["image"].to(model.device)).float()
             probabilities.append(model.task.probabilities(logits / model.temperature).cpu())
             losses.append(model.task.losses(logits, batch["label"].to(model.device)).nan_to_num(torch.inf).cpu())

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DIGITS, ROOT, make_folder
+import torch
+from conftest import DIGITS, ROOT, make_folder, slow_but
 from PIL import Image
 from profiles import cmyk_profile, grey_profile, rgb_profile
 from sklearn.datasets import load_digits
 
+from project.classifier import ImageClassifier
 from project.data.transforms import MODES, ImageFormat, load_image
-from project.extras.export.runtime import read_metadata
+from project.extras.export.runtime import open_exported, read_metadata
 
 SUFFIXES = ("onnx", "pt2", "safetensors")
 EXPORT = ["export", "--ckpt_path", "best", "--speed", "false", "--out"]
@@ -243,3 +245,22 @@ def deployed_alike(cli, workdir: Path) -> None:
     assert [path for path, _, _ in said] == paths
     for row, (_, name, probability) in zip(expected, said, strict=True):
         assert name == row["class"] and float(probability) == pytest.approx(float(row["probability"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("out", slow_but(["t.onnx", "t.pt2", "t.safetensors", "normal.onnx"], "t.safetensors"))
+def test_a_file_with_tta_is_the_average(out, trained, cli) -> None:
+    """Of image and mirror, by one call of the network for each; the checkpoint keeps the temperature it had."""
+    options = ["--preprocess", "false"] if out == "normal.onnx" else []
+    before = torch.load(trained / "checkpoints/best.ckpt", weights_only=True).get("temperature")
+    result = cli(*EXPORT, out, *options, "--model.tta", "flip")
+    assert result.code == 0 and "model.tta: flip here, none in the training" in result.out, result.err
+    model = ImageClassifier.load_from_checkpoint(trained / "checkpoints/best.ckpt", "cpu").eval()
+    assert model.tta == "none"
+    images = torch.randint(256, (70, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = (model(images) + model(images.flip(-1))) / 2
+    expected = (logits / read_metadata(Path(out))["temperature"]).softmax(1).numpy()
+    np.testing.assert_allclose(open_exported(Path(out))(images.numpy()), expected, atol=1e-5)
+    assert abs(expected - model.probabilities(images).numpy()).max() > 0.01
+    assert torch.load(trained / "checkpoints/best.ckpt", weights_only=True).get("temperature") == before
+    assert cli("verify", out).code == 0

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from project.extras.tune.curve import read_curve
 from project.extras.tune.record import StepRecord
+from project.optim import Muon
 from project.recipe import Recipe
 
 LABELS = (0.1, -0.2, 0.05, 0.15, -0.03, 0.1, -0.1, 0.025, 0.2, -0.075, -0.1, 0.12)
@@ -108,21 +109,24 @@ def test_losses_are_those_of_a_plain_loop(tmp_path, clip, accumulate) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "recipe",
+    ("kind", "recipe"),
     [
-        {"lr_mult": {"^2": 10}},
-        {"stem_lr": 0.25, "lr_mult": {"bias": 3}, "reference_batch": 16, "lr_scaling": "sqrt"},
-        {"reference_batch": 1, "lr_scaling": "linear"},
+        (torch.optim.AdamW, {"lr_mult": {"^2": 10}}),
+        (torch.optim.AdamW, {"stem_lr": 0.25, "lr_mult": {"bias": 3}, "reference_batch": 16, "lr_scaling": "sqrt"}),
+        (torch.optim.AdamW, {"reference_batch": 1, "lr_scaling": "linear"}),
+        (Muon, {"lr_mult": {"bias": 3}, "reference_batch": 16, "lr_scaling": "sqrt"}),
     ],
 )
-def test_every_group_has_the_rate_that_model_lr_would_give_it(tmp_path, recipe) -> None:
-    rates, model = np.geomspace(1e-4, 1e-2, 10).tolist(), Quadratic([1.0], torch.optim.AdamW, **recipe)
+def test_every_group_has_the_rate_that_model_lr_would_give_it(tmp_path, kind, recipe) -> None:
+    rates, model = np.geomspace(1e-4, 1e-2, 10).tolist(), Quadratic([1.0], kind, **recipe)
     found = record(tmp_path, model, rates, accumulate_grad_batches=2)
     assert len(model.used) == 10
     for rate, used in zip(rates, model.used, strict=True):
         groups = model.recipe.optimizer(model.net, 8, lr=rate).param_groups
         assert used == pytest.approx([group["lr"] for group in groups], rel=1e-9)
-    assert found["batch"] == 8 and found["scaling"] == model.recipe.scaling(8)[0] and found["optimizer"] == "AdamW"
+    assert (
+        found["batch"] == 8 and found["scaling"] == model.recipe.scaling(8)[0] and found["optimizer"] == kind.__name__
+    )
     assert found["images"] == len(LABELS) and found["memory"] > 1e6
 
 
