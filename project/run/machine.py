@@ -51,7 +51,7 @@ def work_of(model: L.LightningModule, batch: int) -> Work | None:
     try:
         model, size = copy.deepcopy(model, shapes), (2, model.in_channels, model.image_size, model.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.random.fork_rng([]):
-            model(torch.empty(size, dtype=torch.uint8, device="meta"))
+            model.net(model.normalise(torch.empty(size, device="meta")))
         total, kinds = counter.get_total_flops(), counter.get_flop_counts()["Global"]
         share = kinds.get(torch.ops.aten.convolution, 0) / total
     except Exception:  # of any network
