@@ -91,7 +91,7 @@ def prepare(environment: MutableMapping[str, str]) -> None:
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
         environment["GOMP_SPINCOUNT"] = SPINS  # libgomp alone reads it
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environment):
-        with suppress(AttributeError, OSError, TypeError):  # the C library is another
+        with suppress(AttributeError, TypeError):  # the C library is another
             for option, value in MALLOC.items():
                 ctypes.CDLL(None).mallopt(option, value)
 

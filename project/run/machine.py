@@ -57,7 +57,7 @@ def work_of(model: L.LightningModule, batch: int) -> Work | None:
     except Exception:  # of any network
         return None
     depthwise = any(isinstance(each, nn.Conv2d) and 1 < each.in_channels == each.groups for each in model.modules())
-    return Work(total / size[0] * batch, share, depthwise)
+    return Work(total / 2 * batch, share, depthwise)
 
 
 def choose(settings: Mapping[str, Any], work: Work | None) -> tuple[Any, str]:
