@@ -12,7 +12,7 @@ memory   Milliseconds of a step and the highest memory of the process, with glib
 
 The settings take turns within each round, in another order each time, so that a slow moment of the machine meets them
 all; the tables have medians over the rounds, and their ratios. Beside them stands the machine's matrix throughput in
-the same minutes. All is written to machine_<what>.json as well. A quiet machine; about 20, 15, 5 minutes on two cores.
+the same minutes. All is written to machine_<what>.json as well. A quiet machine; about 20, 60, 10 minutes on two cores.
 """
 
 import argparse

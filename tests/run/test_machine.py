@@ -197,7 +197,7 @@ def test_without_a_compiler(cli, workdir, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(cli, workdir) -> None:
-    """The checkpoint has the same tensors, the loss is the same to rounding; all commands read it; an average follows."""
+    """The checkpoint has the same tensors, the same loss to rounding; all commands read it; an average follows."""
     saved = []
     for compiled in ("false", "true"):
         result = cli(*ONE, "--machine.compile", compiled, "--trainer.callbacks+", "project.run.EMA")
