@@ -1,8 +1,11 @@
 """`python -m project`: see `python -m project --help`."""
 
+import ctypes
 import os
 import signal
 import sys
+from collections.abc import MutableMapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import get_origin
 
@@ -12,6 +15,13 @@ from project import __version__, commands
 from project.commands import Command
 from project.errors import UserError
 from project.messages import OneLineErrors, say
+
+# How often a thread of torch looks for its next piece of work before it sleeps; left alone, libgomp spins for 300,000
+# turns, some 15 ms, in which it keeps the core from whoever has the work. `benchmarks.machine waiting` measures it.
+SPINS = "1000"
+# glibc gives large blocks back to the system after each step, and takes them again page by page: the heap shall keep
+# them (M_MMAP_MAX 0, M_TRIM_THRESHOLD none) and grow by 256 MB (M_TOP_PAD). `benchmarks.machine memory` measures it.
+MALLOC = {-4: 0, -1: -1, -2: 2**28}
 
 
 class Parser(OneLineErrors, ArgumentParser):
@@ -76,6 +86,16 @@ def run_alone(command: Command, words: list[str]) -> int:
     return command.function(**values) or 0
 
 
+def prepare(environment: MutableMapping[str, str]) -> None:
+    """Set what torch's threads and memory read once, before it is loaded, where the user has not."""
+    if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        environment["GOMP_SPINCOUNT"] = SPINS  # libgomp alone reads it
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environment):
+        with suppress(AttributeError, TypeError):  # the C library is another
+            for option, value in MALLOC.items():
+                ctypes.CDLL(None).mallopt(option, value)
+
+
 def _leave(*_: object) -> None:
     """On Ctrl-C in the seconds of importing: there is nothing to save, nothing to say."""
     os._exit(130)
@@ -89,5 +109,6 @@ def _listen() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _leave)
+    prepare(os.environ)
     sys.stdout.reconfigure(errors="replace")  # of letters that the terminal cannot show
     sys.exit(main(sys.argv[1:]))

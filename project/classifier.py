@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchvision.transforms import v2
 
 from project.errors import UserError
@@ -21,7 +21,7 @@ from project.notation import MAKER, written
 from project.optim import Interval, Length, PlannedRates, Schedule
 from project.optim.freeze import Freeze, Freezing
 from project.recipe import OptimizerCallable, Recipe, Scaling, SchedulerCallable
-from project.tasks import MultiClass, Task
+from project.tasks import Mean, MultiClass, Task
 
 NetCallable = Callable[[int, int, int], nn.Module]  # (in_channels, outputs, image_size) -> network
 TaskCallable = Callable[[list[str]], Task]  # class_names -> task
@@ -119,8 +119,7 @@ class ImageClassifier(L.LightningModule):
         self.planned: PlannedRates | None = None  # None with a scheduler of torch
         self._length: Length | None = None
         self._new_metrics: dict[str, Tensor] = {}  # of this epoch's last validation
-        # torchmetrics would leave a loss that is not a number out of the mean (and its "disable" ignores weights).
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=torch.nan) for _ in range(3))
+        self.train_loss, self.val_loss, self.test_loss = (Mean() for _ in range(3))
         self.train_metrics = self.task.train_metrics()
         self.val_metrics, self.test_metrics = map(self.task.metrics, ("val/", "test/"))
         self.train_loss.persistent(True)  # an epoch that is resumed has the loss of all its batches
@@ -269,7 +268,7 @@ class ImageClassifier(L.LightningModule):
         """index (N,), and probabilities (N, outputs)."""
         return {"index": batch["index"], "probabilities": self.probabilities(batch["image"])}
 
-    def _evaluate(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> Tensor:
+    def _evaluate(self, batch: Batch, loss: Mean, metrics: MetricCollection) -> Tensor:
         logits = self(batch["image"])
         loss.update(self.task.losses(logits, batch["label"]))
         metrics.update(logits, batch["label"])
@@ -283,7 +282,7 @@ class ImageClassifier(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log("test/", self.task.scores(self.test_metrics, "test/"), self.test_loss, self.test_metrics)
 
-    def _log(self, prefix: str, scores: dict[str, Tensor], loss: MeanMetric, metrics: MetricCollection) -> dict:
+    def _log(self, prefix: str, scores: dict[str, Tensor], loss: Mean, metrics: MetricCollection) -> dict:
         """Log over all images of all ranks: `compute` gathers them, each counted once."""
         values = {**scores, f"{prefix}loss": loss.compute()}
         self.log_dict(values)

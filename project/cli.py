@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch._dynamo.exc import TorchDynamoException
 
 from project import commands
 from project.classifier import ImageClassifier
@@ -22,6 +23,7 @@ from project.run.audit import FreezeAudit
 from project.run.checkpoints import BestAndLast
 from project.run.interrupt import SafeInterrupt
 from project.run.learning_curve import LearningCurve
+from project.run.machine import Machine, Trainer, choose, work_of
 from project.run.paths import flatten
 from project.run.plan import RatePlan, check_callbacks
 from project.run.record import RunRecord
@@ -74,6 +76,7 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{data}", f"model.{model}", apply_on="instantiate")
         parser.add_class_arguments(BestAndLast, "checkpoint", skip={"run", "saves"}, instantiate=False)
         parser.add_class_arguments(RunRecord, "record", skip={"run", "tensorboard", "saved"}, instantiate=False)
+        parser.add_class_arguments(Machine, "machine", skip={"work", "why"}, instantiate=False)
         parser.add_argument(
             "--classifier", type=str | None, help="Path of a subclass of ImageClassifier, in its place."
         )
@@ -112,6 +115,9 @@ class CLI(LightningCLI):
         """The trainer, with the callbacks that every command has."""
         config = self.config_init["trainer"]
         own_logger = config["logger"] in (None, True)
+        work = work_of(self.model, self.datamodule.batch_size)
+        config["precision"], why = choose(config, work)
+        self.config["trainer"]["precision"] = config["precision"]  # what the run keeps
         run = self._run()
         saved = None
         if self.command.name == "fit":
@@ -121,6 +127,7 @@ class CLI(LightningCLI):
             ResumeChanges(),
             RunRecord(run, own_logger, saved, **self.config["record"]),
             StartTable(),
+            Machine(work, why, **self.config["machine"]),
             EpochLine(),
             SafeInterrupt(),
             StepSeed(self.datamodule.seed),
@@ -191,6 +198,8 @@ def run_command(command: Command, words: list[str], openers: list[commands.Opene
             raise
         words = "of one image and a feature map of one pixel: raise it, or data.image_size, or use less pooling"
         raise UserError(f"data.batch_size: batch norm has nothing to average in a batch {words}") from error
+    except TorchDynamoException as error:
+        raise UserError(f"machine.compile: it fails on this network here; leave it out ({error!s:.200})") from error
     except SIGTERMException:
         return 143
     except SystemExit as error:  # Lightning's, after it has ended a run in good order

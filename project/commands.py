@@ -22,6 +22,7 @@ GIVEN = {"objects": 3, "config": 2, "nothing": 0}  # leading arguments that are 
 TRAINING_ONLY = (
     "checkpoint",
     "record",
+    "machine.compile",
     "data.augment",
     "data.sampler",
     "data.random_resized_crop",

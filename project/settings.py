@@ -107,13 +107,16 @@ def checkpoint_config(checkpoint: dict[str, Any], command: str) -> dict[str, Any
     """
     config = yaml.safe_load(checkpoint["config"])
     config["data"] |= {data: checkpoint["hyper_parameters"][model] for model, data in LINKS.items()}
+    trainer = config["trainer"]
+    if not trainer.get("precision") and not trainer.get("plugins"):
+        trainer["precision"] = "32-true"  # of before there was `auto`
     if command == "fit":
         return config
     if command == "predict":  # other images than the ones it was trained on
         config["data"]["root"] = None
-    limit = config["trainer"].get("limit_val_batches") if command == "validate" else None  # for the same score
-    kept = {"trainer": {"limit_val_batches": limit}} if limit else {}
-    return {name: config[name] for name in ("classifier", "data", "model") if name in config} | kept
+    same = {"precision", "limit_val_batches"} if command == "validate" else {"precision"}  # for the same score
+    config["trainer"] = {name: trainer[name] for name in same if trainer.get(name)}
+    return {name: config[name] for name in ("classifier", "data", "model", "trainer") if name in config}
 
 
 @dataclass

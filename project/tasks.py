@@ -167,11 +167,19 @@ class MultiClass(Task):
         return MulticlassAccuracy(self.outputs, top_k=top_k, average="micro", validate_args=False)
 
 
-class _WeightedLoss(MeanMetric):
+class Mean(MeanMetric):
+    """torchmetrics' without its search for losses that are no numbers, in which each step would wait for the GPU."""
+
+    def update(self, value: Tensor, weight: Tensor | int = 1) -> None:
+        self.mean_value += (value * weight).sum()
+        self.weight += weight.sum() if isinstance(weight, Tensor) else weight * value.numel()
+
+
+class _WeightedLoss(Mean):
     """The plain losses, weighted by class, over the sum of the weights."""
 
     def __init__(self, task: MultiClass) -> None:
-        super().__init__(nan_strategy=torch.nan)
+        super().__init__()
         self._losses, self._weights = task.losses, task.weights
 
     def update(self, logits: Tensor, targets: Tensor) -> None:

@@ -21,6 +21,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from project.classifier import ImageClassifier
 from project.data import Digits, ImageDataModule
@@ -28,7 +29,7 @@ from project.errors import UserError
 from project.nets import ConvNet
 from project.nets.normalise import IMAGENET_MEAN, IMAGENET_STD
 from project.optim import Constant
-from project.tasks import MultiClass
+from project.tasks import Mean, MultiClass
 
 
 def small_net(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -767,8 +768,8 @@ def test_tta_scores_but_does_not_train(cli, workdir, monkeypatch) -> None:
     monkeypatch.setattr(ConvNet, "forward", lambda net, x: seen.append((net.training, len(x))) or forward(net, x))
     options = ["--model.tta", "flip", "--data.batch_size", "64", "--trainer.max_epochs", "1"]
     assert cli("fit", *DIGITS, *SMALL, *options, "--trainer.limit_train_batches", "3").code == 0
-    assert {size for training, size in seen if training} == {64}
-    assert max(size for training, size in seen if not training) == 128
+    assert {size for training, size in seen if training} == {2, 64}  # two when its operations are counted
+    assert max(size for training, size in seen if not training) == 256  # a batch of an evaluation is twice as large
     path = "runs/digits/version_0/checkpoints/last.ckpt"
     model, data = ImageClassifier.load_from_checkpoint(path, "cpu"), ImageDataModule(source=Digits, channels=1)
     data.setup("validate")
@@ -788,3 +789,57 @@ def test_tta_scores_but_does_not_train(cli, workdir, monkeypatch) -> None:
 def test_tta_is_one_of_two(cli) -> None:
     result = cli("fit", *DIGITS, "--model.tta", "rotate")
     assert result.code == 2 and result.err.count("\n") == 1 and "tta" in result.err
+
+
+def test_the_mean_of_losses_is_a_mean_and_shows_what_is_no_number() -> None:
+    values, weights = torch.rand(7, generator=torch.Generator().manual_seed(0)), torch.arange(1.0, 8)
+    mean = Mean()
+    mean.update(values[:3], weights[:3])
+    mean.update(values[3:], weights[3:])
+    assert float(mean.compute()) == pytest.approx(np.average(values, weights=weights))
+    mean.reset()
+    mean.update(values[0], 64)  # a batch's mean, and its images
+    mean.update(values[1], 16)
+    assert float(mean.compute()) == pytest.approx(np.average(values[:2], weights=[64, 16]))
+    mean.update(torch.tensor(torch.nan), 16)
+    assert mean.compute().isnan()
+    assert {*mean._defaults} == {"mean_value", "weight"}  # as checkpoints have them
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that Python reads from tensors: on a GPU each would wait for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+class Watch(L.Callback):
+    """Counts them in the forward and backward pass of the second step; the first one is logged."""
+
+    def __init__(self) -> None:
+        self.mode = Reads()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 1:
+            self.mode.__enter__()
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if trainer.global_step == 1:
+            self.mode.__exit__(None, None, None)
+
+
+def test_a_step_waits_for_nothing() -> None:
+    reads = Reads()
+    with reads:
+        torch.zeros(3).sum().item()
+    assert reads.count == 1
+    data = ImageDataModule(source=Digits, channels=1)
+    model = ImageClassifier(small_net, data.class_names, 1, 8, task=partial(MultiClass, class_weights="balanced"))
+    watch = Watch()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", callbacks=[watch], enable_model_summary=False, **options)
+    trainer.fit(model, data)
+    assert watch.mode.count == 0 and trainer.global_step == 2

@@ -195,9 +195,13 @@ def checkpoint() -> dict:
 def test_every_command_takes_its_part(command) -> None:
     found = checkpoint_config(checkpoint(), command)
     assert set(found) == (
-        {"seed_everything", "trainer", "model", "data", "checkpoint"} if command == "fit" else {"model", "data"}
+        {"seed_everything", "trainer", "model", "data", "checkpoint"}
+        if command == "fit"
+        else {"model", "data", "trainer"}
     )
     assert found["model"] == {"lr": 0.5}
+    # of a checkpoint of before there was `auto`; nothing else of the trainer, except to resume
+    assert found["trainer"] == {"precision": "32-true"} | ({"max_epochs": 9} if command == "fit" else {})
     # the model's view of the data, not what was left open in the config
     assert found["data"] == {
         "root": None if command == "predict" else "/there",

@@ -23,6 +23,10 @@ from project.data.transforms import MAX_PIXELS, ImageFormat, Resize
 from project.errors import UserError
 from project.messages import say
 
+# Batches of an evaluation, in batches of the training: without gradients twice as large a one takes less memory, since
+# two layers' outputs are kept of it at a time, and a step of training keeps those of all.
+EVALUATION = 2
+
 
 class ImageDataModule(L.LightningDataModule):
     """Images of any source, split, checked, loaded and augmented."""
@@ -63,7 +67,7 @@ class ImageDataModule(L.LightningDataModule):
             image_size: Pixels of a side: larger is usually more accurate, and slower. Null: measured, at most 224.
             channels: 1 (grey), 3 (colour) or 4 (colour and alpha); images of other kinds are converted.
             resize: letterbox keeps the whole image on grey bars, crop cuts out the middle, squash distorts.
-            batch_size: Images per step on each device; rarely below 16.
+            batch_size: Images per step on each device; rarely below 16. Evaluation takes twice as many at a time.
             val_size: Share of what is not test to validate on, where no validation set is given; 0 for none.
             test_size: Share of all images to test on, where no test set is given; 0 for none, 1 for all (test only).
             split_seed: Seed of the split alone, so that training seeds compare on one split.
@@ -219,12 +223,13 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(self, name: str) -> ResumableLoader:
         trainer, images, workers = self.trainer, self.loaded[name].images, self.num_workers
+        device = trainer.strategy.root_device
         train, weights = name == "train", None
         if train and self.sampler == "balanced":
             weights = (1 / torch.bincount(images.labels))[images.labels]
         batches = EpochBatches(
             self._unseen(name),
-            self.batch_size,
+            self.batch_size * (1 if train else EVALUATION),
             train,
             self.seed,
             weights,
@@ -234,12 +239,13 @@ class ImageDataModule(L.LightningDataModule):
         )
         if workers is None:  # images in memory are only copied: handing them between processes would cost more
             workers = min(8, os.cpu_count() or 1) if images.pixels is None else 0
+        there = images if workers else images.on(device)
         loader = DataLoader(
-            images,
+            there,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=dict,  # the data set gives whole batches
-            pin_memory=trainer.strategy.root_device.type == "cuda",
+            pin_memory=device.type == "cuda" and there is images,
             persistent_workers=workers > 0,
         )
         return ResumableLoader(loader, lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed)

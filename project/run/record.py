@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as announce
 
+from project.data.module import EVALUATION
 from project.data.split import save_split
 from project.messages import say
 from project.run.checkpoints import BestAndLast, logged
@@ -65,6 +67,7 @@ class RunRecord(L.Callback):
         self.run.note(
             commands=[*read(self.run.folder / "run.json").get("commands", []), command],
             seed=data.seed,
+            threads=torch.get_num_threads(),
             split={"fingerprint": data.fingerprint, **{name: len(rows) for name, rows in data.splits.items()}},
             images_left_out=dict(data.bad),
             left_out=data.unused,
@@ -129,7 +132,7 @@ def _evaluated(trainer: L.Trainer, split: str) -> dict[str, float]:
     data = trainer.datamodule
     if getattr(trainer, f"limit_{split}_batches") in (None, 1.0) or split not in data.loaded:
         return {}
-    images = sum(getattr(trainer, f"num_{split}_batches")) * data.batch_size * trainer.world_size
+    images = sum(getattr(trainer, f"num_{split}_batches")) * data.batch_size * EVALUATION * trainer.world_size
     return {f"{split}/images": float(min(images, len(data.loaded[split].index)))}
 
 

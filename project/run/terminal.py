@@ -101,7 +101,7 @@ def data_lines(data: L.LightningDataModule) -> str:
 
 
 def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
-    """The table's lines: data, model, optimizer groups, device."""
+    """The table's lines: data, model, optimizer groups."""
     data, frozen = trainer.datamodule, model.freezing.frozen(trainer.current_epoch)
     total = sum(p.numel() for p in model.net.parameters())
     trained = sum(p.numel() for name, p in model.net.named_parameters() if name not in frozen and p.requires_grad)
@@ -113,9 +113,7 @@ def describe(trainer: L.Trainer, model: L.LightningModule) -> list[str]:
         f"model      {type(model.net).__name__}: {total:,} parameters, {trained:,} trainable at the start",
     ]
     lines += model.load_report.lines() if model.load_report else []
-    lines += optimizer_lines(trainer, model)
-    device = trainer.strategy.root_device.type
-    return [*lines, f"device     {trainer.world_size} x {device}, precision {trainer.precision}"]
+    return lines + optimizer_lines(trainer, model)
 
 
 def optimizer_lines(trainer: L.Trainer, model: L.LightningModule) -> list[str]:

@@ -256,3 +256,19 @@ def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, version, limit,
         if text is not None:
             path.write_text(text)
     assert fits_in_memory(fitting * 1024) and not fits_in_memory(fitting * 1024 + 1)
+
+
+@pytest.mark.parametrize(("device", "free"), [("cpu", 2**40), ("cuda", 4 * 2 * 64 - 1)])
+def test_pixels_stay_where_no_gpu_has_room(monkeypatch, device, free) -> None:
+    images = held(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], [0, 1])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**40))
+    assert images.on(torch.device(device)) is images
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pixels_on_a_gpu_give_the_same_batches() -> None:
+    images = held(torch.arange(128, dtype=torch.uint8).reshape(2, 1, 8, 8), [5, 7], [0, 1])
+    there = images.on(torch.device("cuda")).__getitems__([(0, 7), (0, 5 + INDEX_LIMIT)])
+    here = images.__getitems__([(0, 7), (0, 5 + INDEX_LIMIT)])
+    assert there["image"].is_cuda and not images.pixels.is_cuda
+    assert all(torch.equal(value, there[name].cpu()) for name, value in here.items())

@@ -21,6 +21,7 @@ STEP = '{"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"
 SCHEDULES = {
     "one cycle": [],
     "by epoch": ["--model.schedule", EPOCH],
+    "in 16 bits": ["--trainer.precision", "bf16-mixed"],
     "by step": ["--model.schedule", STEP, "--model.schedule_interval", "step"],
     "with Muon": ["--model.optimizer", "project.optim.Muon"],
 }
@@ -45,10 +46,12 @@ def fit(cli, folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_workers_and_cache_do_not_matter(cli, workdir) -> None:
-    base = fit(cli, workdir / "a", *ONE_EPOCH)
-    assert_equal(base, fit(cli, workdir / "b", *ONE_EPOCH, "--data.num_workers", "2", "--data.cache", "none"))
-    other = fit(cli, workdir / "c", *ONE_EPOCH, "--seed_everything", "1")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_workers_and_cache_do_not_matter(cli, workdir, precision) -> None:
+    options = [*ONE_EPOCH, "--trainer.precision", precision]
+    base = fit(cli, workdir / "a", *options)
+    assert_equal(base, fit(cli, workdir / "b", *options, "--data.num_workers", "2", "--data.cache", "none"))
+    other = fit(cli, workdir / "c", *options, "--seed_everything", "1")
     assert any(not torch.equal(base[name], other[name]) for name in base)
 
 

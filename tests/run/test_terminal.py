@@ -16,14 +16,7 @@ from project.run.terminal import EpochLine, StartTable, TerminalBar, describe, r
 
 
 def fake(groups: list[dict], data: SimpleNamespace | None = None, **arguments) -> SimpleNamespace:
-    named = {
-        "max_epochs": 7,
-        "precision": "32-true",
-        "world_size": 2,
-        "is_global_zero": True,
-        "current_epoch": 0,
-        **arguments,
-    }
+    named = {"max_epochs": 7, "world_size": 2, "is_global_zero": True, "current_epoch": 0, **arguments}
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(datamodule=data, optimizers=[torch.optim.AdamW(groups)], strategy=strategy, **named)
 
@@ -77,7 +70,6 @@ def test_the_table() -> None:
         "           group    parameters         lr     decay  trainable",
         "           head             12       0.01         0  yes",
         "           rest          3,003      0.002      0.05  3,000 yes, 3 no",
-        "device     2 x cpu, precision 32-true",
     ]
 
 

@@ -24,6 +24,7 @@ from project.extras.check.findings import Findings
 from project.extras.check.images import check_classes, check_files, stand_in
 from project.extras.check.network import check_network
 from project.optim.plan import draw_plan
+from project.run.machine import Machine, Trainer, choose, work_of
 from project.run.plan import advice_for, check_callbacks, make_plan
 from project.run.terminal import data_lines, optimizer_lines
 from project.settings import LINKS
@@ -112,10 +113,13 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         check_augmentations(data, found)
         stand_in(data, splits)
         check_classes(data, model.task.weighted, found)
-        settings = build(L.Trainer, config["trainer"])
+        settings = build(Trainer, config["trainer"])
         callbacks = settings["callbacks"] or []
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
-        settings = {**settings, **OURS, "callbacks": Probe(found, steps, compare_init)}
+        work = work_of(model, data.batch_size)
+        settings["precision"], why = choose(settings, work)
+        machine = Machine(work, why, **config["machine"])
+        settings = {**settings, **OURS, "callbacks": [machine, Probe(found, steps, compare_init)]}
         L.Trainer(**settings).fit(model, datamodule=data)
         found.add("error", "training", "no step is trained: trainer.max_epochs, max_steps or limit_train_batches is 0")
     except Measured:

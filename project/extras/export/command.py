@@ -63,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
     metadata = read_metadata(path)
     metadata.setdefault("value_range", [0.0, 65535.0])  # of a file of before there was the key
     data = {key: metadata[key] for key in ("class_names", "image_size", "channels", "resize", "value_range")}
-    config = {"data": {**data, "root": None}, "model": {"path": str(path)}}
+    config = {"data": {**data, "root": None}, "model": {"path": str(path)}, "trainer": {"precision": "32-true"}}
     return {"hyper_parameters": {**data, "in_channels": data["channels"]}, "config": config}
 
 

@@ -1,0 +1,46 @@
+"""What is set before torch is loaded, and what the user has set."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from project.__main__ import SPINS, prepare
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [
+        ({}, SPINS),
+        ({"HOME": "/"}, SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ({"KMP_BLOCKTIME": "0"}, None),
+    ],
+)
+def test_how_threads_wait(monkeypatch, given, spins) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # of a C library that is not glibc
+    prepare(given)
+    assert given.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize("given", [{}, {"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.check=1"}])
+def test_memory_is_kept_unless_the_user_says_otherwise(monkeypatch, given) -> None:
+    calls = []
+
+    class Library:
+        def mallopt(self, option: int, value: int) -> None:
+            calls.append((option, value))
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    prepare(dict(given))
+    # malloc.h: M_TRIM_THRESHOLD -1, M_TOP_PAD -2, M_MMAP_MAX -4
+    assert sorted(calls) == ([] if given else [(-4, 0), (-2, 2**28), (-1, -1)])
+
+
+def test_a_program_that_imports_the_project_is_left_alone() -> None:
+    words = "import os; before = dict(os.environ); import project.__main__; assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
