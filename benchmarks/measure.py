@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's speed, runs of the project in processes of their own, tables and JSON."""
+"""What the benchmarks share: the machine's speed, runs in processes of their own, tables and JSON."""
 
 import json
 import os
@@ -12,80 +12,129 @@ from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = 209.0  # GFLOP/s in bfloat16 of the machine for which the time limits are meant
 
 
-class Score(NamedTuple):
-    """Of one training: seconds of its epochs, accuracy on the test images without and with test-time flips."""
+class Process(NamedTuple):
+    """What a process took: wall seconds, CPU seconds, and at most so many megabytes of memory."""
 
     seconds: float
+    cpu: float
+    megabytes: float
+
+
+class Score(NamedTuple):
+    """Of one training: seconds of its epochs and of the whole process, accuracy on the test images, also with flips."""
+
+    seconds: float
+    process: float
     accuracy: float
     flipped: float
 
 
 def throughput(size: int = 2048) -> dict[str, float]:
-    """GFLOP/s of a product of two square matrices, float32 and bfloat16: the best of eight."""
+    """GFLOP/s of a product of two square matrices, float32 and bfloat16: the best of eight, after one to warm up."""
     found, device = {}, "cuda" if torch.cuda.is_available() else "cpu"
+    size *= 4 if device == "cuda" else 1
     for kind in (torch.float32, torch.bfloat16):
         one, times = torch.randn(size, size, device=device).to(kind), []
-        for _ in range(8):
+        for _ in range(9):
             start = time.perf_counter()
             (one @ one)[0, 0].item()  # waits for a GPU
             times.append(time.perf_counter() - start)
-        found[str(kind).removeprefix("torch.")] = 2 * size**3 / min(times) / 1e9
+        found[str(kind).removeprefix("torch.")] = 2 * size**3 / min(times[1:]) / 1e9
     return found
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    speed = throughput()
+    """What the figures were measured on; printed, too."""
+    speed, device = throughput(), torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"{os.cpu_count()} CPUs, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}, "
         f"matrix product {', '.join(f'{kind} {rate:.0f} GFLOP/s' for kind, rate in speed.items())}",
         flush=True,
     )
-    return {"cpus": os.cpu_count(), "torch": torch.__version__, "gflops": speed, "time": time.strftime("%F %T")}
+    here = {"device": device, "cores": os.cpu_count(), "load": os.getloadavg()[0], "time": time.strftime("%F %T")}
+    return here | {"torch": torch.__version__, "gflops": speed}
 
 
-def run(*words: str, **environment: str) -> float:
-    """`python -m` these words from the root of the project, its output on stderr; the seconds that it took."""
+def limit(seconds: float, here: dict[str, Any]) -> float:
+    """A time limit that is meant for the machine of REFERENCE, on this one."""
+    return seconds * REFERENCE / here["gflops"]["bfloat16"]
+
+
+def execute(command: Sequence[str]) -> Process:
+    """Run a command from the root of the project, its output on stderr.
+
+    Raises:
+        SystemExit: it failed.
+    """
     start = time.perf_counter()
-    command, env = [sys.executable, "-m", *words], {**os.environ, **environment}
-    subprocess.run(command, cwd=ROOT, env=env, stdout=sys.stderr, check=True)
-    return time.perf_counter() - start
+    process = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if status:
+        raise SystemExit(f"{' '.join(command)}\nended with exit code {process.returncode}")
+    return Process(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def train(folder: Path, *options: str, test: bool = True) -> Score:
-    """`fit` in a folder for its runs, timed by `benchmarks.timing`, and `test` of its last weights, twice."""
+def run(*words: str) -> Process:
+    """`python -m` these words."""
+    return execute([sys.executable, "-m", *words])
+
+
+def timed(times: Path) -> list[str]:
+    """Options of a fit that then writes the seconds of its epochs to this file."""
+    return ["--trainer.callbacks+=benchmarks.timing.EpochTimer", f"--trainer.callbacks.path={times}"]
+
+
+def train(folder: Path, *options: str, checkpoint: str = "last") -> Score:
+    """`fit` in a folder for its runs, and `test` of its checkpoint, without and with flips."""
     times, runs = folder / "times.json", ["--trainer.default_root_dir", str(folder)]
-    timer = "--trainer.callbacks+=benchmarks.timing.EpochTimer"
-    run("project", "fit", *options, *runs, "--trainer.enable_progress_bar", "false", timer, EPOCH_TIMES=str(times))
-    seconds, accuracies = sum(json.loads(times.read_text())["seconds"]), []
-    for tta in ("none", "flip") if test else ():
-        run("project", "test", "--ckpt_path", "last", "--model.tta", tta, *runs)
+    runs += ["--trainer.enable_progress_bar", "false"]
+    process = run("project", "fit", *options, *runs, *timed(times))
+    accuracies = []
+    for tta in ("none", "flip"):
+        run("project", "test", "--ckpt_path", checkpoint, "--model.tta", tta, *runs)
         accuracies.append(json.loads(next(folder.glob("*/version_*/metrics.json")).read_text())["test/acc"])
-    return Score(seconds, *accuracies or (0.0, 0.0))
+    return Score(sum(json.loads(times.read_text())["seconds"]), process.seconds, *accuracies)
 
 
-def spread(values: Sequence[float], form: str = ".2%") -> str:
-    """Mean and standard deviation, of a single value that alone."""
-    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
+def arithmetic(runs: Path) -> list[str]:
+    """Options of `benchmarks.raw_loop`: precision and threads as in the newest run of a folder."""
+    folder = runs / (runs / "latest").read_text().strip()
+    precision = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"]
+    threads = json.loads((folder / "run.json").read_text())["threads"]
+    return ["--precision", precision, "--threads", str(threads)]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation in percent, of a single value that alone."""
+    return f"{mean(values):.2%}" + (f" ± {stdev(values):.2%}" if len(values) > 1 else "")
+
+
+def middle(values: Sequence[float], digits: int = 1) -> str:
+    """Median, lowest and highest, of a single value that alone."""
+    around = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{median(values):.{digits}f}{around}"
+
+
+def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """first / second of each round."""
+    return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def table(rows: list[dict[str, Any]]) -> None:
     """Print rows with the same keys as a Markdown table."""
+    print()
     for cells in (rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)):
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """The median over the rounds of first / second."""
-    return median(a / b for a, b in zip(first, second, strict=True))
-
-
-def save(path: Path | None, found: dict[str, Any]) -> None:
-    """Write the figures as JSON, where a path is given."""
-    if path:
-        path.write_text(json.dumps(found, indent=2) + "\n")
+def save(path: Path, found: dict[str, Any]) -> None:
+    """Write the figures as JSON."""
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"\nall figures: {path}")

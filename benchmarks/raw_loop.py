@@ -1,11 +1,13 @@
-"""A plain PyTorch training loop that does the work of `fit` and nothing else: the yardstick of what `fit` costs.
+"""A plain PyTorch training loop, the yardstick of what `fit` costs: configs/cifar10_fast.yaml by hand.
 
-    python -m benchmarks.raw_loop CONFIG [--epochs 3] [--seed 0] [--out result.json]
+    python -m benchmarks.raw_loop FOLDER [--model fast] [--epochs 3] [--batch 160] [--precision bf16-mixed] [...]
 
-CONFIG is the config.yaml that `fit` left in its run, which has every setting in force; run.json beside it has the
-threads. Network, optimizer, schedule, loss, augmentations and precision are those of the run; the training images lie
-decoded in one uint8 tensor on the device. No Lightning, no metrics, no logs, no checkpoints: the sum of the losses is
-all that is kept. At the end it scores the test images, if there are any, without and with test-time flips.
+FOLDER holds train/<class>/* and perhaps test/<class>/*, all of one size. Of the project it has the networks and Muon
+alone; reading, shuffling, flips, shifts, rates and loss are its own, as short and as fast as they come: the images of
+an epoch are changed all at once. No Lightning, no metrics, no logs, no checkpoints: the sum of the losses is all that
+is kept. At the end it scores the test images, without and with test-time flips.
+
+--model resnet18 has the recipe of configs/model/resnet18.yaml, but torch's first weights; only its speed matters.
 
 It prints the seconds of each epoch. A CPU or one GPU.
 """
@@ -14,102 +16,148 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-import yaml
-from torch import Tensor
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from project.classifier import ImageClassifier
-from project.cli import build
-from project.data import ImageDataModule
-from project.data.load import load
-from project.data.transforms import ImageFormat
-from project.optim import Length
+from project.nets import FastNet, ResNet
+from project.optim import Muon
 
-PRECISION = {"32-true": None, "bf16-mixed": torch.bfloat16}  # Lightning's name -> type of autocast
-NOT_REPEATED = ("freeze", "weights", "warmup", "mixup", "cutmix")  # of the model
-
-
-def images_of(data: ImageDataModule, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pixels, uint8 (N, C, H, W), and labels, int64 (N,)."""
-    form = ImageFormat(data.image_size, data.channels, data.resize, data.value_range, data.max_pixels)
-    numbers = {name: i for i, name in enumerate(data.class_names)}
-    rows = data.splits[split]
-    labels = [numbers[data.source.samples[row].label] for row in rows]
-    loaded = load(data.source, rows, labels, form, in_memory=True) if rows else None
-    if loaded is None:
-        return torch.empty(0), torch.empty(0)
-    return loaded.images.pixels.to(device), loaded.images.labels.to(device)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KINDS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+SHIFT = 2  # pixels
+SMOOTHING = {"fast": 0.2, "resnet18": 0.1}
+Images = tuple[Tensor, Tensor]  # pixels uint8 (N, 3, H, W), labels int64 (N,)
 
 
-def train(config: dict[str, Any], epochs: int, seed: int, batches: int | None = None) -> dict[str, Any]:
-    """Train and score; the seconds of each epoch, and the accuracies."""
-    config["data"] |= {"seed": seed}
-    if extra := [key for key in NOT_REPEATED if config["model"].get(key)]:
-        raise SystemExit(f"the raw loop has no {', '.join(extra)}")
-    torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = build(ImageDataModule, config["data"])
-    follows = {"class_names": data.class_names, "image_size": data.image_size, "in_channels": data.channels}
-    follows |= {"resize": data.resize, "value_range": list(data.value_range)}
-    model = build(ImageClassifier, config["model"] | follows)
-    kind = PRECISION[str(config["trainer"]["precision"])]
-    (pixels, labels), (tests, answers) = (images_of(data, split, device) for split in ("train", "test"))
-    model.to(device).train()
-    if hasattr(model.net, "prepare"):
-        model.net.prepare(model.normalise(pixels[:5000]))
-    batch = data.batch_size
-    full, rest = divmod(len(labels), batch)
-    steps = batches or full + (rest > 1)  # batch norm cannot take a last batch of a single image
-    optimizer = model.recipe.optimizer(model.net, batch)
-    planned, _ = model.recipe.scheduler(optimizer, lambda: Length(epochs * steps, steps))
-    seconds = []
-    for epoch in range(epochs):
-        start, total = time.perf_counter(), torch.zeros((), device=device)
-        for rows in torch.randperm(len(labels), device=device).split(batch)[:steps]:
-            images = model.normalise(data.augment(pixels[rows], epoch, rows))
-            with torch.autocast(device.type, kind, enabled=kind is not None):
-                logits = model.net(images)  # (N, num_classes)
-            loss = model.task.loss(logits, labels[rows])
+def read(folder: Path, device: str) -> Images:
+    """Decode all images."""
+    pixels, labels = [], []
+    for label, name in enumerate(sorted(path.name for path in folder.iterdir())):
+        files = sorted((folder / name).iterdir())
+        pixels += [np.asarray(Image.open(file).convert("RGB")) for file in files]
+        labels += [label] * len(files)
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device), torch.tensor(labels, device=device)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    mean, std = (255 * torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return pixels.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def shifted(pixels: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror some of the images, and move all by up to SHIFT pixels over their mirrored borders."""
+    size, result = pixels.shape[-1], torch.empty_like(pixels)
+    pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    index = torch.arange(-SHIFT, size + SHIFT, device=pixels.device).abs()
+    index = torch.minimum(index, 2 * (size - 1) - index)  # mirrored at both borders
+    padded = pixels[:, :, index][:, :, :, index]
+    place = torch.randint((2 * SHIFT + 1) ** 2, (len(pixels),), device=pixels.device)
+    for number in range((2 * SHIFT + 1) ** 2):
+        y, x = divmod(number, 2 * SHIFT + 1)
+        chosen = place == number
+        result[chosen] = padded[chosen, :, y : y + size, x : x + size]
+    return result
+
+
+def fast(images: Images, widths: list[int], total: int, batch: int) -> tuple[nn.Module, Muon, LRScheduler]:
+    """airbench94_muon's network, and its rates along a line."""
+    pixels, labels = images
+    net = FastNet(3, int(labels.max()) + 1, pixels.shape[-1], widths=widths).to(pixels.device)
+    net.prepare(normalised(pixels[:: -(-len(pixels) // 5000)]))
+    matrices = [conv.weight for conv in net.stages.modules() if isinstance(conv, nn.Conv2d)]
+    for weight in matrices:
+        nn.init.dirac_(weight.data[: weight.size(1)])
+    known = {id(p) for p in [*matrices, net.head.weight]}
+    rest = {"rest_lr": 1.0, "muon": False}
+    groups = [
+        {"params": matrices, "lr": 0.24},
+        {"params": [net.head.weight], "lr": 0.24 * 0.22 * 12.6, **rest},
+        {"params": [p for p in net.parameters() if id(p) not in known], "lr": 0.24 * 0.22, **rest},
+    ]
+    optimizer = Muon(groups, 0.24, momentum=0.6, ns_steps=3, rest="sgd", rest_momentum=0.85)
+    return net, optimizer, LambdaLR(optimizer, lambda step: 1 - step / total)
+
+
+def resnet18(images: Images, widths: list[int], total: int, batch: int) -> tuple[nn.Module, torch.optim.SGD, OneCycleLR]:
+    pixels, labels = images
+    net = ResNet(3, int(labels.max()) + 1, pixels.shape[-1]).to(pixels.device)
+    rate, decay = 0.1 * batch / 128, 5e-4
+    optimizer = torch.optim.SGD(net.parameters(), rate, 0.9, weight_decay=decay, nesterov=True, fused=True)
+    return net, optimizer, OneCycleLR(optimizer, rate, total, cycle_momentum=False)
+
+
+def train(args: argparse.Namespace) -> dict[str, list]:
+    """Train and score; the seconds and images of each epoch, and the accuracies."""
+    device, kind = "cuda" if torch.cuda.is_available() else "cpu", KINDS[args.precision]
+    pixels, labels = images = read(args.folder / "train", device)
+    full, rest = divmod(len(labels), args.batch)
+    steps = args.batches or full + (rest > 1)  # batch norm cannot take a last batch of a single image
+    make = {"fast": fast, "resnet18": resnet18}[args.model]
+    net, optimizer, schedule = make(images, args.widths, args.epochs * steps, args.batch)
+    net = net.to(memory_format=torch.channels_last).train()
+    mirrored, seconds = torch.rand(len(labels), device=device) < 0.5, []
+    for epoch in range(args.epochs):
+        start, loss_of = time.perf_counter(), torch.zeros((), device=device)
+        order = torch.randperm(len(labels), device=device)[: steps * args.batch]
+        changed = shifted(pixels[order], mirrored[order] ^ bool(epoch % 2))  # both sides in every two epochs
+        for some, truth in zip(changed.split(args.batch), labels[order].split(args.batch), strict=True):
+            if len(some) < 2:
+                continue
+            with torch.autocast(device, kind, enabled=kind is not None):
+                logits = net(normalised(some))  # (N, classes)
+            loss = F.cross_entropy(logits.float(), truth, label_smoothing=SMOOTHING[args.model])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            planned.step()
-            total += loss.detach() * len(rows)
-        mean_loss = total.item() / len(labels)  # also waits for the GPU, so it belongs to the time
+            schedule.step()
+            loss_of += loss.detach() * len(some)
+        mean_loss = loss_of.item() / len(order)  # also waits for the GPU, so it belongs to the time
         seconds.append(time.perf_counter() - start)
-        print(f"epoch {epoch + 1}/{epochs}  loss {mean_loss:.4f}  {seconds[-1]:.2f} s", flush=True)
-    model.eval()
-    right = [0, 0]
-    with torch.no_grad(), torch.autocast(device.type, kind, enabled=kind is not None):
-        for some, truth in zip(tests.split(500), answers.split(500), strict=True) if len(tests) else ():
-            images = model.normalise(some)
-            plain = model.net(images).float()
-            both = plain + model.net(images.flip(-1)).float()
-            for i, logits in enumerate((plain, both)):
-                right[i] += (logits.argmax(1) == truth).sum().item()
-    return {
-        "seconds": seconds,
-        "images": [min(len(labels), steps * batch)] * epochs,
-        "accuracies": [n / max(1, len(tests)) for n in right],
-    }
+        print(f"epoch {epoch + 1}/{args.epochs}  loss {mean_loss:.4f}  {seconds[-1]:.2f} s", flush=True)
+    accuracies = score(net.eval(), args.folder / "test", device, kind)
+    return {"seconds": seconds, "images": [len(order)] * args.epochs, "accuracies": accuracies}
+
+
+@torch.no_grad()
+def score(net: nn.Module, folder: Path, device: str, kind: torch.dtype | None) -> list[float]:
+    """Accuracy on the test images, without and with flips."""
+    if not folder.is_dir():
+        return []
+    pixels, labels = read(folder, device)
+    logits = []
+    with torch.autocast(device, kind, enabled=kind is not None):
+        for some in map(normalised, pixels.split(500)):
+            logits.append(torch.stack([net(some).float(), net(some.flip(-1)).float()]))
+    plain, mirror = torch.cat(logits, 1)  # (N, classes) each
+    return [(each.argmax(1) == labels).float().mean().item() for each in (plain, plain + mirror)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, help="the config.yaml of a run")
+    parser.add_argument("folder", type=Path, help="holds train/<class>/*")
+    parser.add_argument("--model", choices=list(SMOOTHING), default="fast")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 256], help="of the fast network")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=160)
     parser.add_argument("--batches", type=int, help="of each epoch (default: all)")
+    parser.add_argument("--precision", choices=list(KINDS), default="bf16-mixed")
+    parser.add_argument("--threads", type=int, help="(default: torch's own number)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
-    torch.set_num_threads(json.loads(args.config.with_name("run.json").read_text())["threads"])
-    found = train(yaml.safe_load(args.config.read_text()), args.epochs, args.seed, args.batches)
+    torch.manual_seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found = train(args)
+    if found["accuracies"]:
+        print("test accuracy {:.2%}, with flips {:.2%}".format(*found["accuracies"]))
     if args.out:
         args.out.write_text(json.dumps(found))
-    if any(found["accuracies"]):
-        print("test accuracy {:.2%}, with flips {:.2%}".format(*found["accuracies"]))
 
 
 if __name__ == "__main__":

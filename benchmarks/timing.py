@@ -1,15 +1,15 @@
-"""A callback that times the training epochs of `fit`, for `benchmarks.speed` and `benchmarks.peers`.
+"""A callback that times the training epochs of `fit`; `benchmarks.measure` adds it to the runs that it starts.
 
-    EPOCH_TIMES=times.json python -m project fit --config configs/folder.yaml --data.root FOLDER \
-        --trainer.callbacks+=benchmarks.timing.EpochTimer
+    python -m project fit --config configs/folder.yaml --data.root FOLDER \
+        --trainer.callbacks+=benchmarks.timing.EpochTimer --trainer.callbacks.path=times.json
 
 It measures from the start of each training epoch to the end of its last batch, without validation and checkpoints, on
 any machine and at no cost (on a GPU it waits once an epoch for the last step to end). At the end of training it writes
-{"images": [...], "seconds": [...]}, one number for each epoch, to the file that EPOCH_TIMES names.
+{"images": [...], "seconds": [...], "accuracies": [...], "first_step": ...}: a number for each epoch, the accuracies
+those of validation, if there is one; and when the first step was done, in seconds since 1970.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ import torch
 class EpochTimer(L.Callback):
     """Counts images and seconds of every training epoch."""
 
-    def __init__(self) -> None:
-        self.path = Path(os.environ["EPOCH_TIMES"])
-        self.images: list[int] = []
-        self.seconds: list[float] = []
-        self._start = 0.0
+    def __init__(self, path: str) -> None:
+        """
+        Args:
+            path: Of the JSON file to write.
+        """
+        self.path, self.images, self.seconds, self.accuracies = Path(path), [], [], []
+        self._start, self._first = 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.images.append(0)
@@ -35,10 +37,16 @@ class EpochTimer(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images[-1] += len(batch["label"])
-        if batch_idx + 1 == trainer.num_training_batches:
+        if not self._first or batch_idx + 1 == trainer.num_training_batches:
             if trainer.strategy.root_device.type == "cuda":
                 torch.cuda.synchronize()
+            self._first = self._first or time.time()
+        if batch_idx + 1 == trainer.num_training_batches:
             self.seconds.append(time.perf_counter() - self._start)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.accuracies.append(float(trainer.callback_metrics["val/acc"]))
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.path.write_text(json.dumps({"images": self.images, "seconds": self.seconds}))
+        found = {"images": self.images, "seconds": self.seconds, "accuracies": self.accuracies}
+        self.path.write_text(json.dumps(found | {"first_step": self._first}))
