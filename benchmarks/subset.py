@@ -2,7 +2,7 @@
 
     python benchmarks/subset.py CIFAR_FOLDER OUT [--train 1000] [--test 200]
 
-It measures nothing: it prepares what `benchmarks.speed` and `benchmarks.peers` run on. CIFAR_FOLDER holds
+It measures nothing: it prepares what `benchmarks.time_to_accuracy` and others run on. CIFAR_FOLDER holds
 train/<class>/* and test/<class>/*; OUT gets the same layout. With CIFAR-10 the defaults give "the 10k/2k subset". Any
 machine, about a second: the files are hard links where the file system allows, else copies.
 """
