@@ -8,8 +8,11 @@ whole epochs as fit into the seconds, at least one, with the whole schedule. The
 they read the files; the test images are scored once, at the end.
 
 - fastai: resnet18, batches of 64, aug_transforms(), Adam, one cycle up to 1e-2.
-- timm: resnet18 with a 3x3 stem, its loader with flips and crops, SGD with Nesterov at 0.1, cosine, batches of 128.
-- ultralytics: yolo11n-cls.yaml at 32 pixels, the pixels of the images; its `time` option counts the seconds itself.
+- timm: resnet18 with a 3x3 stem, its loader's own crops, flips and colours, SGD with Nesterov at 0.1, cosine, batches
+  of 128.
+- ultralytics: yolo11n-cls.yaml at 32 pixels, the size of the images; its `time` option counts the seconds itself.
+
+All compute in float32 on a CPU, as is their default.
 
 A CPU or one GPU. Whoever publishes a program with Ultralytics in it should read its licence first, the AGPL.
 """
@@ -125,10 +128,13 @@ def timm(folder: Path, seconds: float, seed: int) -> Result:
 
 def ultralytics(folder: Path, seconds: float, seed: int) -> Result:
     with tempfile.TemporaryDirectory() as name:
-        os.environ |= {"YOLO_CONFIG_DIR": name, "YOLO_OFFLINE": "true"}  # nothing is fetched, nothing left behind
+        os.environ |= {"YOLO_CONFIG_DIR": name, "YOLO_OFFLINE": "true"}  # nothing is fetched
         from ultralytics import YOLO
 
-        start, marks = 0.0, []
+        images, start, marks = Path(name) / "images", 0.0, []
+        images.mkdir()
+        for split in ("train", "test"):  # it leaves files beside them
+            (images / split).symlink_to(folder / split)
 
         def begin(_: object) -> None:
             nonlocal start
@@ -138,10 +144,10 @@ def ultralytics(folder: Path, seconds: float, seed: int) -> Result:
         model.add_callback("on_train_start", begin)
         model.add_callback("on_train_epoch_end", lambda _: marks.append(time.perf_counter() - start))
         model.train(
-            data=str(folder), imgsz=32, time=seconds / 3600, seed=seed, pretrained=False, val=False, plots=False,
+            data=str(images), imgsz=32, time=seconds / 3600, seed=seed, pretrained=False, val=False, plots=False,
             workers=WORKERS, project=name, exist_ok=True,
         )  # fmt: skip
-        scores = model.val(data=str(folder), imgsz=32, split="test", plots=False, project=name, exist_ok=True)
+        scores = model.val(data=str(images), imgsz=32, split="test", plots=False, project=name, exist_ok=True)
         return Result(marks[-1], len(marks), float(scores.top1))
 
 
