@@ -114,7 +114,9 @@ def recipe(part: Part) -> str:
     for times in ours:
         first = next((i + 1 for i, accuracy in enumerate(times["accuracies"]) if accuracy >= 0.9), None)
         reached.append(f"{sum(times['seconds'][:first]):.1f}" if first else "never")
-    each = [median(seconds for times in runs for seconds in times[1:]) for runs in ([t["seconds"] for t in ours], plain)]
+    each = [
+        median(seconds for times in runs for seconds in times[1:]) for runs in ([t["seconds"] for t in ours], plain)
+    ]
     return (
         f"90 % after {', '.join(reached)} s; {epochs} epochs: {', '.join(f'{value:.2%}' for value in last)}; "
         f"an epoch {each[0]:.2f} s, plain loop {each[1]:.2f} s, ratio {each[0] / each[1]:.2f} (at most 1.2)"
@@ -181,7 +183,7 @@ def resume(part: Part) -> str:
 
     same = ["--trainer.max_epochs", "3", "--trainer.deterministic", "warn"]
     part.fit("whole", *same)
-    stop = ["--trainer.callbacks+=benchmarks.gpu.Stop"]
+    stop = ["--trainer.callbacks+=benchmarks.timing.Stop"]
     runs = ["--trainer.default_root_dir", str(part.runs / "stopped")]
     part.project("fit", *part.task(), *same, *runs, *stop, codes=(128 + signal.SIGTERM,))
     part.project("fit", "--ckpt_path", "last", *runs)
@@ -194,24 +196,12 @@ def resume(part: Part) -> str:
 def tests(part: Part) -> str:
     """Those that need a GPU."""
     files = [str(file) for file in Path("tests").rglob("test_*.py") if "needs a GPU" in file.read_text()]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-k", "gpu", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-m", "", "-k", "gpu", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
     if done.returncode:
         raise SystemExit("tests failed")
     return done.stdout.strip().splitlines()[-1]
-
-
-def Stop() -> Any:  # noqa: N802
-    """The callback of `resume`: a SIGTERM in the second epoch, once."""
-    import lightning as L
-
-    class Stopper(L.Callback):
-        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, number: int) -> None:
-            if trainer.current_epoch == 1 and number == 1 and trainer.ckpt_path is None:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    return Stopper()
 
 
 PARTS: dict[str, Callable[[Part], str]] = {

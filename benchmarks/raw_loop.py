@@ -83,7 +83,9 @@ def fast(images: Images, widths: list[int], total: int, batch: int) -> tuple[nn.
     return net, optimizer, LambdaLR(optimizer, lambda step: 1 - step / total)
 
 
-def resnet18(images: Images, widths: list[int], total: int, batch: int) -> tuple[nn.Module, torch.optim.SGD, OneCycleLR]:
+def resnet18(
+    images: Images, widths: list[int], total: int, batch: int
+) -> tuple[nn.Module, torch.optim.SGD, OneCycleLR]:
     pixels, labels = images
     net = ResNet(3, int(labels.max()) + 1, pixels.shape[-1]).to(pixels.device)
     rate, decay = 0.1 * batch / 128, 5e-4

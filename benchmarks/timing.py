@@ -1,15 +1,17 @@
-"""A callback that times the training epochs of `fit`; `benchmarks.measure` adds it to the runs that it starts.
+"""Callbacks: one times the training epochs of `fit`, and `benchmarks.measure` adds it to its runs; one stops a run.
 
     python -m project fit --config configs/folder.yaml --data.root FOLDER \
         --trainer.callbacks+=benchmarks.timing.EpochTimer --trainer.callbacks.path=times.json
 
-It measures from the start of each training epoch to the end of its last batch, without validation and checkpoints, on
+EpochTimer measures from the start of each training epoch to the end of its last batch, without validation and checkpoints, on
 any machine and at no cost (on a GPU it waits once an epoch for the last step to end). At the end of training it writes
 {"images": [...], "seconds": [...], "accuracies": [...], "first_step": ...}: a number for each epoch, the accuracies
 those of validation, if there is one; and when the first step was done, in seconds since 1970.
 """
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -50,3 +52,13 @@ class EpochTimer(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = {"images": self.images, "seconds": self.seconds, "accuracies": self.accuracies}
         self.path.write_text(json.dumps(found | {"first_step": self._first}))
+
+
+class Stop(L.Callback):
+    """Sends this process a SIGTERM in the second epoch, but not in a run that is resumed."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == 1 and batch_idx == 1 and trainer.ckpt_path is None:
+            os.kill(os.getpid(), signal.SIGTERM)
