@@ -44,6 +44,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from benchmarks.measure import throughput
 from project.data import ImageDataModule
 
 SIZE, AREA, BATCH = 224, (0.35, 1.0), 32
@@ -211,16 +212,6 @@ def profiles(quick: bool) -> list[Row]:
     return rows
 
 
-def gigaflops(size: int = 1024) -> float:
-    """What the machine reaches in a product of float32 matrices."""
-    one, times = torch.randn(size, size), []
-    for _ in range(9):
-        begin = time.perf_counter()
-        one @ one
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / median(times) / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="of the first table (default: 3)")
@@ -228,7 +219,11 @@ def main() -> None:
     parser.add_argument("--out", default="data_path.json", help="file for all numbers (default: data_path.json)")
     given = parser.parse_args()
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, PIL)}
-    machine = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "fp32 GFLOP/s": round(gigaflops())}
+    machine = {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "fp32 GFLOP/s": round(throughput()["float32"]),
+    }
     print(", ".join(f"{name} {value}" for name, value in (versions | machine).items()))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # nothing is left in the user's cache

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from project.nets import FastNet, ResNet
@@ -32,6 +33,7 @@ KINDS = {"32-true": None, "bf16-mixed": torch.bfloat16}
 SHIFT = 2  # pixels
 SMOOTHING = {"fast": 0.2, "resnet18": 0.1}
 Images = tuple[Tensor, Tensor]  # pixels uint8 (N, 3, H, W), labels int64 (N,)
+Trained = tuple[nn.Module, Optimizer, LRScheduler]
 
 
 def read(folder: Path, device: str) -> Images:
@@ -64,7 +66,7 @@ def shifted(pixels: Tensor, mirrored: Tensor) -> Tensor:
     return result
 
 
-def fast(images: Images, widths: list[int], total: int, batch: int) -> tuple[nn.Module, Muon, LRScheduler]:
+def fast(images: Images, widths: list[int], total: int, batch: int) -> Trained:
     """airbench94_muon's network, and its rates along a line."""
     pixels, labels = images
     net = FastNet(3, int(labels.max()) + 1, pixels.shape[-1], widths=widths).to(pixels.device)
@@ -83,9 +85,7 @@ def fast(images: Images, widths: list[int], total: int, batch: int) -> tuple[nn.
     return net, optimizer, LambdaLR(optimizer, lambda step: 1 - step / total)
 
 
-def resnet18(
-    images: Images, widths: list[int], total: int, batch: int
-) -> tuple[nn.Module, torch.optim.SGD, OneCycleLR]:
+def resnet18(images: Images, widths: list[int], total: int, batch: int) -> Trained:
     pixels, labels = images
     net = ResNet(3, int(labels.max()) + 1, pixels.shape[-1]).to(pixels.device)
     rate, decay = 0.1 * batch / 128, 5e-4

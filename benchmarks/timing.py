@@ -3,8 +3,8 @@
     python -m project fit --config configs/folder.yaml --data.root FOLDER \
         --trainer.callbacks+=benchmarks.timing.EpochTimer --trainer.callbacks.path=times.json
 
-EpochTimer measures from the start of each training epoch to the end of its last batch, without validation and checkpoints, on
-any machine and at no cost (on a GPU it waits once an epoch for the last step to end). At the end of training it writes
+EpochTimer measures from the start of each training epoch to the end of its last batch, without validation and
+checkpoints, on any machine and at no cost (a GPU is waited for once an epoch). At the end of training it writes
 {"images": [...], "seconds": [...], "accuracies": [...], "first_step": ...}: a number for each epoch, the accuracies
 those of validation, if there is one; and when the first step was done, in seconds since 1970.
 """
