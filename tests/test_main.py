@@ -1,6 +1,7 @@
-"""What is set before torch is loaded, and what the user has set."""
+"""What starts without torch; what is set before it is loaded, and what the user has set."""
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -44,3 +45,28 @@ def test_memory_is_kept_unless_the_user_says_otherwise(monkeypatch, given) -> No
 def test_a_program_that_imports_the_project_is_left_alone() -> None:
     words = "import os; before = dict(os.environ); import project.__main__; assert dict(os.environ) == before"
     subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_help_version_and_unknown_commands_do_without_torch() -> None:
+    words = [["--version"], ["--help"], ["-h"], [], ["fitt"], ["--unknown"]]
+    code = (
+        "import json, sys; from project.__main__ import main; codes = [main(each) for each in json.loads(sys.argv[1])];"
+        "print(json.dumps([codes, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(words)]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    codes, imported = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [0, 0, 0, 2, 2, 2]
+    heavy = {
+        "torch",
+        "torchvision",
+        "lightning",
+        "torchmetrics",
+        "tensorboard",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "matplotlib",
+    }
+    assert not heavy & set(imported)
+    assert "did you mean fit?" in done.stderr and done.stderr.count("\n") == 2
