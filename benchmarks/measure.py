@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = 209.0  # GFLOP/s in bfloat16 of the machine for which the time limits are meant
+
+LAST = torch.channels_last
 
 
 class Process(NamedTuple):
@@ -47,6 +50,31 @@ def throughput(size: int = 2048) -> dict[str, float]:
             times.append(time.perf_counter() - start)
         found[str(kind).removeprefix("torch.")] = 2 * size**3 / min(times[1:]) / 1e9
     return found
+
+
+def convolution(kind: torch.dtype = torch.bfloat16) -> float:
+    """GFLOP/s of training a convolution as the fast network has them, alone: the best of eight.
+
+    128 images of 16 pixels, 3x3, from 256 channels to 256, channels last, forward and both gradients.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shapes, times = ((128, 256, 16, 16), (256, 256, 3, 3)), []
+    images, weight = (
+        torch.randn(shape, device=device).to(kind, memory_format=LAST).requires_grad_() for shape in shapes
+    )
+    for _ in range(9):
+        start = time.perf_counter()
+        torch.nn.functional.conv2d(images, weight, padding=1).float().mean().backward()
+        weight.grad[0, 0, 0, 0].item()  # waits for a GPU
+        times.append(time.perf_counter() - start)
+    return 6 * 128 * 256**2 * 9 * 16**2 / min(times[1:]) / 1e9
+
+
+def work(net: torch.nn.Module) -> float:
+    """Operations of a training step for each image of 3 x 32 x 32: three times those of the forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(2, 3, 32, 32))
+    return 3 * counter.get_total_flops() / 2
 
 
 def machine() -> dict[str, Any]:
