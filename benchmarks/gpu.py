@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.subset import take
 
-SECONDS = 100  # after which `recipe` begins no second round
+SECONDS = 70  # after which `recipe` begins no second round
 NARROW = ["16", "32", "32"]  # channels of the stages with --small
 
 

@@ -4,11 +4,12 @@
 #     bash benchmarks/gpu.sh --cpu                 the same parts on a CPU with the digits, in about two minutes
 # Hardware: one CUDA GPU, with torch, torchvision, lightning, torchmetrics, tensorboard, timm and onnx. What else is
 # missing (jsonargparse, typeshed-client, pytest, hypothesis...) is installed from the folder WHEELS, without a network.
-# Each part has its own time limit, and one that fails does not end the others; what a part said is kept in $OUT.
+# Each part has its own time limit, and one that fails does not end the others. The variable OUT may name a folder for
+# the table and for what each part said.
 # Without a GPU, --cpu is assumed. The exit code is the number of parts that failed.
 set -u
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} work=$(mktemp -d) left=480 failed=0 small="" rows=""
+python=${PYTHON:-python3} work=$(mktemp -d) left=470 failed=0 small="" rows=""
 export OUT=${OUT:-$work/out} PYTHONPATH="$work/site:$PWD" PYTHONUNBUFFERED=1 XDG_CACHE_HOME="$work/cache"
 export CUBLAS_WORKSPACE_CONFIG=:4096:8  # products of matrices are then equal from run to run, which `resume` needs
 mkdir -p "$OUT"

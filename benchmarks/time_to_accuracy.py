@@ -49,7 +49,8 @@ def environment(folder: Path) -> str:
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     if not Path(python).exists():
         measure.run("venv", str(folder))
-    if subprocess.run([python, "-c", f"import {', '.join(RIVALS)}"], capture_output=True).returncode:
+    missing = f"from importlib.util import find_spec; raise SystemExit(None in map(find_spec, {list(RIVALS)}))"
+    if subprocess.run([python, "-c", missing]).returncode:
         measure.execute([python, "-m", "pip", "install", "--quiet", *RIVALS])
     return python
 
