@@ -109,7 +109,7 @@ def recipe(part: Part) -> str:
         options = ["--data.test_size", "0", "--trainer.max_epochs", str(epochs), "--seed_everything", str(len(ours))]
         ours.append(part.fit(name, *options, images="all"))
         words = [str(part.work / "all"), "--epochs", str(epochs), "--out", str(out), "--seed", str(len(plain))]
-        run("benchmarks.raw_loop", *words, *arithmetic(part.runs / name), *part.small * ["--widths", *NARROW])
+        run("benchmarks.raw_loop", *words, *arithmetic(part.runs / name))
         plain.append(json.loads(out.read_text())["seconds"])
     last = [times["accuracies"][-1] for times in ours]
     reached = []  # seconds of training

@@ -132,11 +132,14 @@ def train(folder: Path, *options: str, checkpoint: str = "last") -> Score:
 
 
 def arithmetic(runs: Path) -> list[str]:
-    """Options of `benchmarks.raw_loop`: precision and threads as in the newest run of a folder."""
+    """Options of `benchmarks.raw_loop`: precision, threads, batch and widths as in the newest run of a folder."""
     folder = runs / (runs / "latest").read_text().strip()
-    precision = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"]
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
     threads = json.loads((folder / "run.json").read_text())["threads"]
-    return ["--precision", precision, "--threads", str(threads)]
+    words = ["--precision", settings["trainer"]["precision"], "--threads", str(threads)]
+    words += ["--batch", str(settings["data"]["batch_size"])]
+    widths = settings["model"]["net"].get("init_args", {}).get("widths", [])
+    return [*words, "--widths", *map(str, widths)] if widths else words
 
 
 def spread(values: Sequence[float]) -> str:
@@ -163,6 +166,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def save(path: Path, found: dict[str, Any]) -> None:
-    """Write the figures as JSON."""
+    """Write the figures as JSON, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(f"\nall figures: {path}")

@@ -63,7 +63,7 @@ def steps(folder: Path, pairs: int, epochs: int) -> tuple[list[dict], dict[str, 
                 options = ["--config", "configs/cifar10_fast.yaml", "--model", model, "--data.batch_size", "256"]
                 options += [f"--trainer.limit_train_batches={number}" for number in batches]
                 ours, times = fit(work, folder, 0, epochs, options)
-                words = [str(folder), "--model", name, "--batch", "256", "--epochs", str(epochs), "--out", str(out)]
+                words = [str(folder), "--model", name, "--epochs", str(epochs), "--out", str(out)]
                 words += [f"--batches={number}" for number in batches]
                 plain = measure.run("benchmarks.raw_loop", *words, *measure.arithmetic(work))
                 speeds = speed(times), speed(json.loads(out.read_text()))
@@ -126,6 +126,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.epochs < 2:
         parser.error("--epochs must be 2 or more: the first one does not count")
+    if not (args.folder / "train").is_dir():
+        parser.error(f"there is no {args.folder / 'train'}")
     folder, found = args.folder.resolve(), {"machine": [measure.machine()]}
     parts = {
         "steps": lambda: steps(folder, args.pairs, args.epochs),

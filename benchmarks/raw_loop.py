@@ -29,7 +29,7 @@ from project.nets import FastNet, ResNet
 from project.optim import Muon
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINDS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+KINDS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 SHIFT = 2  # pixels
 SMOOTHING = {"fast": 0.2, "resnet18": 0.1}
 Images = tuple[Tensor, Tensor]  # pixels uint8 (N, 3, H, W), labels int64 (N,)
@@ -102,6 +102,7 @@ def train(args: argparse.Namespace) -> dict[str, list]:
     make = {"fast": fast, "resnet18": resnet18}[args.model]
     net, optimizer, schedule = make(images, args.widths, args.epochs * steps, args.batch)
     net = net.to(memory_format=torch.channels_last).train()
+    scaler = torch.amp.GradScaler(device, enabled=kind is torch.float16)
     mirrored, seconds = torch.rand(len(labels), device=device) < 0.5, []
     for epoch in range(args.epochs):
         start, loss_of = time.perf_counter(), torch.zeros((), device=device)
@@ -114,8 +115,9 @@ def train(args: argparse.Namespace) -> dict[str, list]:
                 logits = net(normalised(some))  # (N, classes)
             loss = F.cross_entropy(logits.float(), truth, label_smoothing=SMOOTHING[args.model])
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.step()
             loss_of += loss.detach() * len(some)
         mean_loss = loss_of.item() / len(order)  # also waits for the GPU, so it belongs to the time

@@ -1,18 +1,23 @@
 """The benchmarks' own parts against something independent; their figures are not for tests."""
 
+import argparse
 import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import ROOT
+from conftest import ROOT, Command
 from house import present
+from PIL import Image
 
-from benchmarks.raw_loop import fast, shifted
+from benchmarks.measure import arithmetic
+from benchmarks.raw_loop import KINDS, fast, shifted, train
 from project.optim import Muon
 from project.recipe import Recipe
 
@@ -45,6 +50,32 @@ def test_the_plain_loop_has_the_rates_of_the_configuration() -> None:
         found.append(rates)
     assert found[0].keys() == found[1].keys()
     assert all(found[0][key] == pytest.approx(found[1][key]) for key in found[0])
+
+
+@pytest.mark.slow
+def test_the_plain_loop_does_the_work_of_the_run(cli: Command, tmp_path: Path) -> None:
+    """Its batch, widths, precision and threads are those of the fit, also where options changed them."""
+    options = [f"--config={ROOT}/configs/digits.yaml", f"--model={ROOT}/configs/model/fastnet.yaml"]
+    options += ["--data.batch_size=48", "--model.net.init_args.widths=[8,16]", "--trainer.precision=bf16-mixed"]
+    options += ["--machine.threads=1", "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}"]
+    assert cli("fit", *options).code == 0
+    words = ["--precision", "bf16-mixed", "--threads", "1", "--batch", "48", "--widths", "8", "16"]
+    assert arithmetic(tmp_path) == words
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_the_plain_loop_learns_in_every_precision(tmp_path: Path, precision: str) -> None:
+    noise = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name, darkest in (("dark", 0), ("light", 128)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(16):
+                pixels = noise.integers(darkest, darkest + 128, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    options = {"model": "fast", "widths": [8, 8], "epochs": 4, "batch": 8, "batches": None, "precision": precision}
+    torch.manual_seed(0)
+    found = train(argparse.Namespace(folder=tmp_path, **options))
+    assert found["accuracies"] == [1.0, 1.0] and found["images"] == [32] * 4
 
 
 @pytest.mark.slow
