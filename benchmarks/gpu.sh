@@ -8,6 +8,8 @@
 # the table and for what each part said.
 # Without a GPU, --cpu is assumed. The exit code is the number of parts that failed.
 set -u
+[ -e "${1:-}" ] && set -- "$(realpath "$1")" "${@:2}"  # before the folder changes
+[ -e "${2:-}" ] && set -- "$1" "$(realpath "$2")"
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} work=$(mktemp -d) left=470 failed=0 small="" rows=""
 export OUT=${OUT:-$work/out} PYTHONPATH="$work/site:$PWD" PYTHONUNBUFFERED=1 XDG_CACHE_HOME="$work/cache"
