@@ -249,8 +249,9 @@ class ImageClassifier(L.LightningModule):
         new, self._new_metrics = self._new_metrics | metrics, {}
         if self.planned is not None:
             self.planned.observe(new)
+            return
         for scheduler in self.watched:
-            if self.planned is None and scheduler.monitor in new:
+            if scheduler.monitor in new:
                 scheduler.step(new[scheduler.monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

@@ -153,7 +153,7 @@ def survey(
     paths = [path_of(source, sample) for sample in samples]
     file = user_cache("verdicts", source, samples, image_format.max_pixels).with_suffix(".json")
     known, odd = {}, set()
-    with suppress(Exception):  # there is no file yet, or one of another version
+    with suppress(Exception):  # not written yet, or by another version
         known = {path: Verdict(*row) for path, row in json.loads(file.read_text()).items()}
 
     def judge(position: int) -> Verdict:

@@ -47,7 +47,7 @@ def fetch_weights(net: nn.Module, weights: str) -> Source:
         source = Source(weights, Path(weights).expanduser())
         if not source.path.is_file():
             known = ", ".join(published) or "none exist for it"
-            raise UserError(f"model.weights: there is no file {weights}; published weights of this network: {known}")
+            raise UserError(f"model.weights: no file {weights}; published weights of this network: {known}")
     elif not source.path.exists():
         _download(source)
     return source

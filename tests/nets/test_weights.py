@@ -305,8 +305,8 @@ def bad_files(folder):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "there is no file .*missing.pt"),
-        ("folder", "there is no file .*folder.pt"),
+        ("missing", "no file .*missing.pt"),
+        ("folder", "no file .*folder.pt"),
         ("empty", "empty.pt cannot be read: it is damaged"),
         ("truncated", "truncated.pt cannot be read: it is damaged"),
         ("text", "text.pt cannot be read: it is damaged"),
@@ -317,7 +317,7 @@ def bad_files(folder):
         ("other", "nothing in .*other.pt fits ConvNet, which has .*weight; it holds encoder.*"),
         ("chance", "nothing in .*chance.pt fits ConvNet"),
         ("nan", "nan.pt holds NaN or infinite values in "),
-        ("missing.safetensors", "there is no file .*missing.safetensors"),
+        ("missing.safetensors", "no file .*missing.safetensors"),
         ("empty.safetensors", "empty.safetensors cannot be read: it is damaged"),
         ("text.safetensors", "text.safetensors cannot be read: it is damaged"),
         ("truncated.safetensors", "truncated.safetensors cannot be read: it is damaged"),
@@ -356,7 +356,7 @@ def torch_home(tmp_path, monkeypatch):
 def test_unknown_names_are_refused(load, name):
     net = resnet18()
     before = copy_of(net)
-    message = f"^model.weights: there is no file {name}; published weights of this network: IMAGENET1K_V1, DEFAULT$"
+    message = f"^model.weights: no file {name}; published weights of this network: IMAGENET1K_V1, DEFAULT$"
     with pytest.raises(UserError, match=message) as caught:
         load(net, name)
     assert "\n" not in str(caught.value) and same(net, before)

@@ -55,7 +55,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     suffix = format_of(path)
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"{path} does not exist, or is not a file")
     with reading(path):
         if suffix == ".onnx":
             return json.loads(open_onnx(str(path)).get_modelmeta().custom_metadata_map[KEY])

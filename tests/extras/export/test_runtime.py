@@ -77,7 +77,7 @@ def test_damaged_and_missing_files(exported, suffix) -> None:
         path.write_bytes(damaged)
         refused(path, "is damaged, or not written by python -m project export: export it again")
     path.unlink()
-    refused(path, "there is no file")
+    refused(path, "does not exist")
     refused(path.with_suffix(".ckpt"), "must end in .onnx, .pt2 (torch.export) or .safetensors")
 
 
