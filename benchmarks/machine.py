@@ -59,7 +59,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {  # networ
 WAITING = {
     "libgomp's own": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    **{f"{spins} spins": {"GOMP_SPINCOUNT": str(spins)} for spins in sorted({300, 1000, 3000, 10000, int(SPINS)})},
+    f"{SPINS} spins": {"GOMP_SPINCOUNT": SPINS},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 NAMES = {-4: "MALLOC_MMAP_MAX_", -1: "MALLOC_TRIM_THRESHOLD_", -2: "MALLOC_TOP_PAD_"}  # mallopt's options as variables

@@ -72,15 +72,9 @@ def fast(images: Images, widths: list[int], total: int, batch: int) -> Trained:
     net = FastNet(3, int(labels.max()) + 1, pixels.shape[-1], widths=widths).to(pixels.device)
     net.prepare(normalised(pixels[:: -(-len(pixels) // 5000)]))
     matrices = [conv.weight for conv in net.stages.modules() if isinstance(conv, nn.Conv2d)]
-    for weight in matrices:
-        nn.init.dirac_(weight.data[: weight.size(1)])
-    known = {id(p) for p in [*matrices, net.head.weight]}
-    rest = {"rest_lr": 1.0, "muon": False}
-    groups = [
-        {"params": matrices, "lr": 0.24},
-        {"params": [net.head.weight], "lr": 0.24 * 0.22 * 12.6, **rest},
-        {"params": [p for p in net.parameters() if id(p) not in known], "lr": 0.24 * 0.22, **rest},
-    ]
+    known = set(map(id, matrices))
+    others = [p for p in net.parameters() if id(p) not in known]
+    groups = [{"params": matrices, "lr": 0.24}, {"params": others, "lr": 0.24 * 0.22, "rest_lr": 1.0, "muon": False}]
     optimizer = Muon(groups, 0.24, momentum=0.6, ns_steps=3, rest="sgd", rest_momentum=0.85)
     return net, optimizer, LambdaLR(optimizer, lambda step: 1 - step / total)
 

@@ -15,9 +15,11 @@ from project import __version__, commands
 from project.commands import Command
 from project.errors import UserError
 from project.messages import OneLineErrors, say
+from project.processor import crowded
 
-# How often a thread of torch looks for its next piece of work before it sleeps; left alone, libgomp spins for 300,000
-# turns, some 15 ms, in which it keeps the core from whoever has the work. `benchmarks.machine waiting` measures it.
+# How often a thread of torch looks for its next piece of work before it sleeps, beside other processes; left alone,
+# libgomp spins for 300,000 turns, some 15 ms, in which it keeps the core from whoever has the work. Where nobody else
+# has any, that is the fastest. `benchmarks.machine waiting` measures it.
 SPINS = "1000"
 # glibc gives large blocks back to the system after each step, and takes them again page by page: the heap shall keep
 # them (M_MMAP_MAX 0, M_TRIM_THRESHOLD none) and grow by 256 MB (M_TOP_PAD). `benchmarks.machine memory` measures it.
@@ -88,7 +90,7 @@ def run_alone(command: Command, words: list[str]) -> int:
 
 def prepare(environment: MutableMapping[str, str]) -> None:
     """Set what torch's threads and memory read once, before it is loaded, where the user has not."""
-    if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+    if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} and crowded():
         environment["GOMP_SPINCOUNT"] = SPINS  # libgomp alone reads it
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environment):
         with suppress(AttributeError, TypeError):  # the C library is another

@@ -25,7 +25,7 @@ from project.run.interrupt import SafeInterrupt
 from project.run.learning_curve import LearningCurve
 from project.run.machine import Machine, Trainer, choose, work_of
 from project.run.paths import flatten
-from project.run.plan import RatePlan, check_callbacks
+from project.run.plan import RatePlan, check_callbacks, epochs_for
 from project.run.record import RunRecord
 from project.run.resume import ResumeChanges, check_changes
 from project.run.run import Run
@@ -117,7 +117,10 @@ class CLI(LightningCLI):
         own_logger = config["logger"] in (None, True)
         work = work_of(self.model, self.datamodule.batch_size)
         config["precision"], why = choose(config, work)
-        self.config["trainer"]["precision"] = config["precision"]  # what the run keeps
+        if self.command.name == "fit":
+            config["max_epochs"] = epochs_for(config, len(self.datamodule.splits["train"]), self.datamodule.batch_size)
+        for key in ("precision", "max_epochs"):
+            self.config["trainer"][key] = config[key]  # what the run keeps
         run = self._run()
         saved = None
         if self.command.name == "fit":

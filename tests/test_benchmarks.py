@@ -38,7 +38,7 @@ def test_the_plain_loop_has_the_rates_of_the_configuration() -> None:
     net, optimizer, _ = fast(images, [8, 8, 8], 100, 40)
     arguments = model["optimizer"]["init_args"]
     make = partial(Muon, **arguments)
-    recipe = Recipe(model["lr"], make, model["lr_mult"], 1.0, False, None, None, 0.0, 0.01, None, "none")
+    recipe = Recipe(model["lr"], make, {}, 1.0, False, None, None, 0.0, 0.01, None, "none")
     found = []
     for each in (optimizer, recipe.optimizer(net, 40)):
         rates = {}

@@ -13,6 +13,8 @@ import torchvision
 import yaml
 from conftest import DIGITS, ROOT, make_folder, slow_but
 
+from project.cli import parse
+
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SPACES = [path for path in CONFIGS if path.parent.name == "search"]  # of searches; tests/tune tries them
 TASKS = [path for path in CONFIGS if path.parent.name == "configs"]
@@ -134,3 +136,9 @@ def test_header(path) -> None:
 def test_missing_files_say_where_to_put_them(cli, name) -> None:
     result = cli("fit", "--config", ROOT / "configs" / f"{name}.yaml")
     assert result.code == 2 and "missing or damaged" in result.err and "download true" in result.err
+
+
+@pytest.mark.parametrize("part", sorted((ROOT / "configs/model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_nothing_of_the_recipe_of_a_folder_stays_beside_another(part) -> None:
+    both = parse(["--config", str(ROOT / "configs/folder.yaml"), "--model", str(part)])
+    assert both["model"] == parse(["--model", str(part)])["model"]

@@ -13,17 +13,19 @@ from project.__main__ import SPINS, prepare
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"),
+    ("given", "others", "spins"),
     [
-        ({}, SPINS),
-        ({"HOME": "/"}, SPINS),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
-        ({"KMP_BLOCKTIME": "0"}, None),
+        ({}, True, SPINS),
+        ({"HOME": "/"}, True, SPINS),
+        ({}, False, None),
+        ({"GOMP_SPINCOUNT": "7"}, True, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, True, None),
+        ({"KMP_BLOCKTIME": "0"}, True, None),
     ],
 )
-def test_how_threads_wait(monkeypatch, given, spins) -> None:
+def test_how_threads_wait(monkeypatch, given, others, spins) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # of a C library that is not glibc
+    monkeypatch.setattr("project.__main__.crowded", lambda: others)
     prepare(given)
     assert given.get("GOMP_SPINCOUNT") == spins
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from project.errors import UserError
 from project.messages import say
+from project.processor import crowded
 
 # Both are operations of a step's forward pass; `benchmarks.machine steps` measures them.
 BF16_FROM = 3e9  # bfloat16 starts to gain: 1.2e9 takes as long in both, 12e9 takes two thirds of the time, 30e9 half
@@ -25,15 +26,24 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 class Trainer(L.Trainer):
-    """Lightning's, whose precision may be left to us."""
+    """Lightning's, whose precision and length may be left to us."""
 
-    def __init__(self, *, precision: Literal["auto"] | _PRECISION_INPUT | None = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        precision: Literal["auto"] | _PRECISION_INPUT | None = "auto",
+        max_epochs: Literal["auto"] | int | None = "auto",
+        **kwargs: Any,
+    ) -> None:
         """
         Args:
             precision: auto: bf16-mixed on GPUs of Ampere and newer, 16-mixed on older ones; on the CPU bf16-mixed where
                 it has avx512_bf16 and the network gains; else 32-true. The run keeps what was chosen.
+            max_epochs: auto: by the number of images, for a training from random weights: as many as take 800 optimizer
+                steps on one device, from 8 to 100; the run keeps the number. -1: no end.
         """
-        super().__init__(precision=None if precision == "auto" else precision, **kwargs)
+        precision, max_epochs = (None if value == "auto" else value for value in (precision, max_epochs))
+        super().__init__(precision=precision, max_epochs=max_epochs, **kwargs)
 
 
 class Work(NamedTuple):
@@ -153,6 +163,8 @@ class Machine(L.Callback):
             f"           {'channels last' if layout else 'contiguous'}{', compiled' * self.compile}, "
             + ", ".join([f"{torch.get_num_threads()} threads", *given])
         )
+        if pl_module.device.type == "cpu" and torch.get_num_threads() > 1 and crowded():
+            say("advice     other processes use these cores: --machine.threads 1 may be twice as fast beside them")
 
     def _set_threads(self, kept: int | None) -> None:
         if number := threads_for(self.threads, os.environ, kept, self.work):

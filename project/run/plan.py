@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -15,6 +17,8 @@ from project.optim.plan import Plan, draw_plan, planned_rates, simulated_rates
 from project.run.ema import EMA
 from project.run.run import Run
 
+# A training from random weights, as docs/results.md has them: optimizer steps, and fewest and most epochs.
+STEPS, FEWEST, MOST = 800, 8, 100
 INSTEAD = {  # of Lightning's callbacks after which steps, learning rates or weights are not those that are planned
     "GradientAccumulationScheduler": "trainer.accumulate_grad_batches",
     "BatchSizeFinder": "data.batch_size",
@@ -56,6 +60,22 @@ class RatePlan(L.Callback):
                 logger.experiment.add_figure("rates/planned", figure, trainer.global_step)
                 if found:
                     logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
+
+
+def epochs_for(settings: Mapping[str, Any], images: int, batch: int) -> int | None:
+    """The max_epochs of a trainer with these settings; auto becomes a number, and is said.
+
+    Args:
+        images: In the training split.
+        batch: Images of a batch on one device: the length is the same on any number of devices.
+    """
+    asked = settings["max_epochs"]
+    if asked != "auto" or settings["max_steps"] > 0:
+        return None if asked == "auto" else asked
+    steps = math.ceil(images / (batch * settings["accumulate_grad_batches"]))
+    epochs = min(max(FEWEST, math.ceil(STEPS / max(1, steps))), MOST)
+    say(f"length     {epochs} epochs of {steps} steps each (trainer.max_epochs auto)")
+    return epochs
 
 
 def check_callbacks(callbacks: list[L.Callback]) -> None:

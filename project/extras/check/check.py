@@ -25,7 +25,7 @@ from project.extras.check.images import check_classes, check_files, stand_in
 from project.extras.check.network import check_network
 from project.optim.plan import draw_plan
 from project.run.machine import Machine, Trainer, choose, work_of
-from project.run.plan import advice_for, check_callbacks, make_plan
+from project.run.plan import advice_for, check_callbacks, epochs_for, make_plan
 from project.run.terminal import data_lines, optimizer_lines
 from project.settings import LINKS
 
@@ -118,6 +118,7 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         work = work_of(model, data.batch_size)
         settings["precision"], why = choose(settings, work)
+        settings["max_epochs"] = epochs_for(settings, len(splits["train"]), data.batch_size)
         machine = Machine(work, why, **config["machine"])
         settings = {**settings, **OURS, "callbacks": [machine, Probe(found, steps, compare_init)]}
         L.Trainer(**settings).fit(model, datamodule=data)
