@@ -67,15 +67,15 @@ def shifted(pixels: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def fast(images: Images, widths: list[int], total: int, batch: int) -> Trained:
-    """airbench94_muon's network, and its rates along a line."""
+    """The network of configs/model/fastnet.yaml, and its rates along a line."""
     pixels, labels = images
     net = FastNet(3, int(labels.max()) + 1, pixels.shape[-1], widths=widths).to(pixels.device)
     net.prepare(normalised(pixels[:: -(-len(pixels) // 5000)]))
     matrices = [conv.weight for conv in net.stages.modules() if isinstance(conv, nn.Conv2d)]
     known = set(map(id, matrices))
     others = [p for p in net.parameters() if id(p) not in known]
-    groups = [{"params": matrices, "lr": 0.24}, {"params": others, "lr": 0.24 * 0.22, "rest_lr": 1.0, "muon": False}]
-    optimizer = Muon(groups, 0.24, momentum=0.6, ns_steps=3, rest="sgd", rest_momentum=0.85)
+    groups = [{"params": matrices, "lr": 0.18}, {"params": others, "lr": 0.18 * 0.9, "rest_lr": 1.0, "muon": False}]
+    optimizer = Muon(groups, 0.18, momentum=0.6, ns_steps=5, rest="sgd", rest_momentum=0.85)
     return net, optimizer, LambdaLR(optimizer, lambda step: 1 - step / total)
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="holds train/<class>/*")
     parser.add_argument("--model", choices=list(SMOOTHING), default="fast")
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 256], help="of the fast network")
+    parser.add_argument("--widths", type=int, nargs="+", default=[96, 320, 320], help="of the fast network")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=160)
     parser.add_argument("--batches", type=int, help="of each epoch (default: all)")
