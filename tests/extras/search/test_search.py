@@ -76,7 +76,8 @@ def test_candidates_that_are_refused(space, words, search_of) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "file"), [("basic", "digits"), pytest.param("wide", "folder", marks=pytest.mark.slow)]
+    ("name", "file"),
+    [("basic", "digits"), ("folder", "folder"), pytest.param("wide", "folder", marks=pytest.mark.slow)],
 )
 def test_shipped_spaces_are_accepted(name, file, search_of) -> None:
     space = (ROOT / "configs" / "search" / f"{name}.yaml").read_text()

@@ -126,7 +126,7 @@ def test_labels_of_choices(space_of) -> None:
     assert named.parameters[1].when == {"a": ["true"]}
 
 
-@pytest.mark.parametrize("name", ["basic", "wide"])
+@pytest.mark.parametrize("name", ["basic", "folder", "wide"])
 def test_shipped_spaces_are_read(name) -> None:
     assert len(read_space(ROOT / "configs" / "search" / f"{name}.yaml").parameters) >= 4
 
