@@ -2,10 +2,11 @@
 
     python -m benchmarks.batch_size [--rounds 15]
 
-The networks of `configs/folder.yaml` and `configs/digits.yaml` with AdamW, on random images. Of each power of two P the
-batches P, P - 4, P - 1, P + 1 and P + 4 take turns, in another order each round, so that a slow moment of the machine
-meets them all. The table has the median over the rounds of (time an image at this batch) / (time an image at P in the
-same round), and the middle half of the rounds. If powers of two were faster, the others would be above 1 on both sides.
+ResNet9 (`configs/model/resnet9.yaml`) and the network of `configs/digits.yaml` with AdamW, on random images. Of each
+power of two P the batches P, P - 4, P - 1, P + 1 and P + 4 take turns, in another order each round, so that a slow
+moment of the machine meets them all. The table has the median over the rounds of (time an image at this batch) / (time
+an image at P in the same round), and the middle half of the rounds. If powers of two were faster, the others would be
+above 1 on both sides.
 
 A CPU or one GPU that does nothing else; four minutes on two CPU cores.
 """

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 CLASSES = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
-PHOTOS = ["--config", "configs/folder.yaml", "--data.image_size", "32", "--trainer.max_epochs", "2"]
+PHOTOS = ["--config", "configs/folder.yaml", "--model", "configs/model/resnet9.yaml"]
+PHOTOS += ["--data.image_size", "32", "--trainer.max_epochs", "2"]
 TUNED = ["--config", "configs/finetune.yaml", "--data.image_size", "48", "--trainer.max_epochs", "3"]
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.swats SUBSET [--seeds 3] [--epochs 3] [--switch_tol 1e-3]
 
-SUBSET is a folder with train/ and test/, such as benchmarks/subset.py makes. ResNet9 of configs/folder.yaml at 32
+SUBSET is a folder with train/ and test/, such as benchmarks/subset.py makes. ResNet9, configs/model/resnet9.yaml, at 32
 pixels, cosine, everything trained on all training images; the last checkpoint is tested once. The rates are the usual
 ones, Adam 0.001 and SGD 0.1 with momentum 0.9, fixed beforehand, as is the tolerance. Prints a table. About two
 minutes a run on two CPU cores.
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from project.__main__ import main
 
-CONFIG = Path(__file__).parent.parent / "configs" / "folder.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIG = ["--config", str(CONFIGS / "folder.yaml"), "--model", str(CONFIGS / "model" / "resnet9.yaml")]
 
 
 def optimizers(switch_tol: float) -> dict[str, list[str]]:
@@ -36,7 +37,7 @@ def run(folder: Path, runs: Path, seed: int, epochs: int, options: list[str]) ->
     """Test accuracy of the last checkpoint, and what SWATS said."""
     shutil.rmtree(runs, ignore_errors=True)
     common = ["--trainer.default_root_dir", str(runs), "--trainer.enable_progress_bar", "false"]
-    fit = ["--config", str(CONFIG), "--data.root", str(folder), "--data.val_size", "0", "--seed_everything", str(seed)]
+    fit = [*CONFIG, "--data.root", str(folder), "--data.val_size", "0", "--seed_everything", str(seed)]
     fit += ["--model.schedule", "project.optim.Cosine", "--trainer.max_epochs", str(epochs), *options]
     said = StringIO()
     with redirect_stdout(said):

@@ -25,7 +25,8 @@ from scipy.stats import t
 
 from project.__main__ import main
 
-CONFIG = Path(__file__).parent.parent / "configs" / "folder.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIG = ["--config", str(CONFIGS / "folder.yaml"), "--model", str(CONFIGS / "model" / "resnet9.yaml")]
 PER_CLASS = 50
 EPOCHS = 40  # of the few images: 160 steps
 PRETRAIN_EPOCHS = 8
@@ -56,7 +57,7 @@ def run(folder: Path, seed: int, epochs: int, *options: str) -> float:
     runs = folder.parent / "runs"
     shutil.rmtree(runs, ignore_errors=True)
     common = ["--trainer.default_root_dir", str(runs), "--trainer.enable_progress_bar", "false"]
-    fit = ["--config", str(CONFIG), "--data.root", str(folder), "--data.val_size", "0", "--seed_everything", str(seed)]
+    fit = [*CONFIG, "--data.root", str(folder), "--data.val_size", "0", "--seed_everything", str(seed)]
     with redirect_stdout(StringIO()):
         if main(["fit", *fit, "--trainer.max_epochs", str(epochs), *common, *options]):
             raise SystemExit("fit failed")
