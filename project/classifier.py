@@ -190,7 +190,7 @@ class ImageClassifier(L.LightningModule):
         if self.weights and self._starts:
             self.load_report = load_weights(self.net, self.weights, self.class_names)
             self.normalise.take(self.load_report.mean, self.load_report.std)
-        elif self._starts and hasattr(self.net, "prepare"):
+        if self._starts and hasattr(self.net, "prepare"):
             if hasattr(self.trainer.datamodule, "examples"):
                 self.net.prepare(self.normalise(self.trainer.datamodule.examples()))
             else:

@@ -117,8 +117,10 @@ class CLI(LightningCLI):
         own_logger = config["logger"] in (None, True)
         work = work_of(self.model, self.datamodule.batch_size)
         config["precision"], why = choose(config, work)
+        length = ""
         if self.command.name == "fit":
-            config["max_epochs"] = epochs_for(config, len(self.datamodule.splits["train"]), self.datamodule.batch_size)
+            images = len(self.datamodule.splits["train"])
+            config["max_epochs"], length = epochs_for(config, images, self.datamodule.batch_size)
         for key in ("precision", "max_epochs"):
             self.config["trainer"][key] = config[key]  # what the run keeps
         run = self._run()
@@ -129,7 +131,7 @@ class CLI(LightningCLI):
         callbacks = [
             ResumeChanges(),
             RunRecord(run, own_logger, saved, **self.config["record"]),
-            StartTable(),
+            StartTable(length),
             Machine(work, why, **self.config["machine"]),
             EpochLine(),
             SafeInterrupt(),

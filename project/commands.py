@@ -90,7 +90,8 @@ def fit(
     Args:
         ckpt_path: Resume from this checkpoint: a path, or last or best of the newest run.
     """
-    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+    trainer.ckpt_path = ckpt_path  # as an argument of fit it would be known only after the model's setup
+    trainer.fit(model, datamodule=datamodule)
 
 
 def validate(

@@ -63,6 +63,10 @@ class Recipe:
         if self.warmup and not isinstance(self.schedule, Schedule):
             raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
 
+    def __deepcopy__(self, _: object) -> "Recipe":
+        """Itself, for copies of a classifier: what the command line builds refers to the parser, and that to the data."""
+        return self
+
     def scaling(self, batch: int) -> tuple[float, float]:
         """Factors on learning rate and weight decay for a batch of so many images a step (advice A12).
 

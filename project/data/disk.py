@@ -33,8 +33,8 @@ Place = Callable[[], np.ndarray]  # maps an image, uint8 (H, W, C): of the memor
 def has_room(folder: Path, size: int) -> bool:
     """Whether that many bytes take at most half of what is free on the disk, or a cache has been begun there."""
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        return any(folder.glob(PARTS)) or size <= (shutil.disk_usage(folder).free - SPARE) / 2
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        return any(folder.glob(PARTS)) or size <= (shutil.disk_usage(there).free - SPARE) / 2
     return False
 
 

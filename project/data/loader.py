@@ -77,7 +77,8 @@ class ResumableLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+        """Its workers start when the first batch is wanted: Lightning makes iterators before it sets the epoch."""
+        yield from self.loader
 
     def state_dict(self) -> dict[str, int]:
         return {"trained": self.trained()}

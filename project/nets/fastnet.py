@@ -20,7 +20,7 @@ from project.nets.blocks import (
     stride_of_stem,
 )
 
-EPS = 5e-4  # added to the variance of each direction, as in airbench; the pixels' own is about 1
+EPS = 5e-4  # added to the mean square of each direction, as in airbench; the pixels' own is about 1
 # Of the head's first weights. airbench has 1, and a learning rate for the head alone; with weights and head_scale
 # changed by one factor, and the learning rate by its square, the steps are the same, and one rate serves all the rest.
 HEAD_STD = 0.5
@@ -93,8 +93,8 @@ class FastNet(Network):
         initialize(self, "dirac")
 
     def prepare(self, images: Tensor) -> None:
-        """Take the filters of the stem from normalised images, (N, C, H, W); once, before the first step."""
-        if isinstance(self.stem[0], Whitening):
+        """Take the filters of the stem from normalised images, (N, C, H, W), unless it has some already."""
+        if isinstance(self.stem[0], Whitening) and not self.stem[0].fitted:
             self.stem[0].fit(images)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -106,24 +106,29 @@ class FastNet(Network):
 class Whitening(nn.Conv2d):
     """A convolution without padding whose filters are uncorrelated directions of its patches, each with its negative.
 
-    The first half of the filters give outputs of variance 1 and covariance 0. The bias trains, the weight is a buffer.
+    The outputs of the first half have mean squares of 1, and mean products of 0. They are not centred, as in airbench:
+    a direction that is constant but for noise has a small gain then. The bias trains, the weight is a buffer.
     """
 
     def __init__(self, in_channels: int, filters: int, kernel_size: int, stride: int) -> None:
         super().__init__(in_channels, filters, kernel_size, stride)
         fix_weight(self)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the filters are pairs, as `fit` makes them."""
+        return torch.equal(*(half * sign for half, sign in zip(self.weight.chunk(2), (1, -1), strict=True)))
+
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """The eigenvectors of the patches' covariance, strongest first, over the root of eigenvalue + EPS."""
-        count, total, products = 0, 0, 0
+        """The eigenvectors of the patches' mean products, strongest first, over the root of eigenvalue + EPS."""
+        count, products = 0, 0
         for part in images.split(AT_ONCE):
             patches = nn.functional.unfold(part.double(), self.kernel_size, stride=self.stride)  # (n, D, places)
             patches = patches.transpose(0, 1).flatten(1)  # (D, n * places)
             count += patches.shape[1]
-            total, products = total + patches.sum(1), products + patches @ patches.T
-        mean = total / count
-        variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending; in columns
-        filters = (directions / (variances.clamp(min=0) + EPS).sqrt()).T.flip(0)[: self.out_channels // 2]
+            products = products + patches @ patches.T
+        squares, directions = torch.linalg.eigh(products / count)  # ascending; in columns
+        filters = (directions / (squares.clamp(min=0) + EPS).sqrt()).T.flip(0)[: self.out_channels // 2]
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
         nn.init.zeros_(self.bias)

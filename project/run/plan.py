@@ -62,8 +62,8 @@ class RatePlan(L.Callback):
                     logger.experiment.add_text("advice", "\n".join(f"- {line}" for line in found))
 
 
-def epochs_for(settings: Mapping[str, Any], images: int, batch: int) -> int | None:
-    """The max_epochs of a trainer with these settings; auto becomes a number, and is said.
+def epochs_for(settings: Mapping[str, Any], images: int, batch: int) -> tuple[int | None, str]:
+    """The max_epochs of a trainer with these settings, and what is to be said of it: auto becomes a number.
 
     Args:
         images: In the training split.
@@ -71,11 +71,10 @@ def epochs_for(settings: Mapping[str, Any], images: int, batch: int) -> int | No
     """
     asked = settings["max_epochs"]
     if asked != "auto" or settings["max_steps"] > 0:
-        return None if asked == "auto" else asked
+        return None if asked == "auto" else asked, ""
     steps = math.ceil(images / (batch * settings["accumulate_grad_batches"]))
     epochs = min(max(FEWEST, math.ceil(STEPS / max(1, steps))), MOST)
-    say(f"length     {epochs} epochs of {steps} steps each (trainer.max_epochs auto)")
-    return epochs
+    return epochs, f"length     {epochs} epochs for {images} training images (trainer.max_epochs auto)"
 
 
 def check_callbacks(callbacks: list[L.Callback]) -> None:

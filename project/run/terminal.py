@@ -75,8 +75,15 @@ class EpochLine(L.Callback):
 class StartTable(L.Callback):
     """Prints, before the first epoch, what is going to be trained on what, and how."""
 
+    def __init__(self, length: str) -> None:
+        """
+        Args:
+            length: A line on the number of epochs, or nothing.
+        """
+        self.length = length
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        say("\n".join(describe(trainer, pl_module)))
+        say("\n".join([*describe(trainer, pl_module), *([self.length] if self.length else [])]))
 
     def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
         say(data_lines(trainer.datamodule))

@@ -182,6 +182,18 @@ def epoch_of(some: ResumableLoader, epoch: int) -> list[dict[str, list]]:
     return [{name: tensor.tolist() for name, tensor in batch.items()} for batch in some]
 
 
+def test_workers_wait_until_epoch_and_place_are_known() -> None:
+    """Lightning makes an iterator before it sets the epoch, and another after."""
+    index = positions(40)
+    images = Images(None, index, torch.arange(40), None, torch.arange(40).to(torch.uint8).view(-1, 1, 1, 1))
+    many, one = (wrapped(images, EpochBatches(index, 4, True), workers, int) for workers in (2, 0))
+    iter(many)
+    for some in (many, one):
+        some.load_state_dict({"trained": 3})
+    assert epoch_of(many, 5) == epoch_of(one, 5)
+    assert epoch_of(many, 6) == epoch_of(one, 6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(sizes, batch_sizes, st.booleans(), st.data())
 def test_a_resumed_epoch_gives_exactly_the_rest(count, batch_size, weighted, data):

@@ -41,8 +41,8 @@ def test_whitened_patches_are_uncorrelated(channels, size, whiten, kernel, strid
     assert torch.equal(conv.weight[:half], -conv.weight[half:]) and not conv.bias.any()
     given = patches(images, kernel, stride)
     white = given @ conv.weight[:half].reshape(half, -1).numpy().T
-    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(half), atol=1e-6)
-    kept = np.linalg.eigvalsh(np.cov(given.T, bias=True))[::-1][:half]  # the strongest
+    np.testing.assert_allclose(white.T @ white / len(white), np.eye(half), atol=1e-6)
+    kept = np.linalg.eigvalsh(given.T @ given / len(given))[::-1][:half]  # the strongest
     found = 1 / np.linalg.norm(conv.weight[:half].reshape(half, -1).numpy(), axis=1) ** 2
     np.testing.assert_allclose(found, kept, rtol=1e-6)
     with torch.no_grad():  # and the network gives just these
@@ -54,6 +54,23 @@ def test_what_hardly_varies_is_not_blown_up() -> None:
     net = FastNet(3, 5, 16, widths=(8,)).double()
     net.prepare(torch.full((4, 3, 16, 16), 0.3))
     assert net.stem[0].weight.abs().max() <= 5e-4**-0.5 + 1e-9
+
+
+def test_a_constant_channel_is_not_blown_up() -> None:
+    """As the alpha channel of opaque images: outputs of about 1, on other images too."""
+    images = torch.cat([torch.randn(8, 3, 16, 16), torch.full((8, 1, 16, 16), 2.0)], 1).double()
+    net = FastNet(4, 5, 16, widths=(8,)).double()
+    net.prepare(images)
+    assert net.stem[0](images.flip(0).roll(3, 2)).abs().max() < 10
+
+
+def test_filters_that_are_there_stay() -> None:
+    net = FastNet(3, 5, 12, widths=(8,))
+    assert not net.stem[0].fitted
+    net.prepare(torch.randn(4, 3, 12, 12))
+    before = net.stem[0].weight.clone()
+    net.prepare(torch.randn(4, 3, 12, 12))
+    assert net.stem[0].fitted and torch.equal(net.stem[0].weight, before)
 
 
 def test_the_filters_depend_on_the_images_alone(monkeypatch) -> None:
@@ -214,10 +231,8 @@ def test_a_training_starts_with_the_filters_of_its_images(name, cli, workdir) ->
     given = patches(images, 2, 1)
     half = channels * 4
     filters = found["net.stem.0.weight"][:half].double().reshape(half, -1).numpy()
-    variances = np.linalg.eigvalsh(np.cov(given.T, bias=True))[::-1]
-    np.testing.assert_allclose(
-        np.cov((given @ filters.T).T, bias=True), np.diag(variances / (variances + 5e-4)), atol=1e-4
-    )
+    squares, white = np.linalg.eigvalsh(given.T @ given / len(given))[::-1], given @ filters.T
+    np.testing.assert_allclose(white.T @ white / len(white), np.diag(squares / (squares + 5e-4)), atol=1e-4)
     assert found["net.stem.0.bias"].any()  # it trains
 
 
@@ -237,6 +252,21 @@ def test_resumed_and_started_from_weights_it_keeps_them(cli, workdir) -> None:
     assert cli("fit", "--ckpt_path", last(1), "--trainer.max_epochs", "2").code == 0
     whole, parts = weights("runs/folder/version_0"), weights("runs/folder/version_1")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    (workdir / last(1)).unlink()
+    result = cli("fit", "--ckpt_path", last(2), "--trainer.max_epochs", "2")
+    assert result.code == 0 and "weights:" not in result.out, result.err  # resumed without the file that it began with
+
+
+@pytest.mark.slow
+def test_a_stem_that_the_file_does_not_have_is_made_of_the_images(cli, workdir) -> None:
+    make_folder(workdir / "images")
+    fit = ["fit", *PART, *TINY, "--trainer.max_epochs", "1"]
+    last = "runs/folder/version_{}/checkpoints/last.ckpt".format
+    assert cli(*fit).code == 0
+    assert cli(*fit, "--model.weights", last(0), "--model.net.init_args.whiten", "3").code == 0
+    assert cli(*fit, "--model.net.init_args.whiten", "3").code == 0
+    stems = [weights(f"runs/folder/version_{i}")["net.stem.0.weight"] for i in (1, 2)]
+    torch.testing.assert_close(*stems)
 
 
 @pytest.mark.slow

@@ -182,3 +182,9 @@ def test_bad_decay(cli, few, decay) -> None:
     assert (
         result.code == 2 and result.err.count("\n") == 1 and "EMA: decay must be at least 0 and below 1" in result.err
     )
+
+
+@pytest.mark.slow
+def test_images_on_the_disk_are_not_copied_with_the_weights(cli, few) -> None:
+    result = cli(*few, "--trainer.callbacks+=project.run.EMA", "--data.cache=disk", "--trainer.max_epochs=1")
+    assert result.code == 0, result.err

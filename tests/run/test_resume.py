@@ -24,6 +24,7 @@ SCHEDULES = {
     "in 16 bits": ["--trainer.precision", "bf16-mixed"],
     "by step": ["--model.schedule", STEP, "--model.schedule_interval", "step"],
     "with Muon": ["--model.optimizer", "project.optim.Muon"],
+    "with workers": ["--data.num_workers", "2", "--data.cache", "none"],
 }
 
 

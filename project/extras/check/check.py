@@ -118,7 +118,9 @@ def run(config: dict[str, Any], folder: Path, images: int, steps: int, compare_i
         check_callbacks(callbacks if isinstance(callbacks, list) else [callbacks])
         work = work_of(model, data.batch_size)
         settings["precision"], why = choose(settings, work)
-        settings["max_epochs"] = epochs_for(settings, len(splits["train"]), data.batch_size)
+        settings["max_epochs"], length = epochs_for(settings, len(splits["train"]), data.batch_size)
+        if length:
+            print(length)
         machine = Machine(work, why, **config["machine"])
         settings = {**settings, **OURS, "callbacks": [machine, Probe(found, steps, compare_init)]}
         L.Trainer(**settings).fit(model, datamodule=data)
