@@ -64,7 +64,7 @@ class Recipe:
             raise UserError("model.warmup goes with schedules of project.optim only; torch has LinearLR")
 
     def __deepcopy__(self, _: object) -> "Recipe":
-        """Itself, for copies of a classifier: what the command line builds refers to the parser, and that to the data."""
+        """Itself: what the command line has built refers to the parser, that to the data, and all would be copied."""
         return self
 
     def scaling(self, batch: int) -> tuple[float, float]:
