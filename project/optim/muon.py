@@ -108,7 +108,7 @@ def _rest(group: dict, params: list[Tensor]) -> Optimizer:
     rate, momentum = group["lr"] * group["rest_lr"], group["rest_momentum"]
     decay = group["weight_decay"]
     if group["rest"] == "sgd":
-        return SGD(params, rate, momentum, weight_decay=decay, nesterov=group["nesterov"])
+        return SGD(params, rate, momentum, weight_decay=decay, nesterov=group["nesterov"] and momentum > 0)
     return AdamW(params, rate, (momentum, 0.95), weight_decay=decay)
 
 

@@ -78,6 +78,8 @@ def choose(settings: Mapping[str, Any], work: Work | None) -> tuple[Any, str]:
     native = device == "cpu" and torch.cpu._is_avx512_bf16_supported()  # every processor with AMX has it
     if device == "cuda":
         native = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))) >= (8, 0)
+    if device == "cpu" and str(asked) in ("16", "16-mixed"):
+        return "bf16-mixed", "16-mixed is for GPUs"
     if asked not in ("auto", None):
         slow = device == "cpu" and not native and "16" in str(asked)
         return asked, "slow: the processor lacks avx512_bf16; 32-true is not" if slow else ""

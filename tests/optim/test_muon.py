@@ -220,7 +220,7 @@ def test_without_a_gradient_nothing_moves_and_a_closure_is_called() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"momentum": 1.0}, {"momentum": -0.1}, {"ns_steps": 0}, {"rest_lr": 0.0}, {"lr": -1.0},
-     {"weight_decay": -0.1}, {"rest_momentum": 1.0}, {"rest": "sgd", "rest_momentum": 0.0}],
+     {"weight_decay": -0.1}, {"rest_momentum": 1.0}, {"rest": "sgd", "rest_momentum": -0.1}],
 )  # fmt: skip
 def test_bad_arguments(options) -> None:
     with pytest.raises(ValueError) as caught:

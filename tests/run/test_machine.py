@@ -48,7 +48,9 @@ def settings(precision: str | int | None, plugins: object = None, accelerator: s
 
 def test_what_is_asked_for_stays(monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    for asked in ("64-true", 16, "bf16-mixed"):
+    for asked in (16, "16-mixed"):
+        assert choose(settings(asked), LARGE) == ("bf16-mixed", "16-mixed is for GPUs")
+    for asked in ("64-true", "bf16-mixed"):
         assert choose(settings(asked), LARGE) == (asked, "")
     for free in ("auto", None):
         assert choose(settings(free), LARGE)[0] == "bf16-mixed"
