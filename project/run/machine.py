@@ -163,7 +163,7 @@ class Machine(L.Callback):
         say(
             f"device     {trainer.world_size} x {pl_module.device.type}, precision {trainer.precision}{why}\n"
             f"           {'channels last' if layout else 'contiguous'}{', compiled' * self.compile}, "
-            + ", ".join([f"{torch.get_num_threads()} threads", *given])
+            + ", ".join([f"threads {torch.get_num_threads()}", *given])
         )
         if pl_module.device.type == "cpu" and torch.get_num_threads() > 1 and crowded():
             say("advice     other processes use these cores: --machine.threads 1 may be twice as fast beside them")

@@ -153,7 +153,7 @@ def test_the_run_keeps_what_was_chosen(cli, workdir, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     fit = cli(*ONE, "--trainer.precision", "auto", "--trainer.accelerator", "cpu")
     assert fit.code == 0, fit.err
-    assert "precision bf16-mixed (auto: " in fit.out and "channels last, 2 threads" in fit.out
+    assert "precision bf16-mixed (auto: " in fit.out and "channels last, threads 2" in fit.out
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(machine, "THREADS_FROM", 1e12)
     kept = yaml.safe_load(Path("runs/digits/version_0/config.yaml").read_text())
@@ -163,7 +163,7 @@ def test_the_run_keeps_what_was_chosen(cli, workdir, monkeypatch) -> None:
     loss = re.search(r"val/loss (\S+)", fit.out)[1]
     assert re.search(r"^loss +(\S+)$", again.out, re.MULTILINE)[1] == loss and number == [1]
     resumed = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2")
-    assert "precision bf16-mixed (slow" in resumed.out and "channels last, 2 threads" in resumed.out
+    assert "precision bf16-mixed (slow" in resumed.out and "channels last, threads 2" in resumed.out
     other = cli("validate", "--ckpt_path", "best", "--trainer.precision", "32-true")
     assert other.code == 0 and "precision" not in other.out
 
