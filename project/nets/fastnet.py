@@ -80,7 +80,8 @@ class FastNet(Network):
         self.stem = nn.Sequential(conv(in_channels, channels, kernel_size, stride), ACTIVATIONS[act]())
         smallest = (2 ** len(widths) - 1) * stride + kernel_size
         if image_size < smallest:
-            raise ValueError(f"image_size: {image_size} must be {smallest} or more; or use fewer entries in widths, or a smaller whiten")
+            hint = "or use fewer entries in widths, or a smaller whiten"
+            raise ValueError(f"image_size: {image_size} must be {smallest} or more; {hint}")
         self.stages = nn.Sequential()
         for width in widths:
             self.stages.append(nn.Sequential(block(channels, width, pool=2), block(width, width)))

@@ -75,7 +75,7 @@ class EpochLine(L.Callback):
 class StartTable(L.Callback):
     """Prints, before the first epoch, what is going to be trained on what, and how."""
 
-    def __init__(self, length: str) -> None:
+    def __init__(self, length: str = "") -> None:
         """
         Args:
             length: A line on the number of epochs, or nothing.

@@ -251,6 +251,8 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
 def test_auto_leaves_half_of_the_disk_free(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(2**40, 0, disk.SPARE + 2000))
     assert has_room(tmp_path / "new", 1000) and not has_room(tmp_path / "new", 1001)
+    assert not (tmp_path / "new").exists()  # where memory is taken in the end, nothing is left
+    (tmp_path / "new").mkdir()
     (tmp_path / "new" / "1.pixels").touch()
     assert has_room(tmp_path / "new", 1001)  # it has been begun
 
@@ -281,7 +283,7 @@ print(len(count))
 def test_a_killed_builder_leaves_what_was_whole(tmp_path, decoded):
     source = images(tmp_path, 12)
     child = subprocess.Popen([sys.executable, "-c", BUILD, str(tmp_path), "7"], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "ready\n"
+    assert child.stdout.readline().startswith("ready")  # several threads may say it in one line
     child.send_signal(signal.SIGKILL)
     child.wait()
     part = loaded(source)

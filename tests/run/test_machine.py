@@ -226,6 +226,7 @@ def test_the_users_variables_are_said(capsys, monkeypatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    monkeypatch.setattr(machine, "crowded", lambda: False)
     strategy = SimpleNamespace(broadcast=lambda value: value, reduce_boolean_decision=lambda same: same)
     trainer = SimpleNamespace(strategy=strategy, precision="32-true", world_size=3)
     threads = torch.get_num_threads()
@@ -234,5 +235,5 @@ def test_the_users_variables_are_said(capsys, monkeypatch) -> None:
     module.on_fit_start(trainer, classifier(lambda c, n, s: Odd(1, n)))
     assert capsys.readouterr().out.splitlines() == [
         "device     3 x cpu, precision 32-true",
-        f"           channels last, {threads} threads, MKL_NUM_THREADS 7, OMP_WAIT_POLICY PASSIVE",
+        f"           channels last, threads {threads}, MKL_NUM_THREADS 7, OMP_WAIT_POLICY PASSIVE",
     ]
