@@ -34,9 +34,8 @@ def has_room(folder: Path, size: int) -> bool:
     """Whether that many bytes take at most half of what is free on the disk, or a cache has been begun there."""
     with suppress(OSError):
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            return False
-        return any(folder.glob(PARTS)) or size <= (shutil.disk_usage(there).free - SPARE) / 2
+        free = shutil.disk_usage(there).free if there.is_dir() and os.access(there, os.W_OK) else 0
+        return any(folder.glob(PARTS)) or size <= (free - SPARE) / 2
     return False
 
 

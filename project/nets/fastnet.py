@@ -118,7 +118,8 @@ class Whitening(nn.Conv2d):
     @property
     def fitted(self) -> bool:
         """Whether the filters are pairs, as `fit` makes them."""
-        return torch.equal(*(half * sign for half, sign in zip(self.weight.chunk(2), (1, -1), strict=True)))
+        first, second = self.weight.chunk(2)
+        return torch.equal(first, -second)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
