@@ -31,7 +31,7 @@ from project.optim import Muon
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 SHIFT = 2  # pixels
-SMOOTHING = {"fast": 0.2, "resnet18": 0.1}
+SMOOTHING = {"fast": 0.05, "resnet18": 0.1}
 Images = tuple[Tensor, Tensor]  # pixels uint8 (N, 3, H, W), labels int64 (N,)
 Trained = tuple[nn.Module, Optimizer, LRScheduler]
 
